@@ -1,0 +1,18 @@
+"""Video recognition in JAX: Video Swin Transformer and what it takes to train and use it."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> module. Imported on first use: workers that only decode video never load JAX.
+_PUBLIC = {
+  "create_model": "vswin_jax.models",
+  "CATALOG": "vswin_jax.models",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+  if name in _PUBLIC:
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""Networks: arrays in, arrays out; they know no files, flags or configs."""
+
+from vswin_jax.models.catalog import CATALOG, create_model, model_config
+
+__all__ = ["CATALOG", "create_model", "model_config"]

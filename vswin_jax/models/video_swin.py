@@ -1,0 +1,378 @@
+"""Video Swin Transformer (arXiv 2106.13230), equal to the reference implementation.
+
+Shapes are `[batch, time, height, width, channels]` throughout. Modules hold parameters only;
+randomness comes in as a key, and without a key a call is deterministic.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vswin_jax.attention import window_attention
+from vswin_jax.attention.relative_position import table_rows
+from vswin_jax.models.windows import (
+  Size3D,
+  from_windows,
+  region_ids,
+  to_windows,
+  window_layout,
+)
+
+LAYER_NORM_EPSILON = 1e-5
+REMATERIALISATIONS = ("none", "block", "attention")
+
+# The reference truncates at an absolute +-2, a hundred standard deviations away.
+_linear_init = nnx.initializers.normal(0.02)
+_head_init = nnx.initializers.normal(0.01)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSwinConfig:
+  """Everything that defines a Video Swin; sizes are (time, height, width).
+
+  Attributes:
+    num_classes: logits of the head.
+    embed_dim: channels of the first stage, doubled by every later one.
+    depths: blocks per stage; odd blocks shift their windows.
+    num_heads: attention heads per stage.
+    patch_size: pixels per token.
+    window_size: tokens per window.
+    mlp_ratio: hidden channels of the MLP over its input channels.
+    dropout_rate: after the patch embedding, the attention projection and in the MLP.
+    attention_dropout_rate: on attention probabilities.
+    drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+    head_dropout_rate: before the classifier.
+    dtype: of the computation; parameters, LayerNorm statistics and softmax are float32.
+    param_dtype: of the parameters.
+    rematerialisation: what the backward pass recomputes: "none", "block" (all but the input of
+      each block) or "attention" (logits and probabilities).
+    attention: implementation of `window_attention`.
+  """
+
+  num_classes: int = 400
+  embed_dim: int = 96
+  depths: tuple[int, ...] = (2, 2, 6, 2)
+  num_heads: tuple[int, ...] = (3, 6, 12, 24)
+  patch_size: Size3D = (2, 4, 4)
+  window_size: Size3D = (8, 7, 7)
+  mlp_ratio: float = 4.0
+  dropout_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
+  drop_path_rate: float = 0.1
+  head_dropout_rate: float = 0.5
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  rematerialisation: str = "none"
+  attention: str = "xla"
+
+  def __post_init__(self):
+    for name in ("depths", "num_heads", "patch_size", "window_size"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    if len(self.depths) != len(self.num_heads):
+      raise ValueError(
+        f"depths {self.depths} and num_heads {self.num_heads} must name the same stages"
+      )
+    for name in ("patch_size", "window_size"):
+      if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
+        raise ValueError(f"{name} must be three positive integers, got {getattr(self, name)}")
+    for stage, heads in enumerate(self.num_heads):
+      if self.embed_dim * 2**stage % heads:
+        raise ValueError(
+          f"stage {stage} has {self.embed_dim * 2**stage} channels, not divisible by its "
+          f"{heads} heads; change embed_dim or num_heads"
+        )
+    if self.rematerialisation not in REMATERIALISATIONS:
+      raise ValueError(
+        f"unknown rematerialisation {self.rematerialisation!r}; choose one of "
+        f"{', '.join(REMATERIALISATIONS)}"
+      )
+
+
+def _layer_norm(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(
+    channels,
+    epsilon=LAYER_NORM_EPSILON,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    use_fast_variance=False,
+    rngs=rngs,
+  )
+
+
+class TokenLinear(nnx.Linear):
+  """A linear layer over the last axis that sees all other axes as one.
+
+  Compilers tile a plain matrix product well; with five axes the gradient of the kernel contracts
+  four at once, which is several times slower on a CPU.
+  """
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def _linear(
+  inputs: int,
+  outputs: int,
+  config: VideoSwinConfig,
+  rngs: nnx.Rngs,
+  *,
+  use_bias: bool = True,
+  kernel_init=_linear_init,
+  bias_init=nnx.initializers.zeros_init(),
+) -> TokenLinear:
+  return TokenLinear(
+    inputs,
+    outputs,
+    use_bias=use_bias,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    kernel_init=kernel_init,
+    bias_init=bias_init,
+    rngs=rngs,
+  )
+
+
+def _dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axes=()) -> jax.Array:
+  return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(
+    x, deterministic=key is None, rngs=key
+  )
+
+
+def _drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Drops the whole of `x` for a random share `rate` of the examples (stochastic depth)."""
+  return _dropout(x, rate, key, broadcast_axes=tuple(range(1, x.ndim)))
+
+
+def _split(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+  return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+class PatchEmbed(nnx.Module):
+  """Non-overlapping patches -> channels, then LayerNorm (section 3.1).
+
+  A convolution whose stride is its kernel, written as the matrix product that it is; the rows of
+  the kernel are (time, height, width, colour) of a patch.
+  """
+
+  def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    inputs = math.prod(config.patch_size) * 3
+    uniform = _symmetric_uniform(inputs**-0.5)
+    self.proj = _linear(
+      inputs, config.embed_dim, config, rngs, kernel_init=uniform, bias_init=uniform
+    )
+    self.norm = _layer_norm(config.embed_dim, config, rngs)
+
+  def __call__(self, video: jax.Array) -> jax.Array:
+    patch = self.config.patch_size
+    padding = [(0, -size % step) for size, step in zip(video.shape[1:4], patch)]
+    video = jnp.pad(video, [(0, 0), *padding, (0, 0)])
+    grid = tuple(size // step for size, step in zip(video.shape[1:4], patch))
+    patches = to_windows(video, window_layout(video.shape[1:4], patch, shifted=False))
+    patches = patches.reshape(video.shape[0], *grid, -1)
+    return self.norm(self.proj(patches))
+
+
+def _symmetric_uniform(bound: float):
+  def init(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+class WindowAttention(nnx.Module):
+  """Attention inside windows `[batch, windows, tokens, channels]` (section 3.2)."""
+
+  def __init__(self, channels: int, heads: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.heads = heads
+    self.relative_position_bias_table = nnx.Param(
+      _linear_init(
+        rngs.params(), (table_rows(config.window_size), heads), jnp.dtype(config.param_dtype)
+      )
+    )
+    self.qkv = _linear(channels, 3 * channels, config, rngs)
+    self.proj = _linear(channels, channels, config, rngs)
+
+  def __call__(
+    self, x: jax.Array, regions: np.ndarray | None, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    attention_key, proj_key = _split(key, 2)
+    qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
+
+    def attend(qkv, table):
+      return window_attention(
+        *qkv.transpose(3, 0, 1, 4, 2, 5),
+        table,
+        self.config.window_size,
+        None if regions is None else jnp.asarray(regions),
+        dropout_rate=self.config.attention_dropout_rate,
+        dropout_key=attention_key,
+        implementation=self.config.attention,
+      )
+
+    if self.config.rematerialisation == "attention":
+      attend = jax.checkpoint(attend)
+    heads = attend(qkv, self.relative_position_bias_table[...])
+    x = heads.swapaxes(2, 3).reshape(x.shape)
+    return _dropout(self.proj(x), self.config.dropout_rate, proj_key)
+
+
+class MLP(nnx.Module):
+  """Two linear layers with the exact (erf) GELU between them."""
+
+  def __init__(self, channels: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    hidden = int(channels * config.mlp_ratio)
+    self.fc1 = _linear(channels, hidden, config, rngs)
+    self.fc2 = _linear(hidden, channels, config, rngs)
+
+  def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    hidden_key, output_key = _split(key, 2)
+    x = jax.nn.gelu(self.fc1(x), approximate=False)
+    x = _dropout(x, self.config.dropout_rate, hidden_key)
+    return _dropout(self.fc2(x), self.config.dropout_rate, output_key)
+
+
+class Block(nnx.Module):
+  """Pre-norm block: (shifted) window attention, then an MLP, both residual (section 3.1)."""
+
+  def __init__(
+    self,
+    channels: int,
+    heads: int,
+    drop_path_rate: float,
+    shifted: bool,
+    config: VideoSwinConfig,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    self.config = config
+    self.shifted = shifted
+    self.drop_path_rate = drop_path_rate
+    self.norm1 = _layer_norm(channels, config, rngs)
+    self.attention = WindowAttention(channels, heads, config, rngs=rngs)
+    self.norm2 = _layer_norm(channels, config, rngs)
+    self.mlp = MLP(channels, config, rngs=rngs)
+
+  def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    attention_key, path1_key, mlp_key, path2_key = _split(key, 4)
+    layout = window_layout(x.shape[1:4], self.config.window_size, shifted=self.shifted)
+    windows = to_windows(self.norm1(x), layout)
+    windows = self.attention(windows, region_ids(layout), key=attention_key)
+    x = x + _drop_path(from_windows(windows, layout), self.drop_path_rate, path1_key)
+    return x + _drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
+
+
+class PatchMerging(nnx.Module):
+  """Halves height and width, doubles channels (section 3.1)."""
+
+  def __init__(self, channels: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
+    self.norm = _layer_norm(4 * channels, config, rngs)
+    self.reduction = _linear(4 * channels, 2 * channels, config, rngs, use_bias=False)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    batch, time, height, width, channels = x.shape
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, height % 2), (0, width % 2), (0, 0)])
+    x = x.reshape(batch, time, -(-height // 2), 2, *x.shape[3:])
+    x = x.reshape(*x.shape[:4], -(-width // 2), 2, channels)
+    # The reference's order of the four corners: the row varies fastest.
+    x = x.transpose(0, 1, 2, 4, 5, 3, 6)
+    return self.reduction(self.norm(x.reshape(*x.shape[:4], 4 * channels)))
+
+
+class Stage(nnx.Module):
+  """Blocks at one resolution, then patch merging unless it is the last stage."""
+
+  def __init__(
+    self,
+    index: int,
+    drop_path_rates: list[float],
+    config: VideoSwinConfig,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    self.config = config
+    channels = config.embed_dim * 2**index
+    self.blocks = nnx.List(
+      [
+        Block(channels, config.num_heads[index], rate, number % 2 == 1, config, rngs=rngs)
+        for number, rate in enumerate(drop_path_rates)
+      ]
+    )
+    is_last = index == len(config.depths) - 1
+    self.downsample = None if is_last else PatchMerging(channels, config, rngs=rngs)
+
+  def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def run(block, x, key):
+      return block(x, key=key)
+
+    if self.config.rematerialisation == "block":
+      run = jax.checkpoint(run)
+    for block, block_key in zip(self.blocks, _split(key, len(self.blocks))):
+      x = run(block, x, block_key)
+    return x if self.downsample is None else self.downsample(x)
+
+
+class VideoSwin(nnx.Module):
+  """Video Swin Transformer with a linear classifier on globally pooled features.
+
+  `model(video)` is deterministic; `model(video, key=key)` drops out and drops paths.
+  """
+
+  def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    rates = np.linspace(0.0, config.drop_path_rate, sum(config.depths)).tolist()
+    starts = np.cumsum([0, *config.depths])
+    self.patch_embed = PatchEmbed(config, rngs=rngs)
+    self.stages = nnx.List(
+      [
+        Stage(index, rates[starts[index] : starts[index + 1]], config, rngs=rngs)
+        for index in range(len(config.depths))
+      ]
+    )
+    channels = config.embed_dim * 2 ** (len(config.depths) - 1)
+    self.norm = _layer_norm(channels, config, rngs)
+    self.head = _linear(channels, config.num_classes, config, rngs, kernel_init=_head_init)
+
+  def feature_map(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Normalised features of the last stage.
+
+    Args:
+      video: float `[batch, time, height, width, 3]`, normalised RGB, of any size.
+      key: random key for dropout; None for a deterministic call.
+
+    Returns:
+      `[batch, time', height', width', channels]` in the compute dtype: time divided by the patch,
+      height and width also by the patch mergings, all rounded up.
+
+    Raises:
+      ValueError: `video` is not of that shape or not floating point.
+    """
+    if video.ndim != 5 or video.shape[-1] != 3 or not jnp.issubdtype(video.dtype, jnp.floating):
+      raise ValueError(
+        "video must be float [batch, time, height, width, 3], normalised; got "
+        f"{video.dtype} {list(video.shape)}"
+      )
+    embed_key, *stage_keys = _split(key, 1 + len(self.stages))
+    x = self.patch_embed(video.astype(self.config.dtype))
+    x = _dropout(x, self.config.dropout_rate, embed_key)
+    for stage, stage_key in zip(self.stages, stage_keys):
+      x = stage(x, key=stage_key)
+    return self.norm(x)
+
+  def features(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Features before the head: `feature_map` averaged over its grid, float32
+    `[batch, channels]`."""
+    return self.feature_map(video, key=key).mean((1, 2, 3), dtype=jnp.float32)
+
+  def __call__(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Classifies clips: `video` as in `feature_map` -> float32 logits `[batch, num_classes]`."""
+    backbone_key, head_key = _split(key, 2)
+    features = self.features(video, key=backbone_key)
+    features = _dropout(features, self.config.head_dropout_rate, head_key)
+    return self.head(features).astype(jnp.float32)

@@ -1,0 +1,102 @@
+"""Geometry of 3D windows: effective size, padding, cyclic shift, regions, partition.
+
+Everything here depends on static shapes only and is computed with numpy at trace time. Grids,
+windows and shifts are (time, height, width) in tokens.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Size3D = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowLayout:
+  """How a grid of tokens is cut into windows, see `window_layout`."""
+
+  grid: Size3D
+  padded_grid: Size3D
+  window: Size3D
+  shift: Size3D
+
+  @property
+  def windows(self) -> int:
+    return math.prod(size // window for size, window in zip(self.padded_grid, self.window))
+
+  @property
+  def tokens(self) -> int:
+    return math.prod(self.window)
+
+
+@functools.cache
+def window_layout(grid: Size3D, window: Size3D, *, shifted: bool) -> WindowLayout:
+  """Fits windows to a grid as the reference does.
+
+  Along an axis that is not larger than the window, the window becomes the axis and does not
+  shift. The grid is then padded at its end to whole windows.
+  """
+  effective = tuple(min(size, limit) for size, limit in zip(grid, window))
+  shift = tuple(
+    limit // 2 if shifted and size > limit else 0 for size, limit in zip(grid, window)
+  )
+  padded = tuple(-(-size // step) * step for size, step in zip(grid, effective))
+  return WindowLayout(tuple(grid), padded, effective, shift)
+
+
+@functools.cache
+def region_ids(layout: WindowLayout) -> np.ndarray | None:
+  """Regions of the shifted grid: int32 `[windows, tokens]`, or None if nothing is shifted.
+
+  A cyclic shift brings together tokens from opposite ends of the grid. Along each shifted axis
+  the last window mixes two regions; tokens of different regions do not attend to each other.
+  """
+  if not any(layout.shift):
+    return None
+  ids = np.zeros(layout.padded_grid, np.int32)
+  for axis, (size, window, shift) in enumerate(
+    zip(layout.padded_grid, layout.window, layout.shift)
+  ):
+    along = np.zeros(size, np.int32)
+    if shift:
+      along[size - window :] = 1
+      along[size - shift :] = 2
+    ids = ids * 3 + along.reshape([-1 if i == axis else 1 for i in range(3)])
+  counts = [size // window for size, window in zip(layout.padded_grid, layout.window)]
+  split = [n for pair in zip(counts, layout.window) for n in pair]
+  return ids.reshape(split).transpose(0, 2, 4, 1, 3, 5).reshape(layout.windows, layout.tokens)
+
+
+def to_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
+  """Pads, shifts and cuts `[batch, *grid, channels]` into `[batch, windows, tokens, channels]`.
+
+  Windows and the tokens inside one are in time-major order. Padding is zero.
+  """
+  padding = [(0, after - before) for before, after in zip(layout.grid, layout.padded_grid)]
+  if any(after for _, after in padding):
+    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+  if any(layout.shift):
+    x = jnp.roll(x, [-shift for shift in layout.shift], axis=(1, 2, 3))
+  # One axis per reshape: the partitioner follows shardings through each of these.
+  for axis, window in zip((1, 3, 5), layout.window):
+    x = x.reshape(*x.shape[:axis], x.shape[axis] // window, window, *x.shape[axis + 1 :])
+  x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  return x.reshape(x.shape[0], layout.windows, layout.tokens, x.shape[-1])
+
+
+def from_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
+  """Inverse of `to_windows`: back to `[batch, *grid, channels]`, padding removed."""
+  batch, channels = x.shape[0], x.shape[-1]
+  counts = [size // window for size, window in zip(layout.padded_grid, layout.window)]
+  x = x.reshape(batch, *counts, *layout.window, channels)
+  x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+  for axis, size in zip((1, 2, 3), layout.padded_grid):
+    x = x.reshape(*x.shape[:axis], size, *x.shape[axis + 2 :])
+  if any(layout.shift):
+    x = jnp.roll(x, layout.shift, axis=(1, 2, 3))
+  depth, height, width = layout.grid
+  return x[:, :depth, :height, :width]
