@@ -4,14 +4,17 @@
 names, so no checkpoint needs to be stored.
 """
 
+import json
 import pathlib
 import re
 import zlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vswin_jax.models.parameters import merge_model, parameter_path, split_model
 from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -57,13 +60,6 @@ def reference_tensor(path: str, shape, patch_size) -> np.ndarray:
   return tensor_for(name, shape)
 
 
-def flat_params(params) -> dict[str, np.ndarray]:
-  return {
-    ".".join(map(str, path)): leaf[...]
-    for path, leaf in nnx.to_flat_state(params)
-  }
-
-
 def reference_model(meta: dict, **overrides) -> VideoSwin:
   """The model of a golden file with its weights."""
   config = VideoSwinConfig(
@@ -73,18 +69,24 @@ def reference_model(meta: dict, **overrides) -> VideoSwin:
     **meta["arch"],
     **overrides,
   )
-  abstract = nnx.eval_shape(lambda: VideoSwin(config, rngs=nnx.Rngs(0)))
-  graph, params = nnx.split(abstract)
-  values = [
-    (path, jnp.asarray(
-      reference_tensor(".".join(map(str, path)), leaf.shape, config.patch_size), jnp.float32))
-    for path, leaf in nnx.to_flat_state(params)
-  ]
-  pure = {}
-  for path, value in values:
-    node = pure
-    for part in path[:-1]:
-      node = node.setdefault(part, {})
-    node[path[-1]] = value
-  nnx.replace_by_pure_dict(params, pure)
-  return nnx.merge(graph, params)
+  graph, shapes = split_model(nnx.eval_shape(lambda: VideoSwin(config, rngs=nnx.Rngs(0))))
+
+  def fill(path, leaf):
+    tensor = reference_tensor(parameter_path(path), leaf.shape, config.patch_size)
+    return jnp.asarray(tensor, jnp.float32)
+
+  return merge_model(graph, jax.tree_util.tree_map_with_path(fill, shapes))
+
+
+def golden(case: str) -> tuple[dict, dict[str, np.ndarray]]:
+  """Facts and arrays of a golden file."""
+  with np.load(GOLDEN / f"{case}.npz") as arrays:
+    return json.loads(str(arrays["meta"])), {
+      name: arrays[name] for name in arrays.files if name != "meta"
+    }
+
+
+def golden_video(meta: dict) -> np.ndarray:
+  """The input of a golden file."""
+  random = np.random.RandomState(meta["input_seed"])
+  return random.standard_normal(meta["input_shape"]).astype(np.float32)

@@ -25,9 +25,6 @@ from vswin_jax.models.windows import (
 LAYER_NORM_EPSILON = 1e-5
 REMATERIALISATIONS = ("none", "block", "attention")
 
-# The reference truncates at an absolute +-2, a hundred standard deviations away.
-_linear_init = nnx.initializers.normal(0.02)
-_head_init = nnx.initializers.normal(0.01)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +48,8 @@ class VideoSwinConfig:
     rematerialisation: what the backward pass recomputes: "none", "block" (all but the input of
       each block) or "attention" (logits and probabilities).
     attention: implementation of `window_attention`.
+    init_std: standard deviation of the initial linear layers and bias tables. That of the
+      reference hardly lets a narrow model learn: its branches start out too weak.
   """
 
   num_classes: int = 400
@@ -68,6 +67,7 @@ class VideoSwinConfig:
   param_dtype: str = "float32"
   rematerialisation: str = "none"
   attention: str = "xla"
+  init_std: float = 0.02
 
   def __post_init__(self):
     for name in ("depths", "num_heads", "patch_size", "window_size"):
@@ -121,7 +121,7 @@ def _linear(
   rngs: nnx.Rngs,
   *,
   use_bias: bool = True,
-  kernel_init=_linear_init,
+  kernel_init=None,
   bias_init=nnx.initializers.zeros_init(),
 ) -> TokenLinear:
   return TokenLinear(
@@ -130,7 +130,8 @@ def _linear(
     use_bias=use_bias,
     dtype=config.dtype,
     param_dtype=config.param_dtype,
-    kernel_init=kernel_init,
+    # The reference truncates at an absolute +-2, far from anything drawn.
+    kernel_init=kernel_init or nnx.initializers.normal(config.init_std),
     bias_init=bias_init,
     rngs=rngs,
   )
@@ -191,7 +192,7 @@ class WindowAttention(nnx.Module):
     self.config = config
     self.heads = heads
     self.relative_position_bias_table = nnx.Param(
-      _linear_init(
+      nnx.initializers.normal(config.init_std)(
         rngs.params(), (table_rows(config.window_size), heads), jnp.dtype(config.param_dtype)
       )
     )
@@ -337,7 +338,9 @@ class VideoSwin(nnx.Module):
     )
     channels = config.embed_dim * 2 ** (len(config.depths) - 1)
     self.norm = _layer_norm(channels, config, rngs)
-    self.head = _linear(channels, config.num_classes, config, rngs, kernel_init=_head_init)
+    self.head = _linear(
+      channels, config.num_classes, config, rngs, kernel_init=nnx.initializers.normal(0.01)
+    )
 
   def feature_map(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Normalised features of the last stage.

@@ -1,0 +1,190 @@
+"""Window attention against a dense float64 reference, and what its program must not contain."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vswin_jax.attention import window_attention
+from vswin_jax.attention.relative_position import expand_bias, table_rows
+from vswin_jax.attention.window import IMPLEMENTATIONS
+from vswin_jax.models.video_swin import Block, VideoSwinConfig
+
+
+def reference_index(window) -> np.ndarray:
+  """The reference's index matrix: row of the bias table for every pair of tokens."""
+  coordinates = np.stack(np.meshgrid(*map(np.arange, window), indexing="ij")).reshape(3, -1)
+  offset = coordinates[:, :, None] - coordinates[:, None, :]
+  depth, height, width = window
+  return (
+    (offset[0] + depth - 1) * (2 * height - 1) * (2 * width - 1)
+    + (offset[1] + height - 1) * (2 * width - 1)
+    + (offset[2] + width - 1)
+  )
+
+
+def dense_attention(query, key, value, table, window, regions):
+  """The definition, one window and head at a time, in float64."""
+  query, key, value, table = (np.asarray(x, np.float64) for x in (query, key, value, table))
+  tokens = query.shape[-2]
+  bias = table[reference_index(window)[:tokens, :tokens]]
+  output = np.zeros_like(query)
+  for b, w, h in np.ndindex(query.shape[:3]):
+    logits = query[b, w, h] @ key[b, w, h].T / math.sqrt(query.shape[-1]) + bias[..., h]
+    if regions is not None:
+      logits = logits + np.where(regions[w][:, None] == regions[w][None, :], 0.0, -100.0)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    output[b, w, h] = weights / weights.sum(-1, keepdims=True) @ value[b, w, h]
+  return output
+
+
+def random_inputs(window, tokens, *, batch=2, windows=6, heads=3, head_dim=8, regions=True):
+  random = np.random.default_rng(0)
+  qkv = random.normal(size=(3, batch, windows, heads, tokens, head_dim)).astype(np.float32)
+  table = random.normal(size=(table_rows(window), heads)).astype(np.float32)
+  ids = random.integers(0, 3, (windows, tokens)).astype(np.int32) if regions else None
+  return (*qkv, table), ids
+
+
+# Full windows, windows shrunk in time, and windows shrunk in space (fewer tokens than a plane, and
+# a number that fills no whole planes).
+SHAPES = [((2, 3, 4), 24), ((4, 2, 3), 12), ((3, 4, 4), 9), ((3, 4, 4), 36), ((1, 1, 1), 1)]
+
+
+@pytest.mark.parametrize("window, tokens", SHAPES)
+def test_bias_is_the_corner_of_the_reference_index(window, tokens):
+  table = np.random.default_rng(0).normal(size=(table_rows(window), 2)).astype(np.float32)
+  expected = table[reference_index(window)[:tokens, :tokens]].transpose(2, 0, 1)
+  np.testing.assert_array_equal(expand_bias(jnp.asarray(table), window, tokens), expected)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("window, tokens", SHAPES)
+def test_values_equal_dense_attention(window, tokens, implementation, regions):
+  inputs, ids = random_inputs(window, tokens, regions=regions)
+  output = window_attention(*inputs, window, ids, implementation=implementation)
+  np.testing.assert_allclose(output, dense_attention(*inputs, window, ids), atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("window, tokens", SHAPES[:4])
+def test_gradients_equal_those_of_a_gathered_bias(window, tokens, implementation):
+  inputs, ids = random_inputs(window, tokens)
+  weight = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
+
+  def plain(query, key, value, table):
+    bias = table[reference_index(window)[:tokens, :tokens]].transpose(2, 0, 1)
+    logits = jnp.einsum("bwhnd,bwhmd->bwhnm", query, key) * query.shape[-1] ** -0.5 + bias
+    same = ids[:, None, :, None] == ids[:, None, None, :]
+    weights = jax.nn.softmax(jnp.where(same, logits, logits - 100.0))
+    return (jnp.einsum("bwhnm,bwhmd->bwhnd", weights, value) * weight).sum()
+
+  def ours(*inputs):
+    return (window_attention(*inputs, window, ids, implementation=implementation) * weight).sum()
+
+  expected = jax.grad(plain, argnums=(0, 1, 2, 3))(*inputs)
+  for actual, reference in zip(jax.grad(ours, argnums=(0, 1, 2, 3))(*inputs), expected):
+    scale = np.abs(reference).max()
+    np.testing.assert_allclose(actual / scale, reference / scale, atol=2e-6)
+
+
+def test_bfloat16_keeps_the_softmax_in_float32():
+  inputs, ids = random_inputs((2, 3, 4), 24)
+  low = [jnp.asarray(x, jnp.bfloat16) for x in inputs[:3]]
+  output = window_attention(*low, inputs[3], (2, 3, 4), ids)
+  assert output.dtype == jnp.bfloat16
+  exact = dense_attention(*low, inputs[3], (2, 3, 4), ids)
+  np.testing.assert_allclose(np.asarray(output, np.float32), exact, atol=0.02)
+  text = jax.jit(lambda *x: window_attention(*x, (2, 3, 4), ids)).lower(*low, inputs[3]).as_text()
+  exponentials = re.findall(r"exponential .*", text)
+  assert exponentials and all("f32" in line for line in exponentials)
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_dropout_keeps_the_expected_value(implementation):
+  inputs, ids = random_inputs((2, 2, 2), 8, batch=1, windows=2, heads=1)
+
+  def attend(key):
+    return window_attention(
+      *inputs, (2, 2, 2), ids, dropout_rate=0.3, dropout_key=key, implementation=implementation
+    )
+
+  outputs = jax.vmap(attend)(jax.random.split(jax.random.key(0), 4000))
+  assert outputs.std(0).min() > 0.01
+  exact = dense_attention(*inputs, (2, 2, 2), ids)
+  error = 5 * outputs.std(0) / math.sqrt(4000)
+  assert (np.abs(outputs.mean(0) - exact) < error).all()
+
+
+def test_unknown_implementation_is_refused():
+  inputs, ids = random_inputs((1, 1, 2), 2)
+  with pytest.raises(ValueError, match="unknown attention implementation 'xlaa'; choose one of"):
+    window_attention(*inputs, (1, 1, 2), ids, implementation="xlaa")
+
+
+def compiled_block(batch, grid, *, gradient, devices=1):
+  """Optimized HLO of a shifted block (window (4, 4, 4)) of 16 channels and 2 heads."""
+  from flax import nnx
+
+  from vswin_jax.models.parameters import merge_model, split_model
+
+  config = VideoSwinConfig(embed_dim=16, num_heads=(2,), depths=(2,), window_size=(4, 4, 4))
+  graph, params = split_model(Block(16, 2, 0.0, True, config, rngs=nnx.Rngs(0)))
+
+  def run(params, x):
+    return (merge_model(graph, params)(x) ** 2).sum()
+
+  function = jax.grad(run) if gradient else run
+  mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  shards = jax.NamedSharding(mesh, jax.P("data"))
+  copies = jax.NamedSharding(mesh, jax.P())
+  x = jax.ShapeDtypeStruct((batch, *grid, 16), jnp.float32, sharding=shards)
+  params = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=copies), params
+  )
+  return jax.jit(function, out_shardings=copies).lower(params, x).compile().as_text()
+
+
+def array_sizes(lines) -> list[int]:
+  """Elements of every array named in lines of HLO."""
+  shapes = re.findall(r"\b(?:f32|bf16|s32|u32|pred)\[([\d,]*)\]", "\n".join(lines))
+  return [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_compiled_block_has_no_gather_scatter_or_large_constant(gradient):
+  text = compiled_block(2, (8, 8, 8), gradient=gradient)
+  tokens, windows = 64, 8
+  assert not re.search(r"= \S+ (gather|scatter)\(", text)
+  constants = [line for line in text.splitlines() if re.search(r"= \S+ constant\(", line)]
+  assert constants
+  # The largest constant is the region of every token; nothing is of size tokens x tokens.
+  assert max(array_sizes(constants)) <= windows * tokens < tokens * tokens
+
+
+def test_bias_is_expanded_once_a_call_and_not_once_a_window():
+  """Matrix products that touch the bias table do not grow with batch or windows in the forward."""
+
+  def products_without_windows(batch, grid):
+    text = compiled_block(batch, grid, gradient=False)
+    dots = [line for line in text.splitlines() if " dot(" in line or "custom-call(" in line]
+    # Products of the expansion involve only offsets (7) and tokens along an axis (4).
+    return sorted(
+      size for line in dots for size in array_sizes([line.split("=", 1)[1].split("(")[0]])
+      if size <= 2 * 64 * 64
+    )
+
+  assert products_without_windows(2, (8, 8, 8)) == products_without_windows(4, (8, 8, 8))
+
+
+def test_devices_exchange_gradients_of_the_size_of_the_table():
+  text = compiled_block(8, (8, 8, 8), gradient=True, devices=8)
+  exchanged = [line for line in text.splitlines() if re.search(r"= .* all-reduce\(", line)]
+  assert exchanged
+  parameters = 16 * 48 + 48 + 16 * 16 + 16 + 343 * 2 + 4 * 16 + 16 * 64 + 64 + 64 * 16 + 16
+  results = [line.split("all-reduce(")[0] for line in exchanged]
+  assert sum(array_sizes(results)) <= parameters

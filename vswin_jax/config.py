@@ -1,0 +1,111 @@
+"""The base of all configs: every key, its default and its meaning.
+
+A config file is `get_config()` returning `base_config()` with a few values replaced. Any leaf can
+also be set on the command line, as in `--config.train.batch_size=32`.
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from vswin_jax.data.clips import ClipSpec, Views
+from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.models.video_swin import VideoSwinConfig
+
+
+def base_config() -> config_dict.ConfigDict:
+  """The defaults: the recipe shared by the published Kinetics models, with no data set named."""
+  config = config_dict.ConfigDict()
+
+  # Of the parameters, the order of the data, augmentation, dropout.
+  config.seed = 0
+
+  # Where the parameters start: "random", or the workdir of a run of this library.
+  config.init_from = config_dict.placeholder(str)
+
+  # A name of the catalog; other keys replace what the catalog says (None: keep it).
+  config.model = config_dict.ConfigDict({"name": "video_swin_t"})
+  for field in dataclasses.fields(VideoSwinConfig):
+    if field.name != "num_classes":
+      config.model[field.name] = config_dict.placeholder(type(field.default))
+
+  config.data = config_dict.ConfigDict(
+    {
+      # Name of a TFDS data set of video records, and the folder of data sets it lies in.
+      "name": "",
+      "dir": "~/tensorflow_datasets",
+      "train_split": "train",
+      "eval_split": "validation",
+      # Pixels (0-255, RGB) are normalised with these on the device.
+      "mean": (123.675, 116.28, 103.53),
+      "std": (58.395, 57.12, 57.375),
+      # Training stops when a larger share of clips can't be decoded.
+      "max_failed_share": 0.02,
+    }
+  )
+
+  # See the classes' docstrings.
+  config.clip = _section(ClipSpec())
+  config.loader = _section(LoaderOptions())
+
+  # Views of a video: while training (one centre crop), and for the final result.
+  config.validation = _section(Views(num_clips=1, crops="center", short_side=256))
+  config.test = _section(Views(num_clips=4, crops="three", short_side=224))
+
+  config.train = config_dict.ConfigDict(
+    {
+      # Clips of one optimizer step over all devices, in `accumulate` parts.
+      "batch_size": 64,
+      "accumulate": 1,
+      "epochs": 30.0,
+      "label_smoothing": 0.0,
+      # Of the moving average of the parameters, evaluated beside them; 0: none.
+      "average_decay": 0.0,
+      # In steps; the last step always evaluates and saves.
+      "log_every": 50,
+      "eval_every": 5000,
+      "save_every": 1000,
+      # Newest checkpoints to keep.
+      "keep": 3,
+    }
+  )
+
+  # Videos of one evaluation step over all devices.
+  config.eval_batch_size = 16
+
+  # See `training.schedules.make_schedule`.
+  config.schedule = config_dict.ConfigDict(
+    {
+      "name": "cosine_epochs",
+      "learning_rate": 1e-3,
+      "warmup_epochs": 2.5,
+      "warmup_start": 0.1,
+      "decay_epochs": (),
+      "decay_factor": 0.1,
+    }
+  )
+
+  # See `training.optimizer.make_optimizer`. Rules are (regular expression, multiplier), the first
+  # that matches a parameter's whole path counts.
+  config.optimizer = config_dict.ConfigDict(
+    {
+      "name": "adamw",
+      "weight_decay": 0.05,
+      "beta1": 0.9,
+      "beta2": 0.999,
+      "epsilon": 1e-8,
+      "momentum": 0.9,
+      "clip_norm": 0.0,
+      "learning_rate_multipliers": ((r".*", 1.0),),
+      "weight_decay_multipliers": ((r".*", 1.0),),
+    }
+  )
+
+  # Devices that share one copy of the parameters and the optimizer's state.
+  config.mesh = config_dict.ConfigDict({"fsdp": 1})
+
+  return config.lock()
+
+
+def _section(defaults) -> config_dict.ConfigDict:
+  return config_dict.ConfigDict(dataclasses.asdict(defaults))

@@ -1,0 +1,146 @@
+"""From a record to the uint8 clips that a model sees, for training and for evaluation."""
+
+import dataclasses
+
+import numpy as np
+
+from vswin_jax.data import sampling, transforms
+from vswin_jax.data.decoding import decode_frames
+
+FRAME_ORDERS = ("ordered", "shuffled", "single")
+SAMPLINGS = ("dense", "uniform")
+CROPS = ("center", "three")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+  """How clips are cut out of videos; sizes in pixels.
+
+  Attributes:
+    num_frames: frames of a clip.
+    frame_interval: frames of the video from one frame of the clip to the next (dense sampling).
+    sampling: "dense", or "uniform" (one frame of each of `num_frames` segments).
+    frame_order: "ordered"; "shuffled" (the same frames in random order) and "single" (one of them,
+      repeated) take the motion away, to show what a model owes to it.
+    size: height and width of a clip.
+    train_short_side: short side of the frames before the random resized crop of training.
+    area_range: of that crop, as a share of the frame.
+    aspect_ratio_range: of that crop, width over height.
+    flip_probability: of a horizontal flip in training.
+  """
+
+  num_frames: int = 32
+  frame_interval: int = 2
+  sampling: str = "dense"
+  frame_order: str = "ordered"
+  size: int = 224
+  train_short_side: int = 256
+  area_range: tuple[float, float] = (0.08, 1.0)
+  aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
+  flip_probability: float = 0.5
+
+  def __post_init__(self):
+    _check_choice("sampling", self.sampling, SAMPLINGS)
+    _check_choice("frame_order", self.frame_order, FRAME_ORDERS)
+    for name in ("area_range", "aspect_ratio_range"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """The views of each video in an evaluation.
+
+  Attributes:
+    num_clips: clips along the video; uniform sampling has only one.
+    crops: "center", or "three" (along the longer side).
+    short_side: of the frames before cropping, in pixels.
+  """
+
+  num_clips: int = 4
+  crops: str = "three"
+  short_side: int = 224
+
+  def __post_init__(self):
+    _check_choice("crops", self.crops, CROPS)
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+  if value not in known:
+    raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def check_views(spec: ClipSpec, views: Views) -> None:
+  """Raises ValueError if clips of this size can't be cropped from frames of that."""
+  if views.short_side < spec.size or (views.crops == "three" and views.short_side != spec.size):
+    relation = "equal to" if views.crops == "three" else "at least"
+    raise ValueError(
+      f"{views.crops} crops need a short side {relation} the clip size {spec.size}, "
+      f"got {views.short_side}"
+    )
+
+
+def count_views(spec: ClipSpec, views: Views) -> int:
+  """Views of one video."""
+  clips = 1 if spec.sampling == "uniform" else views.num_clips
+  return clips * (3 if views.crops == "three" else 1)
+
+
+def train_clip(record: dict, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:
+  """One random clip of a record: uint8 `[num_frames, size, size, 3]`.
+
+  Raises:
+    VideoError: the video can't be decoded.
+  """
+  if spec.sampling == "uniform":
+    indices = sampling.uniform_train(int(record["num_frames"]), spec.num_frames, random)
+  else:
+    indices = sampling.dense_train(
+      int(record["num_frames"]), spec.num_frames, spec.frame_interval, random
+    )
+  frames = decode_frames(record["video"], _reorder(indices[0], spec, random))
+  frames = transforms.resize_short_side(frames, spec.train_short_side)
+  box = transforms.random_resized_crop_box(
+    *frames.shape[1:3], random, spec.area_range, spec.aspect_ratio_range
+  )
+  frames = transforms.resize(transforms.crop(frames, box), spec.size, spec.size)
+  if random.random() < spec.flip_probability:
+    frames = frames[:, :, ::-1]
+  return frames
+
+
+def eval_clips(
+  record: dict, spec: ClipSpec, views: Views, random: np.random.Generator
+) -> np.ndarray:
+  """All views of a record, crop-major: uint8 `[views, num_frames, size, size, 3]`.
+
+  `random` serves only the frame orders "shuffled" and "single".
+
+  Raises:
+    VideoError: the video can't be decoded.
+  """
+  if spec.sampling == "uniform":
+    indices = sampling.uniform_eval(int(record["num_frames"]), spec.num_frames)
+  else:
+    indices = sampling.dense_eval(
+      int(record["num_frames"]), spec.num_frames, spec.frame_interval, views.num_clips
+    )
+  indices = np.stack([_reorder(clip, spec, random) for clip in indices])
+  frames = decode_frames(record["video"], indices.ravel())
+  frames = transforms.resize_short_side(frames, views.short_side)
+  height, width = frames.shape[1:3]
+  if views.crops == "three":
+    boxes = transforms.three_crop_boxes(height, width, spec.size)
+  else:
+    boxes = [transforms.center_crop_box(height, width, spec.size)]
+  clips = frames.reshape(len(indices), spec.num_frames, height, width, 3)
+  return np.concatenate(
+    [np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes]
+  )
+
+
+def _reorder(indices: np.ndarray, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:
+  if spec.frame_order == "shuffled":
+    return random.permutation(indices)
+  if spec.frame_order == "single":
+    return np.full_like(indices, random.choice(indices))
+  return indices

@@ -1,0 +1,88 @@
+"""Records: what one example of a video data set holds, on disk and in memory.
+
+A data set is a folder of TFDS records (array_record, encoded video bytes), readable without
+TensorFlow and without the code that made it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from vswin_jax.data.decoding import VideoFacts
+
+
+class DatasetError(ValueError):
+  """A data set that is missing or not what was expected; the message says what to do."""
+
+
+def features(class_names: list[str]) -> tfds.features.FeaturesDict:
+  """Schema of a record: encoded video, its facts (from `decoding.probe`), id and label."""
+  return tfds.features.FeaturesDict(
+    {
+      "video": tfds.features.Scalar(np.bytes_),
+      "id": tfds.features.Text(),
+      "label": tfds.features.ClassLabel(names=class_names),
+      "num_frames": tfds.features.Scalar(np.int32),
+      "height": tfds.features.Scalar(np.int32),
+      "width": tfds.features.Scalar(np.int32),
+      "fps_numerator": tfds.features.Scalar(np.int32),
+      "fps_denominator": tfds.features.Scalar(np.int32),
+    }
+  )
+
+
+def record(video: bytes, video_id: str, label: int | str, facts: VideoFacts) -> dict:
+  """One example in the schema of `features`."""
+  return {"video": video, "id": video_id, "label": label, **dataclasses.asdict(facts)}
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoRecords:
+  """Random access to the records of one split: `len(records)`, `records[i]`; picklable."""
+
+  source: Sequence[dict]
+  class_names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict:
+    return self.source[index]
+
+  def video_id(self, index: int) -> str:
+    return self.source[index]["id"].decode()
+
+
+def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
+  """Opens a split of a prepared data set.
+
+  Args:
+    name: of the data set, a folder below `data_dir`; "name:1.0.0" asks for one version.
+    data_dir: folder of data sets, as TFDS lays them out.
+    split: TFDS split, such as "train" or "train[:10%]".
+
+  Raises:
+    DatasetError: no such data set or split, or records of another kind.
+  """
+  try:
+    builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir), try_gcs=False)
+    if not builder.info.splits:
+      raise tfds.core.DatasetNotFoundError(name)
+  except tfds.core.DatasetNotFoundError as error:
+    raise DatasetError(
+      f"no data set {name!r} under {data_dir}: expected {data_dir}/{name}/<version>/ with "
+      "dataset_info.json, features.json and array_record files of encoded videos in the schema "
+      "of vswin_jax.data.records.features; prepare it, or point --config.data.dir at it"
+    ) from error
+  missing = set(features(["any"])) - set(builder.info.features)
+  if missing:
+    raise DatasetError(f"{name} in {data_dir} holds no video records: no {', '.join(missing)}")
+  try:
+    source = builder.as_data_source(split=split)
+  except (ValueError, KeyError) as error:
+    known = ", ".join(builder.info.splits)
+    raise DatasetError(f"{name} has no split {split!r}; it has {known}") from error
+  return VideoRecords(source, tuple(builder.info.features["label"].names))

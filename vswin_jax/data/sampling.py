@@ -1,0 +1,69 @@
+"""Which frames of a video make a clip: the reference's rules, frame positions from 0.
+
+Dense sampling takes `clip_length` frames `frame_interval` apart; uniform sampling takes one frame
+from each of `clip_length` equal segments. Videos that are too short repeat from their start.
+"""
+
+import numpy as np
+
+
+def dense_train(
+  num_frames: int,
+  clip_length: int,
+  frame_interval: int,
+  random: np.random.Generator,
+  num_clips: int = 1,
+) -> np.ndarray:
+  """Random dense clips: int `[num_clips, clip_length]`.
+
+  The video is divided into `num_clips` ranges of starts; each clip starts anywhere in its own.
+  """
+  span = clip_length * frame_interval
+  range_length = (num_frames - span + 1) // num_clips
+  if range_length > 0:
+    starts = np.arange(num_clips) * range_length + random.integers(range_length, size=num_clips)
+  elif num_frames > max(num_clips, span):
+    starts = np.sort(random.integers(num_frames - span + 1, size=num_clips))
+  elif range_length == 0:
+    ratio = (num_frames - span + 1) / num_clips
+    starts = np.around(np.arange(num_clips) * ratio).astype(np.int64)
+  else:
+    starts = np.zeros(num_clips, np.int64)
+  return _frames_from(starts, num_frames, clip_length, frame_interval)
+
+
+def dense_eval(
+  num_frames: int, clip_length: int, frame_interval: int, num_clips: int = 1
+) -> np.ndarray:
+  """Evenly spaced dense clips, each in the middle of its range: int `[num_clips, clip_length]`."""
+  span = clip_length * frame_interval
+  range_length = (num_frames - span + 1) / num_clips
+  if num_frames >= span:
+    starts = (np.arange(num_clips) * range_length + range_length / 2).astype(np.int64)
+  else:
+    starts = np.zeros(num_clips, np.int64)
+  return _frames_from(starts, num_frames, clip_length, frame_interval)
+
+
+def _frames_from(starts, num_frames, clip_length, frame_interval) -> np.ndarray:
+  frames = starts[:, None] + np.arange(clip_length)[None, :] * frame_interval
+  return frames % num_frames
+
+
+def uniform_train(num_frames: int, clip_length: int, random: np.random.Generator) -> np.ndarray:
+  """One random frame of every segment (Something-Something): int `[1, clip_length]`."""
+  first, last = _segments(num_frames, clip_length)
+  return random.integers(first, last, endpoint=True)[None]
+
+
+def uniform_eval(num_frames: int, clip_length: int) -> np.ndarray:
+  """The middle frame of every segment (Something-Something): int `[1, clip_length]`."""
+  first, last = _segments(num_frames, clip_length)
+  return ((first + last) // 2)[None]
+
+
+def _segments(num_frames: int, clip_length: int) -> tuple[np.ndarray, np.ndarray]:
+  """First and last frame of each segment; neighbours share their boundary frame."""
+  edges = np.around(np.arange(clip_length + 1) * ((num_frames - 1) / clip_length))
+  edges = edges.astype(np.int64)
+  return edges[:-1], edges[1:]

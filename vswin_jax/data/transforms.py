@@ -1,0 +1,71 @@
+"""Geometry of frames: resizing and cropping uint8 clips `[time, height, width, 3]`.
+
+Crop boxes are (top, left, height, width) in pixels. Every frame of a clip gets the same box.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+# Parallelism is over clips; OpenCV's own threads would fight over the cores.
+cv2.setNumThreads(0)
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Bilinear resize without antialiasing, as the reference's OpenCV does."""
+  if frames.shape[1:3] == (height, width):
+    return frames
+  return np.stack(
+    [cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR) for frame in frames]
+  )
+
+
+def resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
+  """Resizes, keeping the aspect ratio, until the shorter side has `size` pixels."""
+  height, width = frames.shape[1:3]
+  scale = size / min(height, width)
+  return resize(frames, int(height * scale + 0.5), int(width * scale + 0.5))
+
+
+def crop(frames: np.ndarray, box: Box) -> np.ndarray:
+  top, left, height, width = box
+  return frames[:, top : top + height, left : left + width]
+
+
+def random_resized_crop_box(
+  height: int,
+  width: int,
+  random: np.random.Generator,
+  area_range: tuple[float, float] = (0.08, 1.0),
+  aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+  """A random box: area uniform in `area_range` of the frame, aspect ratio (width over height)
+  log-uniform; the central square when ten draws in a row do not fit."""
+  attempts = 10
+  areas = random.uniform(*area_range, attempts) * height * width
+  ratios = np.exp(random.uniform(*np.log(aspect_ratio_range), attempts))
+  for area, ratio in zip(areas, ratios):
+    box_width = int(round(math.sqrt(area * ratio)))
+    box_height = int(round(math.sqrt(area / ratio)))
+    if 0 < box_width <= width and 0 < box_height <= height:
+      left = int(random.integers(width - box_width, endpoint=True))
+      top = int(random.integers(height - box_height, endpoint=True))
+      return top, left, box_height, box_width
+  return center_crop_box(height, width, min(height, width))
+
+
+def center_crop_box(height: int, width: int, size: int) -> Box:
+  return (height - size) // 2, (width - size) // 2, size, size
+
+
+def three_crop_boxes(height: int, width: int, size: int) -> list[Box]:
+  """Square crops at both ends and in the middle of the longer side, in the reference's order
+  (first, last, middle). The shorter side must have `size` pixels."""
+  if size != min(height, width):
+    raise ValueError(f"three crops of {size} need frames of short side {size}, got "
+                     f"{height} x {width}")
+  step_y, step_x = (height - size) // 2, (width - size) // 2
+  return [(i * step_y, i * step_x, size, size) for i in (0, 2, 1)]

@@ -1,0 +1,49 @@
+"""Numbers of a run on disk: `metrics.jsonl` and TensorBoard events."""
+
+import json
+import os
+import pathlib
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+  """Writes one JSON line per logged step and the same scalars as TensorBoard events.
+
+  Opened at a step, it first drops what an earlier process wrote beyond that step, so the file of
+  a run that was killed and resumed reads like that of a run that was not.
+  """
+
+  def __init__(self, directory: str | os.PathLike, step: int):
+    directory = pathlib.Path(directory)
+    self.path = directory / "metrics.jsonl"
+    kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+    temporary = self.path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(self.path)
+    self._file = self.path.open("a", buffering=1)
+    self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Writes finite or infinite scalars by name; a name may hold a "/" to group charts."""
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+  """Lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  lines = []
+  for line in path.read_text().splitlines():
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return lines

@@ -1,0 +1,92 @@
+"""Progress of a run for a person: one updating line in a terminal, plain lines in a log."""
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+logger = logging.getLogger("vswin_jax")
+
+
+def set_up_logging(path=None) -> None:
+  """Sends messages to standard error and, if given, appends them to a file."""
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+  for handler in list(logger.handlers):
+    logger.removeHandler(handler)
+    handler.close()
+  console = logging.StreamHandler(sys.stderr)
+  console.setFormatter(logging.Formatter("%(message)s"))
+  logger.addHandler(console)
+  if path is not None:
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(file)
+
+
+class Progress:
+  """Counts steps; measures clips per second and the time spent waiting for data.
+
+  Use as a context. In a terminal the line updates in place and log messages go above it;
+  elsewhere only the messages appear.
+  """
+
+  def __init__(self, start_step: int, num_steps: int, batch_size: int):
+    self._batch_size = batch_size
+    self._bar = tqdm(
+      total=num_steps,
+      initial=start_step,
+      unit="step",
+      desc="training",
+      dynamic_ncols=True,
+      disable=not sys.stderr.isatty(),
+      bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}, {remaining} left]",
+    )
+    self._num_steps = num_steps
+    self._redirect = logging_redirect_tqdm([logger])
+    self._restart(start_step)
+
+  def __enter__(self):
+    self._redirect.__enter__()
+    return self
+
+  def __exit__(self, *error):
+    self._redirect.__exit__(*error)
+    self._bar.close()
+
+  def _restart(self, step: int) -> None:
+    self._step, self._time, self._waited = step, time.perf_counter(), 0.0
+
+  def waited(self, seconds: float) -> None:
+    """Adds time that the loop spent waiting for a batch."""
+    self._waited += seconds
+
+  def advance(self, step: int, loss: float, learning_rate: float) -> None:
+    """Shows that `step` updates are done."""
+    if step == self._bar.n + 1:
+      self._bar.update()
+    else:
+      self._bar.n = step
+    speed = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
+    self._bar.set_postfix_str(
+      f"loss {loss:.3f}, rate {learning_rate:.1e}, {speed:.0f} clips/s", refresh=False
+    )
+
+  def interval(self, step: int) -> dict[str, float]:
+    """Speed since the last call, or since the start: clips per second, share of time waiting for
+    data, and seconds left at this speed."""
+    seconds = time.perf_counter() - self._time
+    steps = max(step - self._step, 1)
+    speed = {
+      "clips_per_second": steps * self._batch_size / seconds,
+      "data_wait_share": self._waited / seconds,
+      "seconds_left": (self._num_steps - step) * seconds / steps,
+    }
+    self._restart(step)
+    return speed
+
+  def pause(self, step: int) -> None:
+    """Starts measuring anew, so that evaluation and compilation do not count as training."""
+    self._restart(step)

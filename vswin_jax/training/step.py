@@ -1,0 +1,162 @@
+"""The state of a run and the jitted functions over it: one training step, one evaluation step."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from vswin_jax.models.parameters import merge_model
+from vswin_jax.training.optimizer import update_average
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a run needs to go on, as plain trees of arrays.
+
+  Attributes:
+    step: int32, optimizer updates done.
+    params: parameters of the model.
+    average: exponential moving average of `params`; an empty dict if there is none.
+    optimizer: state of the optimizer.
+    totals: float32 sums since the last logged step, so that logged means survive a restart.
+    clips_failed: int32, training clips replaced so far because they could not be decoded.
+  """
+
+  step: jax.Array
+  params: dict
+  average: dict
+  optimizer: optax.OptState
+  totals: dict
+  clips_failed: jax.Array
+
+
+def create_state(
+  params: dict, optimizer: optax.GradientTransformation, *, with_average: bool
+) -> TrainState:
+  """The state before the first step."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    average=jax.tree.map(jnp.copy, params) if with_average else {},
+    optimizer=optimizer.init(params),
+    totals={name: jnp.zeros((), jnp.float32) for name in ("steps", "loss", "top1", "grad_norm")},
+    clips_failed=jnp.zeros((), jnp.int32),
+  )
+
+
+def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """uint8 pixels -> float32 with the given mean and standard deviation (0-255, RGB)."""
+  mean = jnp.asarray(mean, jnp.float32)
+  return (video.astype(jnp.float32) - mean) * (1.0 / jnp.asarray(std, jnp.float32))
+
+
+def make_train_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  *,
+  seed: int,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  label_smoothing: float = 0.0,
+  accumulate: int = 1,
+  average_decay: float = 0.0,
+  log_every: int = 50,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+  """Builds the training step, to be jitted with the state donated.
+
+  Args:
+    graph: of the model, from `split_model`.
+    seed: of dropout and stochastic depth, which are a function of (seed, step) alone.
+    mean: of the pixels, per colour; likewise `std`.
+    label_smoothing: share of the target spread evenly over all classes.
+    accumulate: parts of the batch whose gradients are summed one after the other.
+    average_decay: of the moving average of the parameters; 0 keeps none.
+    log_every: steps after which the means in the metrics start anew.
+
+  Returns:
+    `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "label" int32
+    `[batch]`, "failed" int32 `[batch]` -> (state, metrics). Metrics are scalars: "loss" of this
+    step, "learning_rate", "clips_failed", and means since the last logged step: "mean_loss",
+    "mean_top1", "mean_grad_norm".
+  """
+
+  def loss_function(params, video, label, key):
+    logits = merge_model(graph, params)(normalize(video, mean, std), key=key)
+    target = jax.nn.one_hot(label, logits.shape[-1])
+    target = optax.smooth_labels(target, label_smoothing)
+    loss = optax.softmax_cross_entropy(logits, target).mean()
+    return loss, (logits.argmax(-1) == label).mean(dtype=jnp.float32)
+
+  gradient = jax.value_and_grad(loss_function, has_aux=True)
+
+  def gradient_of_batch(params, batch, key):
+    if accumulate == 1:
+      (loss, top1), grads = gradient(params, batch["video"], batch["label"], key)
+      return loss, top1, grads
+
+    def part_first(x):
+      # Every part takes its share from each device.
+      return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
+
+    def add_part(total, part):
+      video, label, index = part
+      (loss, top1), grads = gradient(params, video, label, jax.random.fold_in(key, index))
+      return jax.tree.map(jnp.add, total, (loss, top1, grads)), None
+
+    zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    parts = (part_first(batch["video"]), part_first(batch["label"]), jnp.arange(accumulate))
+    total, _ = jax.lax.scan(add_part, zero, parts)
+    return jax.tree.map(lambda x: x / accumulate, total)
+
+  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    loss, top1, grads = gradient_of_batch(state.params, batch, key)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average_decay:
+      average = update_average(average, params, average_decay, state.step + 1)
+
+    now = {"steps": 1.0, "loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
+    starts_anew = state.step % log_every == 0
+    totals = {
+      name: jnp.where(starts_anew, 0.0, state.totals[name]) + value for name, value in now.items()
+    }
+    clips_failed = state.clips_failed + jnp.sum(batch["failed"] >= 0, dtype=jnp.int32)
+    metrics = {
+      "loss": loss,
+      "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+      "clips_failed": clips_failed,
+      **{f"mean_{name}": totals[name] / totals["steps"] for name in ("loss", "top1", "grad_norm")},
+    }
+    return TrainState(
+      state.step + 1, params, average, optimizer_state, totals, clips_failed
+    ), metrics
+
+  return step
+
+
+def make_eval_step(
+  graph: nnx.GraphDef, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[dict, jax.Array], jax.Array]:
+  """Builds the evaluation step, to be jitted.
+
+  Returns:
+    `step(params, video)` with video uint8 `[batch, views, time, height, width, 3]` -> float32
+    probabilities `[batch, num_classes]`, the mean over views. Views go through the model one
+    after the other, so memory is that of `batch` clips.
+  """
+
+  def step(params: dict, video: jax.Array) -> jax.Array:
+    model = merge_model(graph, params)
+
+    def probabilities(view):
+      return jax.nn.softmax(model(normalize(view, mean, std)))
+
+    return jax.lax.map(probabilities, jnp.moveaxis(video, 1, 0)).mean(0)
+
+  return step
