@@ -16,11 +16,12 @@ def get_config():
   config.model.window_size = (4, 4, 4)
   config.model.drop_path_rate = 0.0
   config.model.head_dropout_rate = 0.0
+  config.model.init_std = 0.04
 
   config.clip.num_frames = 16
   config.clip.frame_interval = 1
   config.clip.size = 32
-  config.clip.train_short_side = 40
+  config.clip.train_short_side = 48
   config.clip.area_range = (0.5, 1.0)
   # A mirrored clip would move the other way.
   config.clip.flip_probability = 0.0
@@ -28,7 +29,7 @@ def get_config():
   config.test = {"num_clips": 1, "crops": "center", "short_side": 36}
 
   config.train.batch_size = 32
-  config.train.epochs = 20.0
+  config.train.epochs = 12.0
   config.train.log_every = 25
   config.train.eval_every = 250
   config.train.save_every = 250

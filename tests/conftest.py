@@ -8,7 +8,26 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from absl import flags  # noqa: E402
+from absl import flags
 
 # grain reads its flags in worker processes; tests are not started through absl.
 flags.FLAGS.mark_as_parsed()
+
+import pathlib  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_data_dir(tmp_path_factory) -> pathlib.Path:
+  """A folder with the prepared data set "tiny_motion": 48 training and 21 validation clips."""
+  import types
+
+  from vswin_jax.data.motion import MotionClips
+
+  class TinyMotion(MotionClips):
+    NUM_CLIPS = types.MappingProxyType({"train": 48, "validation": 21})
+
+  folder = tmp_path_factory.mktemp("data")
+  TinyMotion(data_dir=folder, file_format="array_record").download_and_prepare()
+  return folder

@@ -33,7 +33,7 @@ def _one_line_flag_errors(arguments: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(arguments)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    sys.exit(f"error: {' '.join(str(error).split())}")
+    sys.exit(f"error: config key {' '.join(str(error.args[0]).split())}")
 
 
 if __name__ == "__main__":

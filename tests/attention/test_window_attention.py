@@ -54,7 +54,7 @@ def random_inputs(window, tokens, *, batch=2, windows=6, heads=3, head_dim=8, re
 SHAPES = [((2, 3, 4), 24), ((4, 2, 3), 12), ((3, 4, 4), 9), ((3, 4, 4), 36), ((1, 1, 1), 1)]
 
 
-@pytest.mark.parametrize("window, tokens", SHAPES)
+@pytest.mark.parametrize(("window", "tokens"), SHAPES)
 def test_bias_is_the_corner_of_the_reference_index(window, tokens):
   table = np.random.default_rng(0).normal(size=(table_rows(window), 2)).astype(np.float32)
   expected = table[reference_index(window)[:tokens, :tokens]].transpose(2, 0, 1)
@@ -63,7 +63,7 @@ def test_bias_is_the_corner_of_the_reference_index(window, tokens):
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
-@pytest.mark.parametrize("window, tokens", SHAPES)
+@pytest.mark.parametrize(("window", "tokens"), SHAPES)
 def test_values_equal_dense_attention(window, tokens, implementation, regions):
   inputs, ids = random_inputs(window, tokens, regions=regions)
   output = window_attention(*inputs, window, ids, implementation=implementation)
@@ -71,7 +71,7 @@ def test_values_equal_dense_attention(window, tokens, implementation, regions):
 
 
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
-@pytest.mark.parametrize("window, tokens", SHAPES[:4])
+@pytest.mark.parametrize(("window", "tokens"), SHAPES[:4])
 def test_gradients_equal_those_of_a_gathered_bias(window, tokens, implementation):
   inputs, ids = random_inputs(window, tokens)
   weight = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
@@ -101,7 +101,8 @@ def test_bfloat16_keeps_the_softmax_in_float32():
   np.testing.assert_allclose(np.asarray(output, np.float32), exact, atol=0.02)
   text = jax.jit(lambda *x: window_attention(*x, (2, 3, 4), ids)).lower(*low, inputs[3]).as_text()
   exponentials = re.findall(r"exponential .*", text)
-  assert exponentials and all("f32" in line for line in exponentials)
+  assert exponentials
+  assert all("f32" in line for line in exponentials)
 
 
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
@@ -174,7 +175,9 @@ def test_bias_is_expanded_once_a_call_and_not_once_a_window():
     dots = [line for line in text.splitlines() if " dot(" in line or "custom-call(" in line]
     # Products of the expansion involve only offsets (7) and tokens along an axis (4).
     return sorted(
-      size for line in dots for size in array_sizes([line.split("=", 1)[1].split("(")[0]])
+      size
+      for line in dots
+      for size in array_sizes([line.split("=", 1)[1].split("(")[0]])
       if size <= 2 * 64 * 64
     )
 

@@ -45,7 +45,9 @@ def test_logits_and_stage_features_equal_the_reference(case):
   assert len(stages) == 4
   for index, features in enumerate(stages):
     assert features.shape == tuple(expected[f"stage{index}_shape"])
-    assert relative_error(features.mean((1, 2, 3)), expected[f"stage{index}_mean_over_tokens"]) < 1e-5
+    assert (
+      relative_error(features.mean((1, 2, 3)), expected[f"stage{index}_mean_over_tokens"]) < 1e-5
+    )
     assert relative_error(features[0, 0, 0, 0], expected[f"stage{index}_corner"]) < 1e-5
     assert relative_error(features[-1, -1, -1, -1], expected[f"stage{index}_last"]) < 1e-5
 
@@ -109,18 +111,16 @@ def test_named_variants_have_the_published_size_and_run(name):
 
 
 @pytest.mark.parametrize(
-  "window, parameters", [((16, 7, 7), 88_834_038), ((8, 12, 12), 90_079_384 - 226 * 1025)]
+  ("window", "parameters"), [((16, 7, 7), 88_834_038), ((8, 12, 12), 90_079_384 - 226 * 1025)]
 )
 def test_released_windows(window, parameters):
-  model = nnx.eval_shape(
-    lambda: create_model("video_swin_b", num_classes=174, window_size=window)
-  )
+  model = nnx.eval_shape(lambda: create_model("video_swin_b", num_classes=174, window_size=window))
   _, params = split_model(model)
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
 
 
 @pytest.mark.parametrize(
-  "patch, shape, feature_shape",
+  ("patch", "shape", "feature_shape"),
   [
     ((2, 4, 4), (1, 7, 33, 50, 3), (4, 2, 2)),
     ((4, 4, 4), (2, 8, 32, 32, 3), (2, 1, 1)),
@@ -198,7 +198,8 @@ def test_initialisation_follows_the_reference():
     block["mlp"]["fc2"]["kernel"],
     block["attention"]["relative_position_bias_table"],
   ):
-    assert abs(float(leaf.std()) - 0.02) < 5e-4 and abs(float(leaf.mean())) < 5e-4
+    assert abs(float(leaf.std()) - 0.02) < 5e-4
+    assert abs(float(leaf.mean())) < 5e-4
   assert abs(float(params["head"]["kernel"].std()) - 0.01) < 2e-4
   patch = params["patch_embed"]["proj"]["kernel"]
   assert abs(float(jnp.abs(patch).max()) - 96**-0.5) < 1e-3

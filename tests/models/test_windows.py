@@ -13,7 +13,7 @@ WINDOWS = [(8, 7, 7), (16, 7, 7), (8, 12, 12), (2, 3, 4)]
 
 
 @pytest.mark.parametrize(
-  "grid, window, effective, shift",
+  ("grid", "window", "effective", "shift"),
   [
     ((16, 56, 56), (8, 7, 7), (8, 7, 7), (4, 3, 3)),
     ((16, 7, 7), (8, 7, 7), (8, 7, 7), (4, 0, 0)),
@@ -40,7 +40,7 @@ def test_round_trip(grid, window, shifted):
   np.testing.assert_array_equal(from_windows(windows, layout), x)
 
 
-@pytest.mark.parametrize("grid, window", [((4, 4, 6), (2, 2, 3)), ((5, 4, 7), (2, 2, 3))])
+@pytest.mark.parametrize(("grid", "window"), [((4, 4, 6), (2, 2, 3)), ((5, 4, 7), (2, 2, 3))])
 def test_windows_and_tokens_are_in_time_major_order(grid, window):
   layout = window_layout(grid, window, shifted=True)
   x = np.random.default_rng(0).normal(size=(1, *grid, 1)).astype(np.float32)

@@ -133,9 +133,7 @@ def eval_clips(
   else:
     boxes = [transforms.center_crop_box(height, width, spec.size)]
   clips = frames.reshape(len(indices), spec.num_frames, height, width, 3)
-  return np.concatenate(
-    [np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes]
-  )
+  return np.concatenate([np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes])
 
 
 def _reorder(indices: np.ndarray, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:

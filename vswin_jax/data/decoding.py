@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 # Decoding on through this many unwanted frames is cheaper than a seek.
 _FRAMES_WORTH_A_SEEK = 8
@@ -110,6 +111,8 @@ def _frame_times(container, stream) -> tuple[np.ndarray, np.ndarray]:
 def _decode_times(container, stream, wanted, times, keyframes) -> dict[int, np.ndarray]:
   """Frames at the presentation times `wanted` (sorted)."""
   frames: dict[int, np.ndarray] = {}
+  # One for all frames, without threads: setting up the conversion costs more than its work.
+  converter = VideoReformatter()
   remaining = list(map(int, wanted))
   decoder = None
   position = None
@@ -123,7 +126,7 @@ def _decode_times(container, stream, wanted, times, keyframes) -> dict[int, np.n
         continue
       position = frame.pts
       if position == remaining[0]:
-        frames[position] = frame.to_ndarray(format="rgb24")
+        frames[position] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         remaining.pop(0)
         break
       if position > remaining[0]:

@@ -6,7 +6,9 @@ import av
 import numpy as np
 
 
-def encode_mp4(frames: np.ndarray, fps: int, *, crf: int = 18, keyframe_interval: int = 32) -> bytes:
+def encode_mp4(
+  frames: np.ndarray, fps: int, *, crf: int = 18, keyframe_interval: int = 32
+) -> bytes:
   """Encodes frames as an mp4 file: H.264, yuv420p, constant frame rate, no audio.
 
   Args:

@@ -2,8 +2,6 @@
 
 import os
 
-import tensorflow_datasets as tfds
-
 from vswin_jax.data.motion import MotionClips
 
 # A generated data set is a TFDS builder in a file of its own and a line here.
@@ -20,5 +18,3 @@ def ensure(name: str, data_dir: str) -> None:
   builder = BUILDERS[name](data_dir=os.path.expanduser(data_dir), file_format="array_record")
   if not builder.is_prepared():
     builder.download_and_prepare()
-
-

@@ -1,13 +1,15 @@
 """A small generated data set whose classes are motions and nothing else.
 
-Each clip shows a bright textured shape over a dim, drifting background. Poses (place, angle,
-size) are drawn so that the frames of a clip, taken without their order, are distributed alike for
-every class: only the order in time tells the class. See `poses`.
+Each clip shows a bright textured shape over a dim, changing background. Place, angle and size of
+the shape take, over the frames of a clip, the same values for every class: the component that the
+class names takes them in order, the others in an order of their own. So neither a frame nor all
+the frames of a clip without their order tell anything about the class; see `poses`.
 """
 
 import concurrent.futures
 import multiprocessing
 import os
+import types
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from vswin_jax.data.decoding import probe
 from vswin_jax.data.encoding import encode_mp4
 from vswin_jax.data.records import features, record
 
-# Class -> (component of the pose, direction in which it moves).
+# Class -> the component of the pose that moves (see `poses`), and whether it grows or shrinks.
 MOTIONS = {
   "left": (0, -1),
   "right": (0, 1),
@@ -28,9 +30,124 @@ MOTIONS = {
   "zoom_in": (3, 1),
   "zoom_out": (3, -1),
 }
-CLASSES = tuple(MOTIONS)
 NUM_FRAMES = 16
 SIZE = 48
 FPS = 8
 
-_SPLITS = {"train": 3072, "validation": 512}
+# Greatest distance from the middle: columns and rows in frame sizes, radians, logarithm of size.
+_AMPLITUDE = np.array([0.25, 0.25, 1.4, 0.35])
+_FRONT, _BACK = (80.0, 130.0, 255.0), (255.0, 220.0, 80.0)
+_SHAPES = ("square", "disc", "hexagon")
+_TEXTURE_SIZE = 64
+
+
+class MotionClips(tfds.core.GeneratorBasedBuilder):
+  """TFDS builder of the data set: 8 classes, H.264 mp4 clips of 16 frames of 48 x 48."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  NUM_CLIPS = types.MappingProxyType({"train": 4096, "validation": 512})
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description="Clips of a moving shape; only the order of the frames tells the class.",
+      features=features(list(MOTIONS)),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    return {
+      split: self._generate_examples(split_number, count)
+      for split_number, (split, count) in enumerate(self.NUM_CLIPS.items())
+    }
+
+  def _generate_examples(self, split_number: int, count: int):
+    # Spawned, not forked: the parent may hold the threads of an accelerator runtime.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+      seeds = [(split_number, number) for number in range(count)]
+      for (_, number), example in zip(seeds, pool.map(make_record, seeds, chunksize=32)):
+        yield number, example
+
+
+def make_record(seed: tuple[int, int]) -> dict:
+  """The record of clip number `seed[1]` of split number `seed[0]`; labels take turns."""
+  random = np.random.default_rng(seed)
+  names = list(MOTIONS)
+  label = seed[1] % len(names)
+  video = encode_mp4(render(poses(names[label], random), random), FPS)
+  return record(video, f"{names[label]}_{seed[0]}_{seed[1]:05d}", label, probe(video))
+
+
+def poses(motion: str, random: np.random.Generator) -> np.ndarray:
+  """Poses of the shape in the frames of a clip.
+
+  Each of the four components (column, row, angle, logarithm of size) goes once through the same
+  evenly spaced values between -1 and 1. The one of the class does so in ascending or descending
+  order, each other one in a random order. Without their order in time, the frames of a clip are
+  thus a uniformly random matching of the values of the four components, whatever the class.
+
+  Args:
+    motion: a key of `MOTIONS`.
+
+  Returns:
+    float64 `[NUM_FRAMES, 4]`, in units of the greatest distance from the middle.
+  """
+  component, direction = MOTIONS[motion]
+  steps = (np.arange(NUM_FRAMES) + random.uniform(size=(4, 1))) / NUM_FRAMES * 2 - 1
+  values = random.permuted(steps, axis=1)
+  values[component] = steps[component, ::direction]
+  return values.T
+
+
+def render(poses: np.ndarray, random: np.random.Generator) -> np.ndarray:
+  """Draws a clip: uint8 RGB `[NUM_FRAMES, SIZE, SIZE, 3]`."""
+  shape, opacity = _draw_shape(random)
+  middle = np.array([*random.uniform(0.42, 0.58, 2), random.uniform(-0.3, 0.3), 0.0])
+  scale = random.uniform(0.44, 0.5) * SIZE / _TEXTURE_SIZE
+  background = _texture(random, 2 * SIZE, SIZE // 6, (20, 50), channels=3)
+  start, drift = random.uniform(0, SIZE / 2, 2), random.uniform(-1, 1, 2)
+  frames = np.empty((len(poses), SIZE, SIZE, 3), np.uint8)
+  for number, pose in enumerate(poses):
+    column, row, angle, size = middle + _AMPLITUDE * pose
+    place = _placement(column * SIZE, row * SIZE, angle, scale * np.exp(size))
+    mask = cv2.warpAffine(opacity, place, (SIZE, SIZE))[..., None]
+    image = cv2.warpAffine(shape, place, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
+    corner = np.clip(start + drift * number, 0, SIZE - 1)
+    center = tuple(float(c) + (SIZE - 1) / 2 for c in corner)
+    behind = cv2.getRectSubPix(background, (SIZE, SIZE), center)
+    frames[number] = np.clip(image * mask + behind * (1 - mask), 0, 255)
+  return frames
+
+
+def _draw_shape(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """A textured shape of two colours, which show its angle: colours and opacity, square images."""
+  size, middle, radius = _TEXTURE_SIZE, _TEXTURE_SIZE / 2, _TEXTURE_SIZE * 0.42
+  sides = {"square": 4, "disc": 48, "hexagon": 6}[random.choice(_SHAPES)]
+  turns = (np.arange(sides) + 0.5) / sides * 2 * np.pi
+  corners = middle + radius * np.stack([np.cos(turns), np.sin(turns)], 1)
+  opacity = np.zeros((size, size), np.float32)
+  cv2.fillPoly(opacity, [np.round(corners).astype(np.int32)], 1.0, cv2.LINE_AA)
+  colour = np.where(np.arange(size)[:, None, None] < middle, _FRONT, _BACK)
+  shade = _texture(random, size, 4, (0.75, 1.1), channels=1)
+  return (colour * shade).astype(np.float32), opacity
+
+
+def _texture(random, size: int, cells: int, levels: tuple[float, float], channels: int):
+  """Smooth random blotches: float32 `[size, size, channels]`."""
+  coarse = random.uniform(*levels, (cells, cells, channels)).astype(np.float32)
+  return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC).reshape(
+    size, size, channels
+  )
+
+
+def _placement(column: float, row: float, angle: float, scale: float) -> np.ndarray:
+  """Affine map that puts the middle of the shape's image at (column, row), turned and scaled."""
+  along, across = scale * np.cos(angle), scale * np.sin(angle)
+  middle = _TEXTURE_SIZE / 2
+  return np.array(
+    [
+      [along, -across, column - (along - across) * middle],
+      [across, along, row - (across + along) * middle],
+    ]
+  )

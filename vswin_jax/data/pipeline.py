@@ -109,9 +109,7 @@ def eval_batches(
     step, place = divmod(index, local)
     return step * batch_size + host * local + place
 
-  load = functools.partial(
-    _load_eval_clips, records=records, spec=spec, views=views, seed=seed
-  )
+  load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
   clips = grain.MapDataset.range(num_batches * local).map(position).map(load)
   return _iterate(clips.batch(local, drop_remainder=True), options)
 

@@ -48,8 +48,8 @@ def random_resized_crop_box(
   areas = random.uniform(*area_range, attempts) * height * width
   ratios = np.exp(random.uniform(*np.log(aspect_ratio_range), attempts))
   for area, ratio in zip(areas, ratios):
-    box_width = int(round(math.sqrt(area * ratio)))
-    box_height = int(round(math.sqrt(area / ratio)))
+    box_width = round(math.sqrt(area * ratio))
+    box_height = round(math.sqrt(area / ratio))
     if 0 < box_width <= width and 0 < box_height <= height:
       left = int(random.integers(width - box_width, endpoint=True))
       top = int(random.integers(height - box_height, endpoint=True))
@@ -65,7 +65,8 @@ def three_crop_boxes(height: int, width: int, size: int) -> list[Box]:
   """Square crops at both ends and in the middle of the longer side, in the reference's order
   (first, last, middle). The shorter side must have `size` pixels."""
   if size != min(height, width):
-    raise ValueError(f"three crops of {size} need frames of short side {size}, got "
-                     f"{height} x {width}")
+    raise ValueError(
+      f"three crops of {size} need frames of short side {size}, got {height} x {width}"
+    )
   step_y, step_x = (height - size) // 2, (width - size) // 2
   return [(i * step_y, i * step_x, size, size) for i in (0, 2, 1)]

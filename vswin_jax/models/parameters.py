@@ -24,9 +24,7 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
 def merge_model(graph: nnx.GraphDef, params: dict) -> nnx.Module:
   """Inverse of `split_model`."""
   paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  flat = [
-    (tuple(_graph_key(entry.key) for entry in path), leaf) for path, leaf in paths_and_leaves
-  ]
+  flat = [(tuple(_graph_key(entry.key) for entry in path), leaf) for path, leaf in paths_and_leaves]
   return nnx.merge(graph, nnx.from_flat_state(flat))
 
 

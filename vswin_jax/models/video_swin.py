@@ -26,7 +26,6 @@ LAYER_NORM_EPSILON = 1e-5
 REMATERIALISATIONS = ("none", "block", "attention")
 
 
-
 @dataclasses.dataclass(frozen=True)
 class VideoSwinConfig:
   """Everything that defines a Video Swin; sizes are (time, height, width).
@@ -122,7 +121,7 @@ def _linear(
   *,
   use_bias: bool = True,
   kernel_init=None,
-  bias_init=nnx.initializers.zeros_init(),
+  bias_init=None,
 ) -> TokenLinear:
   return TokenLinear(
     inputs,
@@ -132,15 +131,13 @@ def _linear(
     param_dtype=config.param_dtype,
     # The reference truncates at an absolute +-2, far from anything drawn.
     kernel_init=kernel_init or nnx.initializers.normal(config.init_std),
-    bias_init=bias_init,
+    bias_init=bias_init or nnx.initializers.zeros_init(),
     rngs=rngs,
   )
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axes=()) -> jax.Array:
-  return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(
-    x, deterministic=key is None, rngs=key
-  )
+  return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(x, deterministic=key is None, rngs=key)
 
 
 def _drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -41,9 +41,7 @@ def window_layout(grid: Size3D, window: Size3D, *, shifted: bool) -> WindowLayou
   shift. The grid is then padded at its end to whole windows.
   """
   effective = tuple(min(size, limit) for size, limit in zip(grid, window))
-  shift = tuple(
-    limit // 2 if shifted and size > limit else 0 for size, limit in zip(grid, window)
-  )
+  shift = tuple(limit // 2 if shifted and size > limit else 0 for size, limit in zip(grid, window))
   padded = tuple(-(-size // step) * step for size, step in zip(grid, effective))
   return WindowLayout(tuple(grid), padded, effective, shift)
 

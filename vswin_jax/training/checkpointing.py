@@ -25,8 +25,8 @@ def open_checkpoints(directory: str | os.PathLike, *, keep: int = 3, partial_loa
   Args:
     partial_load: loads may ask for a part of what a checkpoint holds.
   """
-  loading = ocp.options.PyTreeOptions.Loading(partial_load=partial_load)
-  context = ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading))
+  context = ocp.Context()
+  context.pytree.loading.partial_load = partial_load
   with ocp.training.Checkpointer(
     os.path.abspath(os.path.expanduser(directory)),
     context=context,

@@ -43,7 +43,13 @@ def evaluate(
   """Runs a jitted evaluation step over batches from `data.pipeline.eval_batches`."""
   sharding = batch_sharding(mesh)
   everywhere = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-  rows: dict[str, list] = {"probabilities": [], "label": [], "record": [], "weight": [], "failed": []}
+  rows: dict[str, list] = {
+    "probabilities": [],
+    "label": [],
+    "record": [],
+    "weight": [],
+    "failed": [],
+  }
   pending = None
   for batch in batches:
     batch = put_batch(batch, sharding)

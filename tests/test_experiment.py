@@ -1,0 +1,261 @@
+"""Whole runs through the command line: train, kill, resume, evaluate, and errors."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = [
+  "--config=configs/quickstart.py",
+  "--config.data.name=tiny_motion",
+  "--config.model.embed_dim=8",
+  "--config.model.num_heads=(1,1,2,2)",
+  "--config.model.drop_path_rate=0.2",
+  "--config.train.batch_size=8",
+  "--config.train.epochs=4.0",  # 24 steps
+  "--config.train.log_every=5",
+  "--config.train.eval_every=8",
+  "--config.train.save_every=4",
+  "--config.train.average_decay=0.9",
+  "--config.schedule.warmup_epochs=0.5",
+  "--config.eval_batch_size=8",
+]
+
+
+def command(data_dir, workdir, *options) -> list[str]:
+  return [
+    sys.executable,
+    "-m",
+    "vswin_jax.main",
+    *TINY,
+    f"--config.data.dir={data_dir}",
+    f"--workdir={workdir}",
+    *options,
+  ]
+
+
+def environment(devices=1) -> dict[str, str]:
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def run(data_dir, workdir, *options, devices=1) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    command(data_dir, workdir, *options),
+    cwd=ROOT,
+    env=environment(devices),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+def final_arrays(workdir) -> dict[str, np.ndarray]:
+  """Every array of the newest checkpoint, by path."""
+  import jax
+  from orbax.checkpoint import v1 as ocp
+
+  from vswin_jax.models.parameters import parameter_path
+
+  with ocp.training.Checkpointer(workdir / "checkpoints") as checkpoints:
+    tree = checkpoints.load(checkpoints.latest.step)
+  return {
+    parameter_path(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def metrics(workdir) -> list[dict]:
+  """Lines of metrics.jsonl without the figures that depend on the clock."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {name: value for name, value in json.loads(line).items() if not name.startswith("speed/")}
+    for line in lines
+  ]
+
+
+def assert_same_run(actual, expected):
+  assert metrics(actual) == metrics(expected)
+  ours, theirs = final_arrays(actual), final_arrays(expected)
+  assert ours.keys() == theirs.keys()
+  for path, array in theirs.items():
+    np.testing.assert_array_equal(ours[path], array, err_msg=path)
+  for name in ("evaluation.json", "predictions.csv"):
+    assert (actual / name).read_text() == (expected / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data_dir, tmp_path_factory):
+  """An uninterrupted run."""
+  workdir = tmp_path_factory.mktemp("finished")
+  result = run(tiny_data_dir, workdir)
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_it_promises(finished):
+  workdir, result = finished
+  assert "training video_swin_t from random weights: 24 steps of 8 clips" in result.stderr
+  assert "step 20/24  loss" in (workdir / "train.log").read_text()
+  steps = [line["step"] for line in metrics(workdir)]
+  assert steps == [5, 8, 10, 15, 16, 20, 24]
+  assert any("validation_average/top1" in line for line in metrics(workdir))
+  assert list((workdir / "tensorboard").glob("events*"))
+  assert (workdir / "report.png").stat().st_size > 20_000
+  evaluation = json.loads((workdir / "evaluation.json").read_text())
+  assert evaluation["step"] == 24 and 0 <= evaluation["top1"] <= evaluation["top5"] <= 1
+  table = (workdir / "predictions.csv").read_text().splitlines()
+  assert table[0] == "id,label,prediction,probability" and len(table) == 1 + 21
+  kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+  assert kept == [16, 20, 24]
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_only_evaluated_again(finished, tiny_data_dir):
+  workdir, _ = finished
+  before = metrics(workdir), final_arrays(workdir), (workdir / "evaluation.json").read_text()
+  result = run(tiny_data_dir, workdir)
+  assert result.returncode == 0, result.stderr
+  assert f"training is complete at step 24 of {workdir}" in result.stderr
+  assert "loss" not in result.stderr
+  assert metrics(workdir) == before[0]
+  assert (workdir / "evaluation.json").read_text() == before[2]
+
+
+@pytest.mark.slow
+def test_eval_mode_evaluates_a_checkpoint_by_itself(finished, tiny_data_dir, tmp_path):
+  workdir, _ = finished
+  views = ["--config.test.num_clips=2", "--config.test.crops=three", "--config.test.short_side=32"]
+  result = run(
+    tiny_data_dir, tmp_path, "--mode=eval", f"--checkpoint={workdir}", *views, "--config.clip.num_frames=8"
+  )
+  assert result.returncode == 0, result.stderr
+  assert "21 videos, 6 views each" in result.stderr
+  assert json.loads((tmp_path / "evaluation.json").read_text())["views"] == 6
+  assert (tmp_path / "report.png").exists()
+  assert not (tmp_path / "checkpoints").exists()
+
+
+# Seconds after the checkpoint of a step appeared at which the first process is killed, and the
+# workers of both processes. Steps 4, 8, ... are saved and 5, 10, ... logged.
+KILLS = [(0, 0.0, 1, 0), (4, 0.0, 2, 2), (8, 0.3, 2, 1), (16, 0.15, 0, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step, delay, workers, workers_after", KILLS)
+def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(
+  finished, tiny_data_dir, tmp_path, step, delay, workers, workers_after
+):
+  process = subprocess.Popen(
+    command(tiny_data_dir, tmp_path, f"--config.loader.num_workers={workers}"),
+    cwd=ROOT,
+    env=environment(),
+    stderr=subprocess.DEVNULL,
+  )
+  awaited = tmp_path / "checkpoints" / str(step) if step else tmp_path / "metrics.jsonl"
+  while not awaited.exists():
+    assert process.poll() is None
+    time.sleep(0.005)
+  time.sleep(delay)
+  process.kill()
+  assert process.wait() == -signal.SIGKILL
+  assert not (tmp_path / "evaluation.json").exists()
+  result = run(tiny_data_dir, tmp_path, f"--config.loader.num_workers={workers_after}")
+  assert result.returncode == 0, result.stderr
+  assert (f"resuming from step {step}" if step else "from random weights") in result.stderr
+  assert_same_run(tmp_path, finished[0])
+
+
+@pytest.mark.slow
+def test_a_half_written_checkpoint_is_never_picked_up(finished, tiny_data_dir, tmp_path):
+  shutil.copytree(finished[0] / "checkpoints" / "16", tmp_path / "checkpoints" / "16")
+  shutil.copy(finished[0] / "metrics.jsonl", tmp_path)
+  half = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp"
+  shutil.copytree(finished[0] / "checkpoints" / "20", half)
+  for path in half.rglob("*"):
+    if path.is_file() and path.stat().st_size > 1000:
+      path.write_bytes(path.read_bytes()[:1000])
+  result = run(tiny_data_dir, tmp_path)
+  assert result.returncode == 0, result.stderr
+  assert "resuming from step 16" in result.stderr
+  assert_same_run(tmp_path, finished[0])
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_loses_nothing(finished, tiny_data_dir, tmp_path):
+  process = subprocess.Popen(
+    command(tiny_data_dir, tmp_path), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+  )
+  while not (tmp_path / "checkpoints" / "4").exists():
+    assert process.poll() is None
+    time.sleep(0.005)
+  process.terminate()
+  _, messages = process.communicate(timeout=120)
+  assert process.returncode == 0
+  stopped = int(re.search(r"asked to stop: saved step (\d+)", messages)[1])
+  result = run(tiny_data_dir, tmp_path)
+  assert f"resuming from step {stopped} of 24" in result.stderr
+  assert_same_run(tmp_path, finished[0])
+
+
+@pytest.mark.slow
+def test_weights_of_another_run_start_a_new_one(finished, tiny_data_dir, tmp_path):
+  result = run(
+    tiny_data_dir, tmp_path, f"--config.init_from={finished[0]}", "--config.train.epochs=0.2"
+  )
+  assert result.returncode == 0, result.stderr
+  assert f"weights from step 24 of {finished[0]}" in result.stderr
+  other = run(
+    tiny_data_dir, tmp_path / "b", f"--config.init_from={finished[0]}", "--config.model.embed_dim=16"
+  )
+  assert other.returncode == 1
+  assert re.search(r"error: step 24 in .* does not fit this config in \d+ places", other.stderr)
+
+
+@pytest.mark.slow
+def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir, tmp_path):
+  shutil.copytree(finished[0] / "checkpoints" / "16", tmp_path / "checkpoints" / "16")
+  shutil.copy(finished[0] / "config.json", tmp_path)
+  result = run(tiny_data_dir, tmp_path, "--config.train.label_smoothing=0.1")
+  assert result.returncode == 0, result.stderr
+  assert "config.train.label_smoothing was 0.0 when this run was started and is 0.1" in result.stderr
+  shutil.rmtree(tmp_path / "checkpoints")
+  shutil.copytree(finished[0] / "checkpoints" / "16", tmp_path / "checkpoints" / "16")
+  result = run(tiny_data_dir, tmp_path, "--config.model.depths=(1,2,2,2)")
+  assert result.returncode == 1
+  assert "does not fit this config" in result.stderr
+  assert result.stderr.count("\n") <= 12
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (["--config.trian.epochs=3"], "Did you mean \"train\""),
+    (["--config.train.epoch=3"], "Did you mean \"epochs\""),
+    (["--config.model.name=video_swin_tt"], "unknown model 'video_swin_tt': did you mean"),
+    (["--config.model.attention=xlaa"], "unknown attention implementation 'xlaa'"),
+    (["--config.clip.frame_order=shuffle"], "frame_order must be one of"),
+    (["--config.train.batch_size=0"], "train.batch_size is 0"),
+    (["--config.data.name=kinetics400"], "no data set 'kinetics400' under"),
+    (["--config.init_from=None"], "starts from pretrained weights"),
+    (["--config.optimizer.learning_rate_multipliers=(('x',1.0),)"], "rule 'x' matches no parameter"),
+    (["--mode=eval"], "no checkpoints in"),
+  ],
+)
+def test_bad_input_gets_one_clear_line(tiny_data_dir, tmp_path, options, message):
+  result = run(tiny_data_dir, tmp_path, *options)
+  assert result.returncode == 1, result.stderr
+  assert message in result.stderr
+  assert "Traceback" not in result.stderr
+  assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1

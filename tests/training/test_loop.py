@@ -1,0 +1,133 @@
+"""The loop around the step: what it writes, and when it refuses to go on."""
+
+import contextlib
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vswin_jax.training import sharding
+from vswin_jax.training.loop import TrainingError, train
+from vswin_jax.training.metrics import MetricsWriter, read_metrics
+
+
+class Batches:
+  """Endless batches; counts how many were fetched."""
+
+  def __init__(self, failed=()):
+    self.fetched, self.failed = 0, set(failed)
+
+  def __next__(self):
+    self.fetched += 1
+    return {"failed": np.array([4 if self.fetched in self.failed else -1, -1], np.int32)}
+
+
+def step_with(loss):
+  """A step that counts in the state and takes its loss from a function of the step."""
+
+  def step(state, batch):
+    state = state + 1
+    failed = jnp.sum(batch["failed"] >= 0)
+    value = loss(state).astype(jnp.float32)
+    return state, {
+      "loss": value,
+      "mean_loss": value,
+      "mean_top1": value,
+      "mean_grad_norm": value,
+      "learning_rate": value,
+      "clips_failed": failed,
+    }
+
+  return jax.jit(step)
+
+
+def run(tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, **options):
+  calls = []
+
+  def evaluate(state):
+    calls.append(("evaluate", int(state)))
+    return {"validation/top1": 0.5}
+
+  with contextlib.closing(MetricsWriter(tmp_path, start)) as writer:
+    state = train(
+      jnp.asarray(start),
+      step_with(loss),
+      batches or Batches(),
+      start_step=start,
+      batch_size=2,
+      sharding=sharding.batch_sharding(sharding.make_mesh(1, jax.devices()[:1])),
+      writer=writer,
+      evaluate=evaluate,
+      describe_failed=lambda record: f"video {record}",
+      **{
+        "save": lambda state: calls.append(("save", int(state))),
+        "num_steps": 10,
+        "max_failed_clips": lambda seen: 0.5 * seen,
+        "log_every": 2,
+        "eval_every": 4,
+        "save_every": 3,
+      }
+      | options,
+    )
+  return int(state), calls
+
+
+def test_order_of_evaluation_saving_and_writing(tmp_path):
+  batches = Batches()
+  state, calls = run(tmp_path, batches=batches)
+  assert state == 10 and batches.fetched == 10
+  assert calls == [
+    ("save", 3), ("evaluate", 4), ("save", 6), ("evaluate", 8), ("save", 9),
+    ("evaluate", 10), ("save", 10),
+  ]  # fmt: skip
+  lines = read_metrics(tmp_path / "metrics.jsonl")
+  assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 8, 10, 10]
+  for line in lines:
+    if "train/loss" in line:
+      assert line["train/loss"] == pytest.approx(1 / line["step"])
+      assert line["speed/clips_per_second"] > 0 and 0 <= line["speed/data_wait_share"] <= 1
+    else:
+      assert line["validation/top1"] == 0.5
+
+
+def test_starting_later_fetches_only_the_rest(tmp_path):
+  batches = Batches()
+  state, calls = run(tmp_path, start=7, batches=batches)
+  assert state == 10 and batches.fetched == 3
+  assert calls[0] == ("evaluate", 8)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("at", [4, 6, 10])
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, at, bad):
+  saved = []
+  with pytest.raises(TrainingError, match=f"not finite at step {at} "):
+    run(
+      tmp_path,
+      loss=lambda step: jnp.where(step >= at, bad, 1.0),
+      save_every=2,
+      save=lambda state: saved.append(int(state)),
+    )
+  assert saved == list(range(2, at, 2))
+  assert all(line["step"] < at for line in read_metrics(tmp_path / "metrics.jsonl"))
+
+
+def test_too_many_failed_clips_stop_the_run(tmp_path, caplog):
+  with pytest.raises(TrainingError, match=r"1 clips could not be decoded by step 5, more than the 0"):
+    run(tmp_path, batches=Batches(failed=[5]), max_failed_clips=lambda seen: 0.01 * seen)
+
+
+def test_a_request_to_stop_saves_and_ends(tmp_path):
+  class Interrupted(Batches):
+    def __next__(self):
+      if self.fetched == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return super().__next__()
+
+  before = signal.getsignal(signal.SIGTERM)
+  state, calls = run(tmp_path, batches=Interrupted())
+  assert state == 5 and calls[-1] == ("save", 5)
+  assert signal.getsignal(signal.SIGTERM) is before

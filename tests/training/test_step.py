@@ -1,0 +1,180 @@
+"""The training step: the same on any number of devices, in parts, and traced once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vswin_jax.models import create_model
+from vswin_jax.models.parameters import merge_model, split_model
+from vswin_jax.training import sharding
+from vswin_jax.training.evaluation import jit_eval_step
+from vswin_jax.training.optimizer import make_optimizer
+from vswin_jax.training.step import create_state, make_eval_step, make_train_step, normalize
+
+BATCH, CLASSES = 8, 5
+PIXELS = {"mean": (110.0, 100.0, 90.0), "std": (60.0, 50.0, 40.0)}
+
+
+def tiny_model(**options):
+  return create_model(
+    "video_swin_t",
+    num_classes=CLASSES,
+    embed_dim=32,
+    depths=(2, 2),
+    num_heads=(2, 4),
+    window_size=(4, 4, 4),
+    **{"drop_path_rate": 0.2, "head_dropout_rate": 0.3} | options,
+  )
+
+
+def batches(count):
+  random = np.random.default_rng(0)
+  for _ in range(count):
+    yield {
+      "video": random.integers(0, 256, (BATCH, 8, 32, 32, 3), dtype=np.uint8),
+      "label": random.integers(0, CLASSES, BATCH, dtype=np.int32),
+      "failed": np.full(BATCH, -1, np.int32),
+    }
+
+
+def run(devices=1, fsdp=1, steps=4, model_options=None, **options):
+  """Losses of a few steps, the final state and the jitted step."""
+  mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+  graph, params = split_model(tiny_model(**model_options or {}))
+  optimizer = make_optimizer(params, lambda step: 1e-3, clip_norm=1.0)
+
+  def initial():
+    return create_state(params, optimizer, with_average="average_decay" in options)
+
+  shardings = sharding.state_shardings(mesh, jax.eval_shape(initial))
+  state = jax.jit(initial, out_shardings=shardings)()
+  step = make_train_step(
+    graph, optimizer, lambda step: 1e-3, seed=0, log_every=3, **PIXELS, **options
+  )
+  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+  history = []
+  for batch in batches(steps):
+    state, metrics = step(state, sharding.put_batch(batch, sharding.batch_sharding(mesh)))
+    history.append({name: float(value) for name, value in metrics.items()})
+  return history, state, step
+
+
+@pytest.fixture(scope="module")
+def single():
+  return run()
+
+
+@pytest.mark.parametrize(
+  "devices, fsdp", [(2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (8, 4), (8, 8)]
+)
+def test_devices_and_layouts_change_losses_only_by_rounding(single, devices, fsdp):
+  history, state, _ = run(devices, fsdp)
+  for actual, expected in zip(history, single[0]):
+    np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)
+    np.testing.assert_allclose(actual["mean_grad_norm"], expected["mean_grad_norm"], rtol=2e-5)
+  sharded = [leaf for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
+  if fsdp == 1:
+    assert not sharded
+  else:
+    # Parameters and both moments of the same large kernels.
+    assert len(sharded) % 3 == 0 and sharded
+    for leaf in sharded:
+      assert leaf.addressable_shards[0].data.size * fsdp == leaf.size
+
+
+def test_one_trace_serves_all_steps(single):
+  assert single[2]._cache_size() == 1
+
+
+def test_state_is_donated():
+  mesh = sharding.make_mesh(1, jax.devices()[:1])
+  _, state, step = run(steps=1)
+  batch = sharding.put_batch(next(batches(1)), sharding.batch_sharding(mesh))
+  step(state, batch)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_accumulated_parts_sum_to_the_whole_batch(devices):
+  plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
+  whole, whole_state, _ = run(devices, model_options=plain)
+  parts, parts_state, _ = run(devices, model_options=plain, accumulate=2)
+  for actual, expected in zip(parts, whole):
+    np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)
+    np.testing.assert_allclose(actual["mean_top1"], expected["mean_top1"], rtol=1e-6)
+    np.testing.assert_allclose(actual["mean_grad_norm"], expected["mean_grad_norm"], rtol=2e-5)
+  # Adam divides by the gradient's size: where it is near zero, rounding decides its sign.
+  for actual, expected in zip(
+    jax.tree.leaves(parts_state.optimizer[1].mu), jax.tree.leaves(whole_state.optimizer[1].mu)
+  ):
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_gradient_and_loss_equal_a_plain_computation():
+  model = tiny_model(drop_path_rate=0.0, head_dropout_rate=0.0)
+  graph, params = split_model(model)
+  batch = next(batches(1))
+  video = (batch["video"].astype(np.float32) - PIXELS["mean"]) / PIXELS["std"]
+  target = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
+
+  def loss(params):
+    logits = merge_model(graph, params)(jnp.asarray(video, jnp.float32))
+    return -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+  value, gradient = jax.value_and_grad(loss)(params)
+  history, _, _ = run(
+    steps=1, model_options={"drop_path_rate": 0.0, "head_dropout_rate": 0.0}, label_smoothing=0.1
+  )
+  np.testing.assert_allclose(history[0]["loss"], value, rtol=1e-5)
+  np.testing.assert_allclose(history[0]["mean_grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
+
+
+def test_logged_means_start_anew_after_each_logged_step(single):
+  history = single[0]
+  losses = [metrics["loss"] for metrics in history]
+  means = [losses[0], np.mean(losses[:2]), np.mean(losses[:3]), losses[3]]
+  np.testing.assert_allclose([metrics["mean_loss"] for metrics in history], means, rtol=1e-6)
+
+
+def test_average_is_kept_and_differs_from_the_parameters():
+  _, state, _ = run(average_decay=0.9)
+  _, plain, _ = run()
+  expected = jax.tree.leaves(plain.params)
+  for leaf, reference in zip(jax.tree.leaves(state.params), expected):
+    np.testing.assert_array_equal(leaf, reference)
+  distance = optax.tree.norm(jax.tree.map(jnp.subtract, state.average, state.params))
+  assert 1e-4 < float(distance)
+
+
+def test_normalisation_is_in_float32():
+  video = jnp.asarray(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1).repeat(3, -1))
+  expected = (np.arange(256).reshape(1, 1, 16, 16, 1) - np.array(PIXELS["mean"])) / PIXELS["std"]
+  result = normalize(video, PIXELS["mean"], PIXELS["std"])
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_views_are_averaged_as_probabilities(devices):
+  graph, params = split_model(tiny_model())
+  mesh = sharding.make_mesh(1, jax.devices()[:devices])
+  video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 32, 32, 3), dtype=np.uint8)
+  step = jit_eval_step(make_eval_step(graph, **PIXELS), mesh)
+  result = step(params, sharding.put_batch({"v": video}, sharding.batch_sharding(mesh))["v"])
+  model = tiny_model()
+  views = [
+    jax.nn.softmax(model(normalize(jnp.asarray(video[:, view]), **PIXELS))) for view in range(3)
+  ]
+  np.testing.assert_allclose(result, np.mean(views, axis=0), atol=1e-6)
+
+
+def test_impossible_layouts_are_refused():
+  with pytest.raises(ValueError, match="8 devices can't form groups of 3"):
+    sharding.make_mesh(3, jax.devices())
+  mesh = sharding.make_mesh(1, jax.devices())
+  with pytest.raises(ValueError, match="batch_size is 12; with 8 devices it must be a multiple of 8"):
+    sharding.check_batch_size(12, mesh, "train.batch_size")
+  with pytest.raises(ValueError, match="2 accumulated parts it must be a multiple of 16"):
+    sharding.check_batch_size(8, mesh, "train.batch_size", 2)
