@@ -1,4 +1,4 @@
-"""Video Swin-B on Kinetics-400 from ImageNet-1K weights: 30 epochs, 64 clips of 32 frames a step."""
+"""Video Swin-B on Kinetics-400 from ImageNet-1K weights: 30 epochs of 32-frame clips."""
 
 from vswin_jax.config import kinetics_swin_config
 

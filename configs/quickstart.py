@@ -29,7 +29,7 @@ def get_config():
   config.test = {"num_clips": 1, "crops": "center", "short_side": 36}
 
   config.train.batch_size = 32
-  config.train.epochs = 12.0
+  config.train.epochs = 8.0
   config.train.log_every = 25
   config.train.eval_every = 250
   config.train.save_every = 250

@@ -138,7 +138,12 @@ def test_eval_mode_evaluates_a_checkpoint_by_itself(finished, tiny_data_dir, tmp
   workdir, _ = finished
   views = ["--config.test.num_clips=2", "--config.test.crops=three", "--config.test.short_side=32"]
   result = run(
-    tiny_data_dir, tmp_path, "--mode=eval", f"--checkpoint={workdir}", *views, "--config.clip.num_frames=8"
+    tiny_data_dir,
+    tmp_path,
+    "--mode=eval",
+    f"--checkpoint={workdir}",
+    *views,
+    "--config.clip.num_frames=8",
   )
   assert result.returncode == 0, result.stderr
   assert "21 videos, 6 views each" in result.stderr
@@ -217,7 +222,10 @@ def test_weights_of_another_run_start_a_new_one(finished, tiny_data_dir, tmp_pat
   assert result.returncode == 0, result.stderr
   assert f"weights from step 24 of {finished[0]}" in result.stderr
   other = run(
-    tiny_data_dir, tmp_path / "b", f"--config.init_from={finished[0]}", "--config.model.embed_dim=16"
+    tiny_data_dir,
+    tmp_path / "b",
+    f"--config.init_from={finished[0]}",
+    "--config.model.embed_dim=16",
   )
   assert other.returncode == 1
   assert re.search(r"error: step 24 in .* does not fit this config in \d+ places", other.stderr)
@@ -229,7 +237,9 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
   shutil.copy(finished[0] / "config.json", tmp_path)
   result = run(tiny_data_dir, tmp_path, "--config.train.label_smoothing=0.1")
   assert result.returncode == 0, result.stderr
-  assert "config.train.label_smoothing was 0.0 when this run was started and is 0.1" in result.stderr
+  assert (
+    "config.train.label_smoothing was 0.0 when this run was started and is 0.1" in result.stderr
+  )
   shutil.rmtree(tmp_path / "checkpoints")
   shutil.copytree(finished[0] / "checkpoints" / "16", tmp_path / "checkpoints" / "16")
   result = run(tiny_data_dir, tmp_path, "--config.model.depths=(1,2,2,2)")
@@ -241,15 +251,18 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
 @pytest.mark.parametrize(
   "options, message",
   [
-    (["--config.trian.epochs=3"], "Did you mean \"train\""),
-    (["--config.train.epoch=3"], "Did you mean \"epochs\""),
+    (["--config.trian.epochs=3"], 'Did you mean "train"'),
+    (["--config.train.epoch=3"], 'Did you mean "epochs"'),
     (["--config.model.name=video_swin_tt"], "unknown model 'video_swin_tt': did you mean"),
     (["--config.model.attention=xlaa"], "unknown attention implementation 'xlaa'"),
     (["--config.clip.frame_order=shuffle"], "frame_order must be one of"),
     (["--config.train.batch_size=0"], "train.batch_size is 0"),
     (["--config.data.name=kinetics400"], "no data set 'kinetics400' under"),
     (["--config.init_from=None"], "starts from pretrained weights"),
-    (["--config.optimizer.learning_rate_multipliers=(('x',1.0),)"], "rule 'x' matches no parameter"),
+    (
+      ["--config.optimizer.learning_rate_multipliers=(('x',1.0),)"],
+      "rule 'x' matches no parameter",
+    ),
     (["--mode=eval"], "no checkpoints in"),
   ],
 )

@@ -326,9 +326,10 @@ def _write_results(experiment: Experiment, result: Evaluation, step: int, source
     workdir / "report.png",
     title=f"{config.model.name} on {config.data.name}",
     subtitle=(
-      f"{step} steps of {config.train.batch_size} clips; {experiment.clip.num_frames} frames of "
-      f"{experiment.clip.size} x {experiment.clip.size}, frames {experiment.clip.frame_order}; "
-      f"evaluated on {test.num_clips} clip(s) x {test.crops} crop"
+      f"{step} steps of {config.train.batch_size} clips, each {experiment.clip.num_frames} frames "
+      f"of {experiment.clip.size} x {experiment.clip.size}, {experiment.clip.frame_order}",
+      f"{count_views(experiment.clip, test)} view(s) of each video: {test.num_clips} clip(s), "
+      f"{test.crops} crop(s)",
     ),
     evaluation=result,
     class_names=names,

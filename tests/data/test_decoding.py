@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vswin_jax.data import decoding
 from vswin_jax.data.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.encoding import encode_mp4
 
@@ -27,7 +28,9 @@ def moving_bars(count: int, height: int = 32, width: int = 48) -> np.ndarray:
   """Frames that all differ."""
   columns = np.arange(width)
   frames = [
-    np.stack([(columns * 3 + 5 * t) % 256, (columns + 11 * t) % 256, np.full(width, 7 * t % 256)], 1)
+    np.stack(
+      [(columns * 3 + 5 * t) % 256, (columns + 11 * t) % 256, np.full(width, 7 * t % 256)], 1
+    )
     for t in range(count)
   ]
   return np.repeat(np.stack(frames)[:, None], height, 1).astype(np.uint8)
@@ -57,6 +60,8 @@ def test_real_footage_equals_full_decoding(name, facts):
 
 GOP = encode_mp4(moving_bars(90), 30, keyframe_interval=12)
 GOP_FRAMES = all_frames(GOP)
+with av.open(io.BytesIO(GOP)) as _container:
+  GOP_TIMES = np.array([frame.pts for frame in _container.decode(video=0)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,17 +70,28 @@ def test_any_frames_in_any_order(indices):
   np.testing.assert_array_equal(decode_frames(GOP, indices), GOP_FRAMES[indices])
 
 
-def test_seeking_skips_what_is_not_needed(monkeypatch):
-  """The frames of one group need one group decoded, not the whole video."""
-  decoded = []
-  original = av.VideoFrame.to_ndarray
-  assert original is not None
-  with av.open(io.BytesIO(GOP)) as container:
-    container.seek(int(80 / 30 / container.streams.video[0].time_base), stream=container.streams.video[0])
-    first = next(container.decode(video=0))
-    decoded.append(first.pts)
-  assert decoded[0] > 0
-  np.testing.assert_array_equal(decode_frames(GOP, [80, 81]), GOP_FRAMES[[80, 81]])
+def test_only_the_frames_from_a_keyframe_on_are_decoded(monkeypatch):
+  """Two frames far apart cost at most two groups of 12, not the whole video."""
+  converted = []
+  times = GOP_TIMES[[20, 80]]
+  original = decoding._decode_times
+
+  def counting(container, stream, wanted, times, keyframes):
+    class Counting:
+      seek = container.seek
+
+      @staticmethod
+      def decode(stream):
+        for frame in container.decode(stream):
+          converted.append(frame.pts)
+          yield frame
+
+    return original(Counting, stream, wanted, times, keyframes)
+
+  monkeypatch.setattr(decoding, "_decode_times", counting)
+  np.testing.assert_array_equal(decode_frames(GOP, [20, 80]), GOP_FRAMES[[20, 80]])
+  assert set(times) <= set(converted)
+  assert len(converted) <= 2 * 12
 
 
 def remux(video: bytes, shift) -> bytes:
@@ -128,7 +144,7 @@ def test_frames_hidden_by_an_edit_list_are_not_counted():
     (b"", "not a readable video"),
     (b"<html><body>404</body></html>", "not a readable video"),
     (GOP[: len(GOP) // 2], "not a readable video"),
-    (GOP.replace(b"avc1", b"xxxx"), "video"),
+    (GOP.replace(b"avc1", b"xxxx"), "no decoder for the video stream"),
   ],
 )
 def test_what_is_no_video_is_refused(video, message):

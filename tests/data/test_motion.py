@@ -12,12 +12,12 @@ from vswin_jax.data.records import open_records
 def test_every_component_takes_the_same_values_in_every_class(name):
   component, direction = motion.MOTIONS[name]
   clips = np.stack([motion.poses(name, np.random.default_rng(seed)) for seed in range(500)])
-  assert clips.shape == (500, motion.NUM_FRAMES, 4)
+  assert clips.shape == (500, motion.NUM_FRAMES, 3)
   # Evenly spaced, each once: only the offset, drawn alike for all classes, differs.
   steps = np.diff(np.sort(clips, axis=1), axis=1)
   np.testing.assert_allclose(steps, 2 / motion.NUM_FRAMES, atol=1e-12)
   assert (np.diff(clips[:, :, component], axis=1) * direction > 0).all()
-  for other in set(range(4)) - {component}:
+  for other in set(range(3)) - {component}:
     # A uniformly random order: no value prefers a place in time, no trend.
     ranks = clips[:, :, other].argsort(1).argsort(1)
     spread = np.sqrt((motion.NUM_FRAMES**2 - 1) / 12 / len(clips))
@@ -32,7 +32,7 @@ def test_without_order_the_classes_are_distributed_alike():
     clips = np.stack([motion.poses(name, np.random.default_rng(seed)) for seed in range(800)])
     ranks = clips.argsort(1).argsort(1) - (motion.NUM_FRAMES - 1) / 2
     ranks = ranks / ranks.std(1, keepdims=True)
-    for a in range(4):
+    for a in range(3):
       for b in range(a):
         correlation = (ranks[:, :, a] * ranks[:, :, b]).mean(1)
         variance = 1 / (motion.NUM_FRAMES - 1)
@@ -40,28 +40,21 @@ def test_without_order_the_classes_are_distributed_alike():
         assert correlation.var() == pytest.approx(variance, rel=0.25)
 
 
-def test_rendering_moves_the_shape_as_the_class_says():
-  random = np.random.default_rng(0)
-  still = np.zeros((2, 4))
+def test_rendering_moves_the_shape_as_the_pose_says():
+  def shape_pixels(*pose):
+    """(column, row, number) of the bright pixels; the same look every time."""
+    frame = motion.render(np.array([pose, pose]), np.random.default_rng(3))[0]
+    rows, columns = np.nonzero(frame.max(-1) > 128)
+    return np.array([columns.mean(), rows.mean(), len(rows)])
 
-  def bright(pose):
-    frame = motion.render(np.stack([pose, pose]), np.random.default_rng(3))[0].max(-1) > 128
-    rows, columns = np.nonzero(frame)
-    return columns.mean(), rows.mean(), len(rows)
-
-  del random
-  column, row, area = bright(still[0])
-  assert bright(np.array([1.0, 0, 0, 0]))[0] == pytest.approx(column + 12, abs=1)
-  assert bright(np.array([0, 1.0, 0, 0]))[1] == pytest.approx(row + 12, abs=1)
-  assert bright(np.array([0, 0, 0, 1.0]))[2] == pytest.approx(area * np.exp(0.7), rel=0.15)
-
-  def nose(angle):
-    frame = motion.render(np.array([[0, 0, angle, 0]] * 2), np.random.default_rng(3))[0].astype(int)
-    rows, columns = np.nonzero(frame[..., 2] - frame[..., 0] > 60)
-    return columns.mean()
-
-  # Clockwise: the nose, on top of the shape, goes to the right.
-  assert nose(-0.5) + 3 < nose(0.0) < nose(0.5) - 3
+  still = shape_pixels(0, 0, 0)
+  for component in (0, 1):
+    distance = 0.5 * 0.25 * motion.SIZE * np.eye(2)[component]
+    moved = shape_pixels(*np.eye(3)[component] * 0.5)
+    np.testing.assert_allclose((moved - still)[:2], distance, atol=0.7)
+  larger, smaller = shape_pixels(0, 0, 0.5), shape_pixels(0, 0, -0.5)
+  assert larger[2] / still[2] == pytest.approx(np.exp(0.35), rel=0.1)
+  assert still[2] / smaller[2] == pytest.approx(np.exp(0.35), rel=0.1)
 
 
 def test_data_set_is_reproducible_balanced_and_decodable(tiny_data_dir):
@@ -69,7 +62,7 @@ def test_data_set_is_reproducible_balanced_and_decodable(tiny_data_dir):
   assert records.class_names == tuple(motion.MOTIONS)
   assert len(records) == 48
   labels = [int(records[i]["label"]) for i in range(48)]
-  np.testing.assert_array_equal(np.bincount(labels), np.full(8, 6))
+  np.testing.assert_array_equal(np.bincount(labels), np.full(6, 8))
   ids = {records.video_id(i) for i in range(48)}
   assert len(ids) == 48
   for index in (0, 17):

@@ -16,9 +16,7 @@ from vswin_jax.data.pipeline import (
 )
 from vswin_jax.data.records import DatasetError, open_records
 
-SPEC = ClipSpec(
-  num_frames=8, frame_interval=2, size=24, train_short_side=32, flip_probability=0.5
-)
+SPEC = ClipSpec(num_frames=8, frame_interval=2, size=24, train_short_side=32, flip_probability=0.5)
 CENTER = Views(num_clips=1, crops="center", short_side=28)
 
 
@@ -170,7 +168,9 @@ def test_views_that_do_not_fit_are_refused():
     ClipSpec(frame_order="random")
 
 
-@pytest.mark.parametrize("batch_size, hosts, workers", [(8, 1, 0), (8, 2, 2), (4, 4, 1), (32, 1, 2)])
+@pytest.mark.parametrize(
+  "batch_size, hosts, workers", [(8, 1, 0), (8, 2, 2), (4, 4, 1), (32, 1, 2)]
+)
 def test_evaluation_visits_every_video_once(eval_records, batch_size, hosts, workers):
   parts = [
     collect(
@@ -219,9 +219,7 @@ def test_damaged_clips_are_named_and_replaced_alike_everywhere(train_records, re
   damaged = Damaged(train_records, frozenset({5, 11, 40}))
   batches = training(damaged)
   assert_same(training(damaged, workers=2), batches)
-  assert_same(
-    training(damaged, start=4), {name: value[4:] for name, value in batches.items()}
-  )
+  assert_same(training(damaged, start=4), {name: value[4:] for name, value in batches.items()})
   failed = batches["failed"][batches["failed"] >= 0]
   first_epoch = batches["failed"].ravel()[:48]
   assert sorted(first_epoch[first_epoch >= 0]) == [5, 11, 40]
@@ -248,7 +246,7 @@ def test_a_data_set_without_a_readable_video_stops_with_a_clear_error(train_reco
 
 
 def test_missing_data_is_explained(tiny_data_dir):
-  with pytest.raises(DatasetError, match="no data set 'kinetics400' under .*prepare it"):
+  with pytest.raises(DatasetError, match=r"no data set 'kinetics400' under .*prepare it"):
     open_records("kinetics400", str(tiny_data_dir), "train")
   with pytest.raises(DatasetError, match="no split 'test'; it has train, validation"):
     open_records("tiny_motion", str(tiny_data_dir), "test")

@@ -116,7 +116,9 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, at, bad):
 
 
 def test_too_many_failed_clips_stop_the_run(tmp_path, caplog):
-  with pytest.raises(TrainingError, match=r"1 clips could not be decoded by step 5, more than the 0"):
+  with pytest.raises(
+    TrainingError, match=r"1 clips could not be decoded by step 5, more than the 0"
+  ):
     run(tmp_path, batches=Batches(failed=[5]), max_failed_clips=lambda seen: 0.01 * seen)
 
 

@@ -23,7 +23,7 @@ def test_report_is_drawn_for_few_and_many_classes(tmp_path, classes):
     write_report(
       path,
       title="a model on a data set",
-      subtitle="some steps",
+      subtitle=("some steps", "some views"),
       evaluation=result,
       class_names=tuple(f"class {i}" for i in range(classes)),
       metrics=[

@@ -85,6 +85,8 @@ def _open(video: bytes):
     if not container.streams.video:
       raise VideoError("the file has no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+      raise VideoError("no decoder for the video stream")
     # Clips are decoded by many workers at once; threads inside a codec only add overhead.
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
@@ -95,14 +97,18 @@ def _open(video: bytes):
 
 
 def _frame_times(container, stream) -> tuple[np.ndarray, np.ndarray]:
-  """Presentation times of all frames and of the keyframes, sorted, in stream time units."""
+  """Times of all frames that are shown and of all keyframes, sorted, in stream time units.
+
+  A keyframe that an edit list hides is still where decoding starts.
+  """
   times, keyframes = [], []
   for packet in container.demux(stream):
-    if packet.pts is None or packet.is_discard:
+    if packet.pts is None:
       continue
-    times.append(packet.pts)
     if packet.is_keyframe:
       keyframes.append(packet.pts)
+    if not packet.is_discard:
+      times.append(packet.pts)
   if not times:
     raise VideoError("the video has no frames")
   return np.unique(times), np.unique(keyframes)

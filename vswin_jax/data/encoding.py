@@ -32,7 +32,8 @@ def encode_mp4(
       "preset": "veryfast",
       "tune": "fastdecode",
       "g": str(keyframe_interval),
-      "threads": "1",
+      # With look-ahead, x264 encodes small frames differently from one time to the next.
+      "x264-params": "threads=1:lookahead-threads=1:sync-lookahead=0:rc-lookahead=0",
     }
     for frame in frames:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

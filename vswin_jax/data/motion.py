@@ -1,9 +1,9 @@
 """A small generated data set whose classes are motions and nothing else.
 
-Each clip shows a bright textured shape over a dim, changing background. Place, angle and size of
-the shape take, over the frames of a clip, the same values for every class: the component that the
-class names takes them in order, the others in an order of their own. So neither a frame nor all
-the frames of a clip without their order tell anything about the class; see `poses`.
+Each clip shows a bright, textured, wobbling shape over a dim, changing background. Place and size
+of the shape take, over the frames of a clip, the same values for every class: the component that
+the class names takes them in order, the others in an order of their own. So neither a frame nor
+all the frames of a clip without their order tell anything about the class; see `poses`.
 """
 
 import concurrent.futures
@@ -25,24 +25,23 @@ MOTIONS = {
   "right": (0, 1),
   "up": (1, -1),
   "down": (1, 1),
-  "clockwise": (2, 1),
-  "counterclockwise": (2, -1),
-  "zoom_in": (3, 1),
-  "zoom_out": (3, -1),
+  "zoom_in": (2, 1),
+  "zoom_out": (2, -1),
 }
 NUM_FRAMES = 16
 SIZE = 48
 FPS = 8
 
-# Greatest distance from the middle: columns and rows in frame sizes, radians, logarithm of size.
-_AMPLITUDE = np.array([0.25, 0.25, 1.4, 0.35])
-_FRONT, _BACK = (80.0, 130.0, 255.0), (255.0, 220.0, 80.0)
-_SHAPES = ("square", "disc", "hexagon")
+# Greatest distance from the middle: columns and rows in frame sizes, logarithm of the size.
+_AMPLITUDE = np.array([0.25, 0.25, 0.35])
+_WOBBLE = 0.5  # radians
+_COLOUR = (255.0, 220.0, 90.0)
+_SIDES = types.MappingProxyType({"square": 4, "hexagon": 6, "disc": 48})
 _TEXTURE_SIZE = 64
 
 
 class MotionClips(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of the data set: 8 classes, H.264 mp4 clips of 16 frames of 48 x 48."""
+  """TFDS builder of the data set: 6 classes, H.264 mp4 clips of 16 frames of 48 x 48."""
 
   VERSION = tfds.core.Version("1.0.0")
   NUM_CLIPS = types.MappingProxyType({"train": 4096, "validation": 512})
@@ -82,19 +81,19 @@ def make_record(seed: tuple[int, int]) -> dict:
 def poses(motion: str, random: np.random.Generator) -> np.ndarray:
   """Poses of the shape in the frames of a clip.
 
-  Each of the four components (column, row, angle, logarithm of size) goes once through the same
-  evenly spaced values between -1 and 1. The one of the class does so in ascending or descending
-  order, each other one in a random order. Without their order in time, the frames of a clip are
-  thus a uniformly random matching of the values of the four components, whatever the class.
+  Each of the three components (column, row, logarithm of size) goes once through the same evenly
+  spaced values between -1 and 1. The one of the class does so in ascending or descending order,
+  each other one in a random order. Without their order in time, the frames of a clip are thus a
+  uniformly random matching of the values of the three components, whatever the class.
 
   Args:
     motion: a key of `MOTIONS`.
 
   Returns:
-    float64 `[NUM_FRAMES, 4]`, in units of the greatest distance from the middle.
+    float64 `[NUM_FRAMES, 3]`, in units of the greatest distance from the middle.
   """
   component, direction = MOTIONS[motion]
-  steps = (np.arange(NUM_FRAMES) + random.uniform(size=(4, 1))) / NUM_FRAMES * 2 - 1
+  steps = (np.arange(NUM_FRAMES) + random.uniform(size=(3, 1))) / NUM_FRAMES * 2 - 1
   values = random.permuted(steps, axis=1)
   values[component] = steps[component, ::direction]
   return values.T
@@ -103,14 +102,14 @@ def poses(motion: str, random: np.random.Generator) -> np.ndarray:
 def render(poses: np.ndarray, random: np.random.Generator) -> np.ndarray:
   """Draws a clip: uint8 RGB `[NUM_FRAMES, SIZE, SIZE, 3]`."""
   shape, opacity = _draw_shape(random)
-  middle = np.array([*random.uniform(0.42, 0.58, 2), random.uniform(-0.3, 0.3), 0.0])
-  scale = random.uniform(0.44, 0.5) * SIZE / _TEXTURE_SIZE
+  middle = np.array([*random.uniform(0.42, 0.58, 2), np.log(random.uniform(0.44, 0.5))])
   background = _texture(random, 2 * SIZE, SIZE // 6, (20, 50), channels=3)
   start, drift = random.uniform(0, SIZE / 2, 2), random.uniform(-1, 1, 2)
   frames = np.empty((len(poses), SIZE, SIZE, 3), np.uint8)
   for number, pose in enumerate(poses):
-    column, row, angle, size = middle + _AMPLITUDE * pose
-    place = _placement(column * SIZE, row * SIZE, angle, scale * np.exp(size))
+    column, row, log_size = middle + _AMPLITUDE * pose
+    angle, scale = random.uniform(-_WOBBLE, _WOBBLE), np.exp(log_size) * SIZE / _TEXTURE_SIZE
+    place = _placement(column * SIZE, row * SIZE, angle, scale)
     mask = cv2.warpAffine(opacity, place, (SIZE, SIZE))[..., None]
     image = cv2.warpAffine(shape, place, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
     corner = np.clip(start + drift * number, 0, SIZE - 1)
@@ -121,16 +120,15 @@ def render(poses: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _draw_shape(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """A textured shape of two colours, which show its angle: colours and opacity, square images."""
-  size, middle, radius = _TEXTURE_SIZE, _TEXTURE_SIZE / 2, _TEXTURE_SIZE * 0.42
-  sides = {"square": 4, "disc": 48, "hexagon": 6}[random.choice(_SHAPES)]
+  """A textured shape: colours `[size, size, 3]` and opacity `[size, size]`, float32."""
+  middle = _TEXTURE_SIZE / 2
+  sides = _SIDES[random.choice(list(_SIDES))]
   turns = (np.arange(sides) + 0.5) / sides * 2 * np.pi
-  corners = middle + radius * np.stack([np.cos(turns), np.sin(turns)], 1)
-  opacity = np.zeros((size, size), np.float32)
+  corners = middle * (1 + 0.84 * np.stack([np.cos(turns), np.sin(turns)], 1))
+  opacity = np.zeros((_TEXTURE_SIZE, _TEXTURE_SIZE), np.float32)
   cv2.fillPoly(opacity, [np.round(corners).astype(np.int32)], 1.0, cv2.LINE_AA)
-  colour = np.where(np.arange(size)[:, None, None] < middle, _FRONT, _BACK)
-  shade = _texture(random, size, 4, (0.75, 1.1), channels=1)
-  return (colour * shade).astype(np.float32), opacity
+  shade = _texture(random, _TEXTURE_SIZE, 4, (0.6, 1.1), channels=1)
+  return np.array(_COLOUR, np.float32) * shade, opacity
 
 
 def _texture(random, size: int, cells: int, levels: tuple[float, float], channels: int):

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 
 from vswin_jax.training.evaluation import Evaluation
 
+_SECONDARY = "#52606d"
 _INK, _FAINT, _ACCENT, _SECOND = "#1f2933", "#9aa5b1", "#2563eb", "#f59e0b"
 _STYLE = {
   "font.size": 9,
@@ -31,7 +32,7 @@ def write_report(
   path: str | pathlib.Path,
   *,
   title: str,
-  subtitle: str,
+  subtitle: tuple[str, str],
   evaluation: Evaluation,
   class_names: tuple[str, ...],
   metrics: list[dict],
@@ -40,7 +41,7 @@ def write_report(
 
   Args:
     title: the model and its data.
-    subtitle: how it was trained and evaluated, one line.
+    subtitle: how it was trained and evaluated, two lines.
     evaluation: of the finished model.
     metrics: lines of `metrics.jsonl`.
   """
@@ -48,7 +49,7 @@ def write_report(
     figure = plt.figure(figsize=(11, 8.5), layout="constrained", facecolor="white")
     header, body = figure.subfigures(2, 1, height_ratios=[1, 5])
     _draw_header(header, title, subtitle, evaluation)
-    left, right = body.subfigures(1, 2, width_ratios=[1, 1.25])
+    left, right = body.subfigures(1, 2, width_ratios=[1, 1.2])
     loss_axes, accuracy_axes, class_axes = left.subplots(3, 1)
     _draw_loss(loss_axes, metrics)
     _draw_accuracy(accuracy_axes, metrics)
@@ -59,11 +60,11 @@ def write_report(
 
 
 def _draw_header(figure, title, subtitle, evaluation) -> None:
-  figure.text(0.02, 0.80, title, fontsize=17, fontweight="bold", va="center")
-  figure.text(0.02, 0.52, subtitle, fontsize=9.5, color="#52606d", va="center")
+  figure.text(0.02, 0.76, title, fontsize=17, fontweight="bold", va="center")
   videos = int(evaluation.confusion.sum())
   failed = f", {len(evaluation.failed)} unreadable" if evaluation.failed else ""
-  figure.text(0.02, 0.26, f"{videos} videos{failed}", fontsize=9.5, color="#52606d", va="center")
+  for y, line in zip((0.48, 0.27, 0.06), [*subtitle, f"{videos} videos evaluated{failed}"]):
+    figure.text(0.02, y, line, fontsize=9.5, color=_SECONDARY, va="center")
   tiles = [
     ("top-1", evaluation.top1),
     ("top-5", evaluation.top5),
@@ -72,10 +73,10 @@ def _draw_header(figure, title, subtitle, evaluation) -> None:
   for place, (name, value) in enumerate(tiles):
     x = 0.66 + 0.125 * place
     figure.text(
-      x, 0.64, f"{100 * value:.1f}%", fontsize=22, fontweight="bold", color=_ACCENT, ha="center",
+      x, 0.6, f"{100 * value:.1f}%", fontsize=22, fontweight="bold", color=_ACCENT, ha="center",
       va="center",
     )  # fmt: skip
-    figure.text(x, 0.28, name, fontsize=10, color="#52606d", ha="center", va="center")
+    figure.text(x, 0.2, name, fontsize=10, color=_SECONDARY, ha="center", va="center")
 
 
 def _series(metrics: list[dict], name: str) -> tuple[list[int], list[float]]:
@@ -126,7 +127,7 @@ def _draw_classes(axes, evaluation, class_names) -> None:
 
 def _draw_confusion(figure, evaluation, class_names) -> None:
   axes = figure.subplots()
-  axes.set_title("Confusion: share of each class (row) predicted as (column)")
+  axes.set_title("Confusion: % of each class (row) predicted as (column)")
   total = np.maximum(evaluation.confusion.sum(1, keepdims=True), 1)
   share = evaluation.confusion / total
   axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
