@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -84,14 +85,14 @@ class Experiment:
 
 def run(
   config: config_dict.ConfigDict, *, workdir: str, mode: str, checkpoint: str | None = None
-) -> Evaluation:
+) -> Evaluation | None:
   """Runs `mode` "train" (train or resume, then evaluate) or "eval" in `workdir`.
 
   Args:
     checkpoint: for "eval", the workdir whose newest checkpoint is evaluated; None: `workdir`.
 
   Returns:
-    The evaluation of the final (or given) checkpoint.
+    The evaluation of the final (or given) checkpoint; None if training was asked to stop.
 
   Raises:
     one of `USER_ERRORS`.
@@ -101,9 +102,9 @@ def run(
   set_up_logging(folder / f"{mode}.log")
   experiment = _build(config, folder)
   if mode == "train":
+    checkpoint = None
     if _train(experiment) < experiment.num_steps:
       return None
-    checkpoint = None
   source = folder if checkpoint is None else pathlib.Path(checkpoint).expanduser().absolute()
   return _evaluate(experiment, source)
 
@@ -219,17 +220,18 @@ def _train(experiment: Experiment) -> int:
     )
 
     def validate(state: TrainState) -> dict[str, float]:
-      scores = {}
       versions = {"validation": state.params}
       if train.average_decay:
         versions["validation_average"] = state.average
-      for prefix, params in versions.items():
-        result = _evaluate_params(experiment, eval_step, params, experiment.validation)
-        logger.info(
-          "step %d  %s top-1 %.1f %%", int(state.step), prefix.replace("_", ", "), 100 * result.top1
-        )
-        scores |= {f"{prefix}/{name}": value for name, value in result.scalars().items()}
-      return scores
+      results = _evaluate_params(experiment, eval_step, versions, experiment.validation)
+      for name, result in results.items():
+        what = name.replace("_", ", ")
+        logger.info("step %d  %s top-1 %.1f %%", int(state.step), what, 100 * result.top1)
+      return {
+        f"{name}/{measure}": value
+        for name, result in results.items()
+        for measure, value in result.scalars().items()
+      }
 
     batches = pipeline.train_batches(
       experiment.train_records,
@@ -279,7 +281,7 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
     count_views(experiment.clip, experiment.test),
   )
   eval_step = jit_eval_step(make_eval_step(graph, mean=config.data.mean, std=config.data.std), mesh)
-  result = _evaluate_params(experiment, eval_step, params, experiment.test)
+  result = _evaluate_params(experiment, eval_step, {"test": params}, experiment.test)["test"]
   for record in result.failed:
     logger.warning("%s can't be decoded; not counted", experiment.eval_records.video_id(record))
   logger.info(
@@ -293,7 +295,9 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
   return result
 
 
-def _evaluate_params(experiment: Experiment, eval_step, params, views: Views) -> Evaluation:
+def _evaluate_params(
+  experiment: Experiment, eval_step: Callable, versions: dict[str, dict], views: Views
+) -> dict[str, Evaluation]:
   batches = pipeline.eval_batches(
     experiment.eval_records,
     experiment.clip,
@@ -304,8 +308,12 @@ def _evaluate_params(experiment: Experiment, eval_step, params, views: Views) ->
     host=jax.process_index(),
     num_hosts=jax.process_count(),
   )
+  num_classes = len(experiment.class_names)
   with contextlib.closing(batches):
-    return evaluate(eval_step, params, batches, len(experiment.class_names), experiment.mesh)
+    try:
+      return evaluate(eval_step, versions, batches, num_classes, experiment.mesh)
+    except ValueError as error:
+      raise DatasetError(str(error)) from error
 
 
 def _write_results(experiment: Experiment, result: Evaluation, step: int, source) -> None:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from vswin_jax.attention import window_attention
 from vswin_jax.attention.relative_position import table_rows
+from vswin_jax.attention.window import IMPLEMENTATIONS
 from vswin_jax.models.windows import (
   Size3D,
   from_windows,
@@ -84,11 +85,11 @@ class VideoSwinConfig:
           f"stage {stage} has {self.embed_dim * 2**stage} channels, not divisible by its "
           f"{heads} heads; change embed_dim or num_heads"
         )
-    if self.rematerialisation not in REMATERIALISATIONS:
-      raise ValueError(
-        f"unknown rematerialisation {self.rematerialisation!r}; choose one of "
-        f"{', '.join(REMATERIALISATIONS)}"
-      )
+    for name, known in (("rematerialisation", REMATERIALISATIONS), ("attention", IMPLEMENTATIONS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(sorted(known))}"
+        )
 
 
 def _layer_norm(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

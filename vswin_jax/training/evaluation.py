@@ -38,39 +38,57 @@ def jit_eval_step(step: Callable, mesh) -> Callable:
 
 
 def evaluate(
-  eval_step: Callable, params: dict, batches: Iterable[dict], num_classes: int, mesh
-) -> Evaluation:
-  """Runs a jitted evaluation step over batches from `data.pipeline.eval_batches`."""
+  eval_step: Callable,
+  versions: dict[str, dict],
+  batches: Iterable[dict],
+  num_classes: int,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, Evaluation]:
+  """Evaluates several versions of the parameters in one pass over the videos.
+
+  Args:
+    eval_step: from `jit_eval_step`.
+    versions: parameters by name, such as those trained and their moving average.
+    batches: from `data.pipeline.eval_batches`.
+
+  Returns:
+    The evaluation of each version, under its name.
+
+  Raises:
+    ValueError: no video could be decoded.
+  """
   sharding = batch_sharding(mesh)
   everywhere = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-  rows: dict[str, list] = {
-    "probabilities": [],
-    "label": [],
-    "record": [],
-    "weight": [],
-    "failed": [],
-  }
-  pending = None
+  facts: dict[str, list] = {}
+  probabilities: dict[str, list] = {}
+  pending: list[tuple[dict[str, list], dict]] = []
   for batch in batches:
     batch = put_batch(batch, sharding)
-    probabilities = eval_step(params, batch.pop("video"))
+    video = batch.pop("video")
+    outputs = {name: eval_step(params, video) for name, params in versions.items()}
     # Reading the batch before this one lets the device work while the host fetches.
-    _collect(rows, pending)
-    pending = {**everywhere(batch), "probabilities": probabilities}
-  _collect(rows, pending)
-  columns = {name: np.concatenate(parts) for name, parts in rows.items()}
-  failed = sorted(int(record) for record in columns.pop("failed") if record >= 0)
-  counted = columns.pop("weight") > 0
-  return summarize(
-    **{name: column[counted] for name, column in columns.items()},
-    num_classes=num_classes,
-    failed=failed,
-  )
+    _collect(pending)
+    pending = [(probabilities, outputs), (facts, everywhere(batch))]
+  _collect(pending)
+  columns = {name: np.concatenate(parts) for name, parts in facts.items()}
+  failed = sorted(int(record) for record in columns["failed"] if record >= 0)
+  counted = columns["weight"] > 0
+  return {
+    name: summarize(
+      np.concatenate(probabilities[name])[counted],
+      columns["label"][counted],
+      columns["record"][counted],
+      num_classes,
+      failed,
+    )
+    for name in versions
+  }
 
 
-def _collect(rows: dict[str, list], batch: dict | None) -> None:
-  for name, value in (batch or {}).items():
-    rows[name].append(np.asarray(value))
+def _collect(pending: list[tuple[dict[str, list], dict]]) -> None:
+  for columns, values in pending:
+    for name, value in values.items():
+      columns.setdefault(name, []).append(np.asarray(value))
 
 
 def summarize(

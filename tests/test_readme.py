@@ -1,0 +1,36 @@
+"""The README's facts come from the code."""
+
+import pathlib
+
+import jax
+from flax import nnx
+
+from vswin_jax.models import CATALOG, create_model
+from vswin_jax.models.parameters import split_model
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_table_of_models_is_the_catalog():
+  rows = [line for line in README.splitlines() if line.startswith("| `video_swin_")]
+  assert len(rows) == len(CATALOG)
+  for row, (name, config) in zip(rows, CATALOG.items()):
+    model = nnx.eval_shape(lambda name=name: create_model(name))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(split_model(model)[1]))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:5] == [
+      f"`{name}`",
+      str(config.embed_dim),
+      ", ".join(map(str, config.depths)),
+      ", ".join(map(str, config.num_heads)),
+      f"{parameters:,}",
+    ]
+
+
+def test_every_config_is_named():
+  for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"):
+    assert path.name in README or f"_{path.stem.split('_')[-1]}`" in README, path.name
+
+
+def test_pictures_exist():
+  assert (pathlib.Path(__file__).parents[1] / "docs" / "quickstart_report.png").exists()
