@@ -1,7 +1,8 @@
 """Speed of the implementations of window attention inside a block, side by side in one run.
 
-Prints, for forward and for forward with gradient, milliseconds and the ratio to the first
-implementation (medians over interleaved repetitions, so that a drifting machine hits all alike).
+Prints, for forward and for forward with gradient, milliseconds, the ratio to the first
+implementation (medians over interleaved repetitions, so that a drifting machine hits all alike) and
+the temporary memory of the compiled program.
 
   python benchmarks/block.py                 # stage 1 of Video Swin-T, one clip of 16 frames
   python benchmarks/block.py --dtype=bfloat16 --batch=8 --frames=32
@@ -45,8 +46,8 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--batch", type=int, default=1)
   parser.add_argument("--frames", type=int, default=16)
-  parser.add_argument("--dtype", default="float32")
-  parser.add_argument("--rematerialisation", default="none")
+  parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+  parser.add_argument("--rematerialisation", default="none", choices=["none", "attention"])
   parser.add_argument("--repetitions", type=int, default=7)
   arguments = parser.parse_args()
 

@@ -5,6 +5,5 @@ from vswin_jax.config import kinetics_swin_config
 
 def get_config():
   config = kinetics_swin_config("video_swin_s")
-  config.model.drop_path_rate = 0.1
   config.optimizer.weight_decay = 0.02
   return config

@@ -9,7 +9,7 @@ import pytest
 
 from vswin_jax.data.clips import ClipSpec, Views, check_views
 from vswin_jax.data.pipeline import LoaderOptions
-from vswin_jax.models import create_model
+from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import parameter_path, split_model
 from vswin_jax.training.optimizer import group_values, make_optimizer
 from vswin_jax.training.schedules import make_schedule
@@ -52,7 +52,8 @@ def test_kinetics_recipes_are_those_of_the_published_models(variant):
   rate, decay, drop_path = RECIPES[variant]
   assert config.init_from is None
   assert config.model.name == f"video_swin_{variant}"
-  assert config.model.drop_path_rate == drop_path
+  assert model_config(config.model.name).drop_path_rate == drop_path
+  assert config.model.drop_path_rate is None
   assert (config.schedule.learning_rate, config.optimizer.weight_decay) == (rate, decay)
   assert (config.train.batch_size, config.train.epochs) == (64, 30.0)
   assert (config.clip.num_frames, config.clip.frame_interval, config.clip.size) == (32, 2, 224)
@@ -61,6 +62,11 @@ def test_kinetics_recipes_are_those_of_the_published_models(variant):
   # The staircase of the published runs, from a tenth of the rate in 2.5 epochs.
   schedule = make_schedule(num_steps=3000, steps_per_epoch=100, **config.schedule)
   np.testing.assert_allclose(float(schedule(0)), 0.1 * rate, rtol=1e-6)
+  for step in (125, 249, 250):
+    regular = rate * 0.5 * (1 + np.cos(np.pi * (step // 100) / 30))
+    np.testing.assert_allclose(
+      float(schedule(step)), regular * min(0.1 + 0.9 * step / 250, 1), rtol=1e-5
+    )
   epoch_4 = rate * 0.5 * (1 + np.cos(np.pi * 4 / 30))
   np.testing.assert_allclose([float(schedule(s)) for s in (400, 499)], epoch_4, rtol=1e-5)
 

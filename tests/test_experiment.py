@@ -44,21 +44,20 @@ def command(data_dir, workdir, *options) -> list[str]:
   ]
 
 
-def environment(data_dir) -> dict[str, str]:
-  """One CPU device; programs compiled once for all runs of the session."""
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
-    "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
+def environment(data_dir, *, compile_anew=False) -> dict[str, str]:
+  """One CPU device; programs compiled once for all runs of the session, unless asked not to."""
+  variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  if not compile_anew:
+    variables["JAX_COMPILATION_CACHE_DIR"] = str(data_dir / "compiled")
+    variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  return variables
 
 
-def run(data_dir, workdir, *options) -> subprocess.CompletedProcess:
+def run(data_dir, workdir, *options, compile_anew=False) -> subprocess.CompletedProcess:
   return subprocess.run(
     command(data_dir, workdir, *options),
     cwd=ROOT,
-    env=environment(data_dir),
+    env=environment(data_dir, compile_anew=compile_anew),
     capture_output=True,
     text=True,
     timeout=300,
@@ -168,23 +167,32 @@ KILLS = [(0, 0.0, 1, 0), (4, 0.0, 2, 1), (8, 0.3, 1, 2), (16, 0.15, 0, 3)]
 def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(
   finished, tiny_data_dir, tmp_path, step, delay, workers, workers_after
 ):
+  # One of the cases compiles anew, to show that the compiler does the same again.
+  options = {"compile_anew": step == 8}
   process = subprocess.Popen(
     command(tiny_data_dir, tmp_path, f"--config.loader.num_workers={workers}"),
     cwd=ROOT,
-    env=environment(tiny_data_dir),
+    env=environment(tiny_data_dir, **options),
     stderr=subprocess.DEVNULL,
   )
+  deadline = time.monotonic() + 240
   awaited = tmp_path / "checkpoints" / str(step) if step else tmp_path / "metrics.jsonl"
   while not awaited.exists():
     assert process.poll() is None
+    assert time.monotonic() < deadline
     time.sleep(0.005)
   time.sleep(delay)
   process.kill()
   assert process.wait() == -signal.SIGKILL
   assert not (tmp_path / "evaluation.json").exists()
-  result = run(tiny_data_dir, tmp_path, f"--config.loader.num_workers={workers_after}")
+  folder = tmp_path / "checkpoints"
+  names = [path.name for path in folder.iterdir()] if folder.exists() else []
+  complete = max((int(name) for name in names if name.isdigit()), default=0)
+  assert step <= complete < 24
+  result = run(tiny_data_dir, tmp_path, f"--config.loader.num_workers={workers_after}", **options)
   assert result.returncode == 0, result.stderr
-  assert (f"resuming from step {step}" if step else "from random weights") in result.stderr
+  start = f"resuming from step {complete} of 24" if complete else "from random weights"
+  assert start in result.stderr
   assert_same_run(tmp_path, finished[0])
 
 
@@ -225,12 +233,38 @@ def test_a_request_to_stop_loses_nothing(finished, tiny_data_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="lists child processes by /proc")
+def test_workers_end_with_a_killed_parent(tiny_data_dir, tmp_path):
+  process = subprocess.Popen(
+    command(
+      tiny_data_dir, tmp_path, "--config.loader.num_workers=2", "--config.train.epochs=400.0"
+    ),
+    cwd=ROOT,
+    env=environment(tiny_data_dir),
+    stderr=subprocess.DEVNULL,
+  )
+  started = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+  deadline = time.monotonic() + 120
+  while not (tmp_path / "metrics.jsonl").exists() or len(started.read_text().split()) < 3:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  children = started.read_text().split()
+  process.kill()
+  process.wait()
+  deadline = time.monotonic() + 60
+  while any(pathlib.Path(f"/proc/{child}").exists() for child in children):
+    assert time.monotonic() < deadline, "workers outlive their parent"
+    time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_weights_of_another_run_start_a_new_one(finished, tiny_data_dir, tmp_path):
   result = run(
     tiny_data_dir, tmp_path, f"--config.init_from={finished[0]}", "--config.train.epochs=0.2"
   )
   assert result.returncode == 0, result.stderr
   assert f"weights from step 24 of {finished[0]}" in result.stderr
+  assert "starts at random" not in result.stderr
   other = run(
     tiny_data_dir,
     tmp_path / "b",
@@ -267,6 +301,12 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
     (["--config.model.attention=xlaa"], "unknown attention 'xlaa'"),
     (["--config.clip.frame_order=shuffle"], "frame_order must be one of"),
     (["--config.train.batch_size=0"], "train.batch_size is 0"),
+    (["--config.train.log_every=0"], "train.log_every must be at least 1, got 0"),
+    (["--config.train.epochs=nan"], "train.epochs must be a positive number"),
+    (["--workdir=gs://bucket/run"], "is not a folder of this machine"),
+    (["stray"], "unexpected argument 'stray'"),
+    (["--checkpoint=elsewhere"], "--checkpoint goes with --mode=eval"),
+    (["--config=configs/quickstrat.py"], "quickstrat.py"),
     (["--config.data.name=kinetics400"], "no data set 'kinetics400' under"),
     (["--config.init_from=None"], "starts from pretrained weights"),
     (

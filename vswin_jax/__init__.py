@@ -4,7 +4,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-# Public name -> module. Imported on first use: workers that only decode video never load JAX.
+# Public name -> module, imported on first use: processes that only decode video load no models.
 _PUBLIC = {
   "create_model": "vswin_jax.models",
   "CATALOG": "vswin_jax.models",

@@ -4,29 +4,30 @@ The only module besides `main` that knows configs; everything it calls takes pla
 """
 
 import contextlib
-import csv
 import dataclasses
-import json
+import math
 import pathlib
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import nnx
 from ml_collections import config_dict
 
+from vswin_jax import run_files
 from vswin_jax.data import generated, pipeline
-from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views
+from vswin_jax.data.clips import ClipSpec, Views, check_at_least, check_views, count_views
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import split_model
 from vswin_jax.training import checkpointing, loop, sharding
-from vswin_jax.training.evaluation import Evaluation, evaluate, jit_eval_step
-from vswin_jax.training.metrics import MetricsWriter, read_metrics
+from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate, jit_eval_step
+from vswin_jax.training.metrics import MetricsWriter
 from vswin_jax.training.optimizer import make_optimizer
 from vswin_jax.training.progress import logger, set_up_logging
-from vswin_jax.training.report import write_report
 from vswin_jax.training.schedules import make_schedule
 from vswin_jax.training.step import TrainState, create_state, make_eval_step, make_train_step
 
@@ -38,13 +39,11 @@ class ConfigError(ValueError):
 USER_ERRORS = (
   ConfigError,
   DatasetError,
+  EvaluationError,
   VideoError,
   checkpointing.CheckpointError,
   loop.TrainingError,
 )
-
-# Changing these between two runs in one workdir changes no result.
-_FREE_TO_CHANGE = ("loader", "data.dir", "eval_batch_size", "train.keep", "init_from", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +61,10 @@ class Experiment:
   eval_records: VideoRecords
   model_options: dict
   num_steps: int
+  schedule: optax.Schedule
+  graph: nnx.GraphDef
+  param_shapes: dict
+  optimizer: optax.GradientTransformation
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -71,15 +74,24 @@ class Experiment:
   def facts(self) -> dict:
     """What a checkpoint says about its weights."""
     data = self.config.data
+    clip = dataclasses.asdict(self.clip)
+    preprocessing = {
+      name: clip[name] for name in ("num_frames", "frame_interval", "sampling", "size")
+    }
     return {
-      "model": {"name": self.config.model.name, **self.model_options},
+      "model": {"name": self.config.model.name, **_as_json(self.model_options)},
       "preprocessing": {
         "mean": list(data.mean),
         "std": list(data.std),
-        **dataclasses.asdict(self.clip),
+        **preprocessing,
         "views": dataclasses.asdict(self.test),
       },
       "labels": list(self.class_names),
+      "training": {
+        "data": data.name,
+        "videos": len(self.train_records),
+        "batch_size": self.config.train.batch_size,
+      },
     }
 
 
@@ -95,48 +107,54 @@ def run(
     The evaluation of the final (or given) checkpoint; None if training was asked to stop.
 
   Raises:
-    one of `USER_ERRORS`.
+    one of `USER_ERRORS`, or OSError.
   """
   folder = pathlib.Path(workdir).expanduser().absolute()
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")
   experiment = _build(config, folder)
-  if mode == "train":
-    checkpoint = None
-    if _train(experiment) < experiment.num_steps:
-      return None
+  if mode == "train" and _train(experiment) < experiment.num_steps:
+    return None
   source = folder if checkpoint is None else pathlib.Path(checkpoint).expanduser().absolute()
   return _evaluate(experiment, source)
 
 
 def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
-  """Turns a config into objects; whatever does not fit becomes a `ConfigError`."""
-  try:
+  """Turns a config into objects; values that do not fit become a `ConfigError`."""
+  train = config.train
+  with _config_errors():
     clip = ClipSpec(**config.clip)
     validation, test = Views(**config.validation), Views(**config.test)
     for views in (validation, test):
       check_views(clip, views)
     loader = pipeline.LoaderOptions(**config.loader)
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    train = config.train
+    _check_train_values(config)
     sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.accumulate)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     options = {name: value for name, value in config.model.items() if value is not None}
     name = options.pop("name")
     model_config(name, **options)
-  except (TypeError, ValueError) as error:
-    raise ConfigError(str(error)) from error
 
-  data = config.data
-  generated.ensure(data.name, data.dir)
-  train_records = open_records(data.name, data.dir, data.train_split)
-  eval_records = open_records(data.name, data.dir, data.eval_split)
-  num_steps = round(train.epochs * len(train_records) / train.batch_size)
-  if num_steps < 1:
-    raise ConfigError(
-      f"{train.epochs} epochs of {len(train_records)} videos are less than one step of "
-      f"{train.batch_size} clips; raise train.epochs or lower train.batch_size"
+  generated.ensure(config.data.name, config.data.dir)
+  train_records = open_records(config.data.name, config.data.dir, config.data.train_split)
+  eval_records = open_records(config.data.name, config.data.dir, config.data.eval_split)
+  options["num_classes"] = len(train_records.class_names)
+  steps_per_epoch = len(train_records) / train.batch_size
+  with _config_errors():
+    num_steps = round(train.epochs * steps_per_epoch)
+    if num_steps < 1:
+      raise ValueError(
+        f"{train.epochs} epochs of {len(train_records)} videos are less than one step of "
+        f"{train.batch_size} clips; raise train.epochs or lower train.batch_size"
+      )
+    schedule = make_schedule(
+      num_steps=num_steps, steps_per_epoch=steps_per_epoch, **config.schedule
     )
+    graph, param_shapes = split_model(
+      nnx.eval_shape(lambda: create_model(name, seed=config.seed, **options))
+    )
+    optimizer = make_optimizer(param_shapes, schedule, **config.optimizer)
   return Experiment(
     config=config,
     workdir=workdir,
@@ -147,91 +165,60 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
     loader=loader,
     train_records=train_records,
     eval_records=eval_records,
-    model_options={"num_classes": len(train_records.class_names), **options},
+    model_options=options,
     num_steps=num_steps,
+    schedule=schedule,
+    graph=graph,
+    param_shapes=param_shapes,
+    optimizer=optimizer,
   )
+
+
+@contextlib.contextmanager
+def _config_errors():
+  try:
+    yield
+  except (TypeError, ValueError) as error:
+    raise ConfigError(str(error)) from error
+
+
+def _check_train_values(config: config_dict.ConfigDict) -> None:
+  train, data = config.train, config.data
+  names = ("accumulate", "log_every", "eval_every", "save_every", "keep")
+  check_at_least(1, **{f"train.{name}": train[name] for name in names})
+  check_at_least(0, seed=config.seed)
+  if not (math.isfinite(train.epochs) and train.epochs > 0):
+    raise ValueError(f"train.epochs must be a positive number, got {train.epochs}")
+  for name in ("label_smoothing", "average_decay"):
+    if not 0 <= train[name] < 1:
+      raise ValueError(f"train.{name} must be at least 0 and below 1, got {train[name]}")
+  for name in ("mean", "std"):
+    if len(data[name]) != 3:
+      raise ValueError(f"data.{name} must be three numbers (red, green, blue), got {data[name]}")
 
 
 def _train(experiment: Experiment) -> int:
   """Trains or resumes until the end or until asked to stop; returns the step reached."""
   config, mesh, train = experiment.config, experiment.mesh, experiment.config.train
-  num_records = len(experiment.train_records)
-  try:
-    schedule = make_schedule(
-      num_steps=experiment.num_steps,
-      steps_per_epoch=num_records / train.batch_size,
-      **config.schedule,
-    )
-    graph, shapes = _model_shapes(experiment)
-    optimizer = make_optimizer(shapes, schedule, **config.optimizer)
-  except (TypeError, ValueError) as error:
-    raise ConfigError(str(error)) from error
-
-  def initial_state() -> TrainState:
-    _, params = split_model(_create_model(experiment))
-    return create_state(params, optimizer, with_average=train.average_decay > 0)
-
-  state_shapes = jax.eval_shape(initial_state)
-  shardings = sharding.state_shardings(mesh, state_shapes)
-  state_shapes = _with_shardings(state_shapes, shardings)
-
-  with checkpointing.open_checkpoints(experiment.workdir / "checkpoints", keep=train.keep) as saved:
+  directory = experiment.workdir / "checkpoints"
+  with checkpointing.open_checkpoints(directory, keep=train.keep) as saved:
     start_step = checkpointing.latest_step(saved)
+    if start_step is not None and start_step >= experiment.num_steps:
+      logger.info("training is complete at step %d of %s", start_step, directory)
+      return start_step
+    create, shardings = _state_creator(experiment)
     if start_step is None:
-      start_step = 0
-      _require_start(config)
-      state = jax.jit(initial_state, out_shardings=shardings)()
-      if config.init_from != "random":
-        state = _start_from(config.init_from, state)
-      _write_config(experiment)
-      logger.info(
-        "training %s from %s: %d steps of %d clips on %d device(s)",
-        config.model.name,
-        "random weights" if config.init_from == "random" else config.init_from,
-        experiment.num_steps,
-        train.batch_size,
-        mesh.size,
-      )
+      start_step, state = 0, _new_state(experiment, create, shardings)
     else:
-      _warn_of_changes(experiment)
-      if start_step >= experiment.num_steps:
-        logger.info("training is complete at step %d of %s", start_step, saved.directory)
-        return start_step
-      state = checkpointing.restore(saved, state_shapes)
-      logger.info(
-        "resuming from step %d of %d, %s", start_step, experiment.num_steps, saved.directory
-      )
+      shapes = _with_shardings(jax.eval_shape(create), shardings)
+      state, facts = checkpointing.restore(saved, shapes)
+      _check_facts(experiment, facts, directory, resuming=True)
+      run_files.warn_of_changes(experiment.workdir, config)
+      logger.info("resuming from step %d of %d, %s", start_step, experiment.num_steps, directory)
 
-    step = make_train_step(
-      graph,
-      optimizer,
-      schedule,
-      seed=config.seed,
-      mean=config.data.mean,
-      std=config.data.std,
-      label_smoothing=train.label_smoothing,
-      accumulate=train.accumulate,
-      average_decay=train.average_decay,
-      log_every=train.log_every,
-    )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    eval_step = jit_eval_step(
-      make_eval_step(graph, mean=config.data.mean, std=config.data.std), mesh
-    )
-
-    def validate(state: TrainState) -> dict[str, float]:
-      versions = {"validation": state.params}
-      if train.average_decay:
-        versions["validation_average"] = state.average
-      results = _evaluate_params(experiment, eval_step, versions, experiment.validation)
-      for name, result in results.items():
-        what = name.replace("_", ", ")
-        logger.info("step %d  %s top-1 %.1f %%", int(state.step), what, 100 * result.top1)
-      return {
-        f"{name}/{measure}": value
-        for name, result in results.items()
-        for measure, value in result.scalars().items()
-      }
+    def last_saved() -> str:
+      step = checkpointing.latest_step(saved)
+      return "nothing was saved yet" if step is None else f"step {step} in {directory} is kept"
 
     batches = pipeline.train_batches(
       experiment.train_records,
@@ -244,46 +231,164 @@ def _train(experiment: Experiment) -> int:
       host=jax.process_index(),
       num_hosts=jax.process_count(),
     )
-    with contextlib.closing(MetricsWriter(experiment.workdir, start_step)) as writer:
-      with contextlib.closing(batches):
-        state = loop.train(
-          state,
-          step,
-          batches,
-          start_step=start_step,
-          num_steps=experiment.num_steps,
-          batch_size=train.batch_size,
-          sharding=sharding.batch_sharding(mesh),
-          writer=writer,
-          evaluate=validate,
-          save=partial(checkpointing.save, saved, facts=experiment.facts),
-          describe_failed=experiment.train_records.video_id,
-          max_failed_clips=lambda seen: config.data.max_failed_share * max(seen, num_records),
-          log_every=train.log_every,
-          eval_every=train.eval_every,
-          save_every=train.save_every,
-        )
+    writer = MetricsWriter(experiment.workdir, start_step)
+    num_records = len(experiment.train_records)
+    with contextlib.closing(writer), contextlib.closing(batches):
+      state = loop.train(
+        state,
+        _jitted_train_step(experiment, shardings),
+        batches,
+        start_step=start_step,
+        num_steps=experiment.num_steps,
+        batch_size=train.batch_size,
+        sharding=sharding.batch_sharding(mesh),
+        writer=writer,
+        evaluate=partial(_validate, experiment, _jitted_eval_step(experiment)),
+        save=partial(checkpointing.save, saved, facts=experiment.facts),
+        last_saved=last_saved,
+        describe_failed=experiment.train_records.video_id,
+        max_failed_clips=lambda seen: config.data.max_failed_share * max(seen, num_records),
+        log_every=train.log_every,
+        eval_every=train.eval_every,
+        save_every=train.save_every,
+      )
     return int(state.step)
 
 
+def _state_creator(experiment: Experiment) -> tuple[Callable[[], TrainState], TrainState]:
+  """A function that makes the random first state, and where its arrays go."""
+  config = experiment.config
+
+  def create() -> TrainState:
+    model = create_model(config.model.name, seed=config.seed, **experiment.model_options)
+    _, params = split_model(model)
+    return create_state(params, experiment.optimizer, with_average=config.train.average_decay > 0)
+
+  return create, sharding.state_shardings(experiment.mesh, jax.eval_shape(create))
+
+
+def _new_state(experiment: Experiment, create: Callable, shardings: TrainState) -> TrainState:
+  """The state before the first step: random, or with the weights of another run."""
+  config = experiment.config
+  if config.init_from is None:
+    raise ConfigError(
+      "this recipe starts from pretrained weights: give --config.init_from=WORKDIR of a run, or "
+      "--config.init_from=random to train from random weights (far lower accuracy)"
+    )
+  state = jax.jit(create, out_shardings=shardings)()
+  if config.init_from != "random":
+    state = _with_weights_of(config.init_from, state)
+  run_files.write_config(experiment.workdir, config)
+  logger.info(
+    "training %s from %s: %d steps of %d clips on %d device(s)",
+    config.model.name,
+    "random weights" if config.init_from == "random" else config.init_from,
+    experiment.num_steps,
+    config.train.batch_size,
+    experiment.mesh.size,
+  )
+  return state
+
+
+def _with_weights_of(source: str, state: TrainState) -> TrainState:
+  """Replaces the parameters by those of another run; a head of another size stays random."""
+  directory = pathlib.Path(source).expanduser().absolute() / "checkpoints"
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state.params
+  )
+  step, loaded, _ = checkpointing.restore_params(directory, shapes, replaceable="head.")
+  params = jax.tree.map(
+    lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
+  )
+  logger.info("weights from step %d of %s", step, directory)
+  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(loaded)):
+    logger.info("its head has another number of classes; ours starts at random")
+  average = jax.tree.map(jnp.copy, params) if state.average else {}
+  return state.replace(params=params, average=average)
+
+
+def _check_facts(
+  experiment: Experiment, facts: dict, directory: pathlib.Path, *, resuming: bool
+) -> None:
+  """Compares what a checkpoint says about its weights with the config and the data set."""
+  now = experiment.facts
+  if facts.get("labels") != now["labels"]:
+    raise checkpointing.CheckpointError(
+      f"the classes of {directory} are not those of the data set {experiment.config.data.name}, or "
+      "stand in another order; use the data set it was trained on, or start a new run with "
+      "--config.init_from"
+    )
+  for name, value in now["preprocessing"].items():
+    before = facts.get("preprocessing", {}).get(name)
+    if name != "views" and before != value:
+      logger.warning("the weights were trained with %s %s, now it is %s", name, before, value)
+  videos = facts.get("training", {}).get("videos")
+  if resuming and videos != now["training"]["videos"]:
+    raise checkpointing.CheckpointError(
+      f"{directory} was trained on {videos} videos, the training split now has "
+      f"{now['training']['videos']}: the order of the data would change. Restore the data set, or "
+      "start a new run with --config.init_from"
+    )
+
+
+def _jitted_train_step(experiment: Experiment, shardings: TrainState) -> Callable:
+  config, train = experiment.config, experiment.config.train
+  step = make_train_step(
+    experiment.graph,
+    experiment.optimizer,
+    experiment.schedule,
+    seed=config.seed,
+    mean=config.data.mean,
+    std=config.data.std,
+    label_smoothing=train.label_smoothing,
+    accumulate=train.accumulate,
+    average_decay=train.average_decay,
+    log_every=train.log_every,
+  )
+  everywhere = sharding.replicated(experiment.mesh)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+
+
+def _jitted_eval_step(experiment: Experiment) -> Callable:
+  data = experiment.config.data
+  step = make_eval_step(experiment.graph, mean=data.mean, std=data.std)
+  return jit_eval_step(step, experiment.mesh)
+
+
+def _validate(experiment: Experiment, eval_step: Callable, state: TrainState) -> dict[str, float]:
+  """Scores of the parameters and, if there is one, of their average."""
+  versions = {"validation": state.params}
+  if state.average:
+    versions["validation_average"] = state.average
+  scores = {}
+  for name, result in _evaluate_versions(
+    experiment, eval_step, versions, experiment.validation
+  ).items():
+    what = name.replace("_", ", ")
+    logger.info("step %d  %s top-1 %.1f %%", int(state.step), what, 100 * result.top1)
+    scores |= {f"{name}/{measure}": value for measure, value in result.scalars().items()}
+  return scores
+
+
 def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
-  """Multi-view evaluation of the newest checkpoint of `source`; writes the report."""
-  config, mesh = experiment.config, experiment.mesh
-  graph, shapes = _model_shapes(experiment)
-  shapes = _with_shardings(shapes, sharding.state_shardings(mesh, shapes))
+  """Multi-view evaluation of the newest checkpoint of `source`; writes the results."""
+  clip, test = experiment.clip, experiment.test
+  shardings = sharding.state_shardings(experiment.mesh, experiment.param_shapes)
   directory = source / "checkpoints"
-  step, params = checkpointing.restore_params(directory, shapes)
+  step, params, facts = checkpointing.restore_params(
+    directory, _with_shardings(experiment.param_shapes, shardings)
+  )
+  _check_facts(experiment, facts, directory, resuming=False)
+  views = count_views(clip, test)
   logger.info(
     "evaluating step %d of %s: %d videos, %d views each",
     step,
     directory,
     len(experiment.eval_records),
-    count_views(experiment.clip, experiment.test),
+    views,
   )
-  eval_step = jit_eval_step(make_eval_step(graph, mean=config.data.mean, std=config.data.std), mesh)
-  result = _evaluate_params(experiment, eval_step, {"test": params}, experiment.test)["test"]
-  for record in result.failed:
-    logger.warning("%s can't be decoded; not counted", experiment.eval_records.video_id(record))
+  eval_step = _jitted_eval_step(experiment)
+  result = _evaluate_versions(experiment, eval_step, {"test": params}, test)["test"]
   logger.info(
     "top-1 %.2f %%  top-5 %.2f %%  mean class %.2f %%",
     100 * result.top1,
@@ -291,15 +396,31 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
     100 * result.mean_class,
   )
   if jax.process_index() == 0:
-    _write_results(experiment, result, step, source)
+    batch_size = facts.get("training", {}).get("batch_size")
+    run_files.write_results(
+      experiment.workdir,
+      result,
+      title=f"{experiment.config.model.name} on {experiment.config.data.name}",
+      subtitle=(
+        f"{step} steps of {batch_size} clips, each {clip.num_frames} frames of {clip.size} x "
+        f"{clip.size}, {clip.frame_order}",
+        f"{views} view(s) of each video: {test.num_clips} clip(s), {test.crops} crop(s)",
+      ),
+      facts={"step": step, "views": views},
+      class_names=experiment.class_names,
+      video_ids=[experiment.eval_records.video_id(row[0]) for row in result.predictions],
+      metrics=source / "metrics.jsonl",
+    )
   return result
 
 
-def _evaluate_params(
+def _evaluate_versions(
   experiment: Experiment, eval_step: Callable, versions: dict[str, dict], views: Views
 ) -> dict[str, Evaluation]:
+  """Evaluates versions of the parameters over the evaluation split; names unreadable videos."""
+  records = experiment.eval_records
   batches = pipeline.eval_batches(
-    experiment.eval_records,
+    records,
     experiment.clip,
     views,
     batch_size=experiment.config.eval_batch_size,
@@ -308,61 +429,11 @@ def _evaluate_params(
     host=jax.process_index(),
     num_hosts=jax.process_count(),
   )
-  num_classes = len(experiment.class_names)
   with contextlib.closing(batches):
-    try:
-      return evaluate(eval_step, versions, batches, num_classes, experiment.mesh)
-    except ValueError as error:
-      raise DatasetError(str(error)) from error
-
-
-def _write_results(experiment: Experiment, result: Evaluation, step: int, source) -> None:
-  config, workdir = experiment.config, experiment.workdir
-  views = {"step": step, "views": count_views(experiment.clip, experiment.test)}
-  (workdir / "evaluation.json").write_text(
-    json.dumps(views | result.scalars() | {"unreadable": len(result.failed)}, indent=2) + "\n"
-  )
-  names = experiment.class_names
-  with (workdir / "predictions.csv").open("w", newline="") as file:
-    table = csv.writer(file)
-    table.writerow(["id", "label", "prediction", "probability"])
-    for record, label, prediction, probability in result.predictions:
-      video = experiment.eval_records.video_id(record)
-      table.writerow([video, names[label], names[prediction], f"{probability:.6f}"])
-  test = experiment.test
-  write_report(
-    workdir / "report.png",
-    title=f"{config.model.name} on {config.data.name}",
-    subtitle=(
-      f"{step} steps of {config.train.batch_size} clips, each {experiment.clip.num_frames} frames "
-      f"of {experiment.clip.size} x {experiment.clip.size}, {experiment.clip.frame_order}",
-      f"{count_views(experiment.clip, test)} view(s) of each video: {test.num_clips} clip(s), "
-      f"{test.crops} crop(s)",
-    ),
-    evaluation=result,
-    class_names=names,
-    metrics=read_metrics(source / "metrics.jsonl"),
-  )
-  logger.info("report: %s", workdir / "report.png")
-
-
-def _create_model(experiment: Experiment):
-  return create_model(
-    experiment.config.model.name, seed=experiment.config.seed, **experiment.model_options
-  )
-
-
-def _model_shapes(experiment: Experiment):
-  """Graph of the model and the shapes of its parameters, without computing any."""
-  graph = None
-
-  def params():
-    nonlocal graph
-    graph, values = split_model(_create_model(experiment))
-    return values
-
-  shapes = jax.eval_shape(params)
-  return graph, shapes
+    results = evaluate(eval_step, versions, batches, len(experiment.class_names), experiment.mesh)
+  for record in next(iter(results.values())).failed:
+    logger.warning("%s can't be decoded; not counted", records.video_id(record))
+  return results
 
 
 def _with_shardings(shapes, shardings):
@@ -373,59 +444,7 @@ def _with_shardings(shapes, shardings):
   )
 
 
-def _require_start(config: config_dict.ConfigDict) -> None:
-  if config.init_from is None:
-    raise ConfigError(
-      "this recipe starts from pretrained weights: give --config.init_from=WORKDIR of a run, or "
-      "--config.init_from=random to train from random weights (far lower accuracy)"
-    )
-
-
-def _start_from(source: str, state: TrainState) -> TrainState:
-  """Replaces the parameters by those of another run; a head of another size stays random."""
-  directory = pathlib.Path(source).expanduser().absolute() / "checkpoints"
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state.params
-  )
-  step, params = checkpointing.restore_params(directory, shapes, replaceable="head.")
-  missing = jax.tree.map(lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct), params)
-  params = jax.tree.map(lambda new, old, gone: old if gone else new, params, state.params, missing)
-  if any(jax.tree.leaves(missing)):
-    logger.info("the head of %s has another number of classes; it starts anew", directory)
-  logger.info("weights from step %d of %s", step, directory)
-  average = jax.tree.map(jnp.copy, params) if state.average else {}
-  return state.replace(params=params, average=average)
-
-
-def _write_config(experiment: Experiment) -> None:
-  path = experiment.workdir / "config.json"
-  path.write_text(experiment.config.to_json_best_effort(indent=2) + "\n")
-
-
-def _warn_of_changes(experiment: Experiment) -> None:
-  """Says which values differ from those the run was started with."""
-  path = experiment.workdir / "config.json"
-  if not path.exists():
-    return
-  before = _leaves(json.loads(path.read_text()))
-  now = _leaves(json.loads(experiment.config.to_json_best_effort()))
-  for key in sorted(before.keys() | now.keys()):
-    free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
-    if before.get(key) != now.get(key) and not free:
-      logger.warning(
-        "config.%s was %s when this run was started and is %s now: the result will differ from "
-        "an uninterrupted run",
-        key,
-        before.get(key),
-        now.get(key),
-      )
-
-
-def _leaves(tree: dict, prefix: str = "") -> dict:
-  leaves = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      leaves |= _leaves(value, f"{prefix}{key}.")
-    else:
-      leaves[prefix + key] = value
-  return leaves
+def _as_json(options: dict) -> dict:
+  return {
+    name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
+  }

@@ -17,21 +17,32 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 
 
-def main(_) -> None:
+def main(arguments: list[str]) -> None:
+  if arguments[1:]:
+    sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
+  if _CHECKPOINT.value and _MODE.value != "eval":
+    sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
+  if "://" in _WORKDIR.value:
+    sys.exit(f"error: --workdir={_WORKDIR.value} is not a folder of this machine")
+
   from vswin_jax import experiment
 
   try:
     experiment.run(
       _CONFIG.value, workdir=_WORKDIR.value, mode=_MODE.value, checkpoint=_CHECKPOINT.value
     )
-  except experiment.USER_ERRORS as error:
+  except (*experiment.USER_ERRORS, OSError) as error:
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("error: interrupted; the same command resumes from the last checkpoint")
 
 
 def _one_line_flag_errors(arguments: list[str]) -> list[str]:
   """Parses flags; a config key or value that does not exist ends the program with one line."""
   try:
     return app.parse_flags_with_usage(arguments)
+  except OSError as error:
+    sys.exit(f"error: {error}")
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     sys.exit(f"error: config key {' '.join(str(error.args[0]).split())}")
 

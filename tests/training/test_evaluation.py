@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vswin_jax.training.evaluation import summarize
+from vswin_jax.training.evaluation import EvaluationError, summarize
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
 
 
@@ -13,7 +13,15 @@ def test_accuracies_follow_their_definitions():
   random = np.random.default_rng(0)
   probabilities = random.dirichlet(np.ones(7), 200).astype(np.float32)
   label = random.integers(0, 6, 200)  # class 6 never occurs
-  result = summarize(probabilities, label, np.arange(200), 7, failed=[3])
+  # Two rows more that must not count: padding, and a video that could not be decoded.
+  result = summarize(
+    probabilities=np.concatenate([probabilities, np.eye(7)[[6, 6]]]),
+    label=np.concatenate([label, [6, 0]]),
+    record=np.arange(202),
+    failed=np.array([-1] * 201 + [201]),
+    weight=np.array([1.0] * 200 + [0.0, 0.0]),
+    num_classes=7,
+  )
   ranks = (probabilities > probabilities[np.arange(200), label][:, None]).sum(1)
   assert result.top1 == pytest.approx((ranks == 0).mean())
   assert result.top5 == pytest.approx((ranks < 5).mean())
@@ -25,12 +33,19 @@ def test_accuracies_follow_their_definitions():
       count = ((label == want) & (probabilities.argmax(1) == got)).sum()
       assert result.confusion[want, got] == count
   assert [row[0] for row in result.predictions] == list(range(200))
-  assert result.failed == [3]
+  assert result.failed == [201]
 
 
 def test_nothing_to_evaluate_is_an_error():
-  with pytest.raises(ValueError, match="no video"):
-    summarize(np.zeros((0, 3)), np.zeros(0, int), np.zeros(0, int), 3, failed=[0])
+  with pytest.raises(EvaluationError, match="no video of the evaluation split"):
+    summarize(
+      probabilities=np.ones((2, 3)),
+      label=np.zeros(2, int),
+      record=np.arange(2),
+      failed=np.array([0, -1]),
+      weight=np.zeros(2),
+      num_classes=3,
+    )
 
 
 def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):

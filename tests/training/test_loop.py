@@ -63,6 +63,7 @@ def run(tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, **opti
       evaluate=evaluate,
       describe_failed=lambda record: f"video {record}",
       **{
+        "last_saved": lambda: "step 3 is kept",
         "save": lambda state: calls.append(("save", int(state))),
         "num_steps": 10,
         "max_failed_clips": lambda seen: 0.5 * seen,
@@ -104,7 +105,7 @@ def test_starting_later_fetches_only_the_rest(tmp_path):
 @pytest.mark.parametrize("at", [4, 6, 10])
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, at, bad):
   saved = []
-  with pytest.raises(TrainingError, match=f"not finite at step {at} "):
+  with pytest.raises(TrainingError, match=rf"not finite at step {at} .*; step 3 is kept"):
     run(
       tmp_path,
       loss=lambda step: jnp.where(step >= at, bad, 1.0),
@@ -115,11 +116,29 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, at, bad):
   assert all(line["step"] < at for line in read_metrics(tmp_path / "metrics.jsonl"))
 
 
-def test_too_many_failed_clips_stop_the_run(tmp_path, caplog):
+def test_failed_clips_are_named_and_too_many_stop_the_run(tmp_path, monkeypatch):
+  named = []
+  monkeypatch.setattr(
+    "vswin_jax.training.loop.logger.warning", lambda *message: named.append(message)
+  )
   with pytest.raises(
     TrainingError, match=r"1 clips could not be decoded by step 5, more than the 0"
   ):
     run(tmp_path, batches=Batches(failed=[5]), max_failed_clips=lambda seen: 0.01 * seen)
+  assert [message[0] % message[1:] for message in named] == [
+    "clip of video 4 can't be decoded; replaced"
+  ]
+
+
+def test_a_dead_data_worker_is_explained(tmp_path):
+  class Dead(Batches):
+    def __next__(self):
+      if self.fetched == 4:
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9")
+      return super().__next__()
+
+  with pytest.raises(TrainingError, match=r"a data worker died before step 5.*num_workers"):
+    run(tmp_path, batches=Dead())
 
 
 def test_a_request_to_stop_saves_and_ends(tmp_path):

@@ -1,5 +1,6 @@
 """The training step: the same on any number of devices, in parts, and traced once."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,9 +140,7 @@ def test_logged_means_start_anew_after_each_logged_step(single):
 def test_average_is_kept_and_differs_from_the_parameters():
   _, state, _ = run(average_decay=0.9)
   _, plain, _ = run()
-  expected = jax.tree.leaves(plain.params)
-  for leaf, reference in zip(jax.tree.leaves(state.params), expected):
-    np.testing.assert_array_equal(leaf, reference)
+  chex.assert_trees_all_equal(state.params, plain.params)
   distance = optax.tree.norm(jax.tree.map(jnp.subtract, state.average, state.params))
   assert float(distance) > 1e-4
 
@@ -160,12 +159,14 @@ def test_views_are_averaged_as_probabilities(devices):
   mesh = sharding.make_mesh(1, jax.devices()[:devices])
   video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 32, 32, 3), dtype=np.uint8)
   step = jit_eval_step(make_eval_step(graph, **PIXELS), mesh)
-  result = step(params, sharding.put_batch({"v": video}, sharding.batch_sharding(mesh))["v"])
+  batch = {"video": video, "label": np.arange(4, dtype=np.int32)}
+  result = step(params, sharding.put_batch(batch, sharding.batch_sharding(mesh)))
+  assert result["label"].sharding.is_fully_replicated
   model = tiny_model()
   views = [
     jax.nn.softmax(model(normalize(jnp.asarray(video[:, view]), **PIXELS))) for view in range(3)
   ]
-  np.testing.assert_allclose(result, np.mean(views, axis=0), atol=1e-6)
+  np.testing.assert_allclose(result["probabilities"], np.mean(views, axis=0), atol=1e-6)
 
 
 def test_impossible_layouts_are_refused():

@@ -42,8 +42,18 @@ class ClipSpec:
   def __post_init__(self):
     _check_choice("sampling", self.sampling, SAMPLINGS)
     _check_choice("frame_order", self.frame_order, FRAME_ORDERS)
+    check_at_least(
+      1,
+      num_frames=self.num_frames,
+      frame_interval=self.frame_interval,
+      size=self.size,
+      train_short_side=self.train_short_side,
+    )
     for name in ("area_range", "aspect_ratio_range"):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
+      low_high = tuple(getattr(self, name))
+      if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high; got {low_high}")
+      object.__setattr__(self, name, low_high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +72,19 @@ class Views:
 
   def __post_init__(self):
     _check_choice("crops", self.crops, CROPS)
+    check_at_least(1, num_clips=self.num_clips, short_side=self.short_side)
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
   if value not in known:
     raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def check_at_least(smallest: int, **values: int) -> None:
+  """Raises ValueError naming the first of the values that is too small."""
+  for name, value in values.items():
+    if value < smallest:
+      raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 
 def check_views(spec: ClipSpec, views: Views) -> None:

@@ -59,7 +59,8 @@ def decode_frames(video: bytes, indices: Sequence[int]) -> np.ndarray:
     uint8 RGB `[len(indices), height, width, 3]`.
 
   Raises:
-    VideoError: the video is damaged, or has no frame at one of the positions.
+    VideoError: the video is damaged, or has no frame at one of the positions. Damage that the
+      decoder does not notice can't be told from a picture.
   """
   with _open(video) as (container, stream):
     times, keyframes = _frame_times(container, stream)
@@ -71,6 +72,8 @@ def decode_frames(video: bytes, indices: Sequence[int]) -> np.ndarray:
       )
     wanted = times[sorted(set(indices))]
     frames = _decode_times(container, stream, wanted, times, keyframes)
+    if len({frame.shape for frame in frames.values()}) > 1:
+      raise VideoError("the frames of the video differ in size")
     return np.stack([frames[int(times[index])] for index in indices])
 
 
@@ -111,7 +114,7 @@ def _frame_times(container, stream) -> tuple[np.ndarray, np.ndarray]:
       times.append(packet.pts)
   if not times:
     raise VideoError("the video has no frames")
-  return np.unique(times), np.unique(keyframes)
+  return np.unique(times), np.unique(keyframes or times[:1])
 
 
 def _decode_times(container, stream, wanted, times, keyframes) -> dict[int, np.ndarray]:
@@ -132,6 +135,8 @@ def _decode_times(container, stream, wanted, times, keyframes) -> dict[int, np.n
         continue
       position = frame.pts
       if position == remaining[0]:
+        if frame.is_corrupt:
+          raise VideoError(f"damaged video: the frame at time {position} is corrupt")
         frames[position] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         remaining.pop(0)
         break

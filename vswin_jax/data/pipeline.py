@@ -2,23 +2,31 @@
 
 Which record stands where, and every random choice about it, follows from (seed, epoch, record)
 alone. A pipeline therefore has no state to save: started at step k, it yields what an
-uninterrupted one yields at step k, for any number of workers and hosts.
+uninterrupted one yields at step k, for any number of workers and hosts. (NumPy's generators make
+the choices: another version of NumPy may choose otherwise.)
 """
 
 import dataclasses
 import functools
+import multiprocessing
 import os
 import threading
-import time
 
 import grain
 import numpy as np
 
-from vswin_jax.data.clips import ClipSpec, Views, count_views, eval_clips, train_clip
+from vswin_jax.data.clips import (
+  ClipSpec,
+  Views,
+  check_at_least,
+  count_views,
+  eval_clips,
+  train_clip,
+)
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.records import VideoRecords
 
-_REPLACEMENTS = 20
+_MOST_ATTEMPTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,10 @@ class LoaderOptions:
   num_workers: int = 2
   num_threads: int = 1
   prefetch_batches: int = 2
+
+  def __post_init__(self):
+    check_at_least(0, num_workers=self.num_workers)
+    check_at_least(1, num_threads=self.num_threads, prefetch_batches=self.prefetch_batches)
 
 
 def train_batches(
@@ -129,7 +141,7 @@ def _load_train_clip(position: int, *, records, spec, seed) -> dict:
   epoch, first = epoch_and_record(position, len(records), seed)
   random = np.random.default_rng((seed, epoch, first))
   index = first
-  for _ in range(_REPLACEMENTS):
+  for _ in range(_MOST_ATTEMPTS):
     record = records[index]
     try:
       video = train_clip(record, spec, random)
@@ -142,7 +154,7 @@ def _load_train_clip(position: int, *, records, spec, seed) -> dict:
       "failed": np.int32(-1 if index == first else first),
     }
   raise VideoError(
-    f"none of {_REPLACEMENTS} records in a row could be decoded, the first being "
+    f"none of {_MOST_ATTEMPTS} records in a row could be decoded, the first being "
     f"{records.video_id(first)!r}; check the data set"
   )
 
@@ -171,7 +183,7 @@ def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
 
 def _iterate(batches: grain.MapDataset, options: LoaderOptions):
   reading = grain.ReadOptions(
-    num_threads=options.num_threads, prefetch_buffer_size=max(options.prefetch_batches, 1)
+    num_threads=options.num_threads, prefetch_buffer_size=options.prefetch_batches
   )
   dataset = batches.to_iter_dataset(reading)
   if options.num_workers:
@@ -187,11 +199,9 @@ def _iterate(batches: grain.MapDataset, options: LoaderOptions):
 def _end_with_parent(worker: int, num_workers: int) -> None:
   """Ends a worker whose parent was killed; it would otherwise wait forever."""
   del worker, num_workers
-  parent = os.getppid()
 
   def watch():
-    while os.getppid() == parent:
-      time.sleep(1.0)
+    multiprocessing.parent_process().join()
     os._exit(1)
 
   threading.Thread(target=watch, daemon=True).start()

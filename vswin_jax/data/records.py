@@ -50,7 +50,10 @@ class VideoRecords:
     return len(self.source)
 
   def __getitem__(self, index: int) -> dict:
-    return self.source[index]
+    try:
+      return self.source[index]
+    except RuntimeError as error:
+      raise DatasetError(f"record {index} can't be read: {_one_line(error)}") from error
 
   def video_id(self, index: int) -> str:
     return self.source[index]["id"].decode()
@@ -67,22 +70,41 @@ def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
   Raises:
     DatasetError: no such data set or split, or records of another kind.
   """
+  where = f"{name!r} under {data_dir}"
+  if not name:
+    raise DatasetError("no data set is named; give --config.data.name")
   try:
     builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir), try_gcs=False)
     if not builder.info.splits:
       raise tfds.core.DatasetNotFoundError(name)
   except tfds.core.DatasetNotFoundError as error:
     raise DatasetError(
-      f"no data set {name!r} under {data_dir}: expected {data_dir}/{name}/<version>/ with "
-      "dataset_info.json, features.json and array_record files of encoded videos in the schema "
-      "of vswin_jax.data.records.features; prepare it, or point --config.data.dir at it"
+      f"no data set {where}: expected {data_dir}/{name}/<version>/ with dataset_info.json, "
+      "features.json and array_record files of encoded videos in the schema of "
+      "vswin_jax.data.records.features; prepare it, or point --config.data.dir at it"
     ) from error
+  except Exception as error:
+    raise DatasetError(f"can't read the data set {where}: {_one_line(error)}") from error
   missing = set(features(["any"])) - set(builder.info.features)
   if missing:
-    raise DatasetError(f"{name} in {data_dir} holds no video records: no {', '.join(missing)}")
+    raise DatasetError(f"{where} holds no video records: no {', '.join(sorted(missing))}")
+  known = ", ".join(builder.info.splits)
   try:
     source = builder.as_data_source(split=split)
+    length = len(source)
   except (ValueError, KeyError) as error:
-    known = ", ".join(builder.info.splits)
-    raise DatasetError(f"{name} has no split {split!r}; it has {known}") from error
+    raise DatasetError(f"{where} has no split {split!r}; it has {known}") from error
+  except NotImplementedError as error:
+    raise DatasetError(
+      f"{where} is not stored as array_record: {_one_line(error)}; prepare it with "
+      'file_format="array_record"'
+    ) from error
+  except Exception as error:
+    raise DatasetError(f"can't read the files of {where}: {_one_line(error)}") from error
+  if not length:
+    raise DatasetError(f"the split {split!r} of {where} is empty; it has {known}")
   return VideoRecords(source, tuple(builder.info.features["label"].names))
+
+
+def _one_line(error: Exception) -> str:
+  return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

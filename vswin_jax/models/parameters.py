@@ -5,7 +5,7 @@ from flax import nnx
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
-  """Separates a model into its graph and its parameters.
+  """Separates a model, which must hold parameters only, into its graph and its parameters.
 
   Returns:
     The graph, for `merge_model`, and the parameters as nested dicts of arrays with string keys,
@@ -17,7 +17,7 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
     node = params
     for part in path[:-1]:
       node = node.setdefault(str(part), {})
-    node[str(path[-1])] = variable[...]
+    node[str(path[-1])] = variable.get_value()
   return graph, params
 
 

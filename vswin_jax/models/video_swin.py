@@ -6,6 +6,7 @@ randomness comes in as a key, and without a key a call is deterministic.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from vswin_jax.models.windows import (
 
 LAYER_NORM_EPSILON = 1e-5
 REMATERIALISATIONS = ("none", "block", "attention")
+DTYPES = ("float32", "bfloat16", "float16")
+_RATES = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_dropout_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,8 @@ class VideoSwinConfig:
     attention_dropout_rate: on attention probabilities.
     drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
     head_dropout_rate: before the classifier.
-    dtype: of the computation; parameters, LayerNorm statistics and softmax are float32.
-    param_dtype: of the parameters.
+    dtype: of the computation; LayerNorm, softmax, pooling and the head are float32.
+    param_dtype: of the parameters; float32 unless memory forbids.
     rematerialisation: what the backward pass recomputes: "none", "block" (all but the input of
       each block) or "attention" (logits and probabilities).
     attention: implementation of `window_attention`.
@@ -71,14 +74,27 @@ class VideoSwinConfig:
 
   def __post_init__(self):
     for name in ("depths", "num_heads", "patch_size", "window_size"):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
+      sizes = getattr(self, name)
+      is_sequence = isinstance(sizes, Sequence) and not isinstance(sizes, str)
+      if not (is_sequence and sizes and all(isinstance(n, int) and n > 0 for n in sizes)):
+        raise ValueError(f"{name} must be positive integers, got {sizes!r}")
+      object.__setattr__(self, name, tuple(sizes))
+    for name in ("patch_size", "window_size"):
+      if len(getattr(self, name)) != 3:
+        raise ValueError(f"{name} must be (time, height, width), got {getattr(self, name)}")
     if len(self.depths) != len(self.num_heads):
       raise ValueError(
         f"depths {self.depths} and num_heads {self.num_heads} must name the same stages"
       )
-    for name in ("patch_size", "window_size"):
-      if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
-        raise ValueError(f"{name} must be three positive integers, got {getattr(self, name)}")
+    for name in ("num_classes", "embed_dim"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+    for name in _RATES:
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+    for name in ("dtype", "param_dtype"):
+      if getattr(self, name) not in DTYPES:
+        raise ValueError(f"{name} must be one of {', '.join(DTYPES)}; got {getattr(self, name)!r}")
     for stage, heads in enumerate(self.num_heads):
       if self.embed_dim * 2**stage % heads:
         raise ValueError(
@@ -92,11 +108,18 @@ class VideoSwinConfig:
         )
 
 
-def _layer_norm(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  return nnx.LayerNorm(
+class LayerNorm(nnx.LayerNorm):
+  """LayerNorm computed in float32, parameters included, whatever the dtype of its input."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return super().__call__(x).astype(x.dtype)
+
+
+def _layer_norm(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> LayerNorm:
+  return LayerNorm(
     channels,
     epsilon=LAYER_NORM_EPSILON,
-    dtype=config.dtype,
+    dtype=jnp.float32,
     param_dtype=config.param_dtype,
     use_fast_variance=False,
     rngs=rngs,
@@ -106,8 +129,8 @@ def _layer_norm(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> nnx.L
 class TokenLinear(nnx.Linear):
   """A linear layer over the last axis that sees all other axes as one.
 
-  Compilers tile a plain matrix product well; with five axes the gradient of the kernel contracts
-  four at once, which is several times slower on a CPU.
+  With five axes the gradient of the kernel contracts four at once, which XLA compiles for a CPU
+  into something three times slower than a plain matrix product.
   """
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -123,12 +146,13 @@ def _linear(
   use_bias: bool = True,
   kernel_init=None,
   bias_init=None,
+  dtype: str | None = None,
 ) -> TokenLinear:
   return TokenLinear(
     inputs,
     outputs,
     use_bias=use_bias,
-    dtype=config.dtype,
+    dtype=dtype or config.dtype,
     param_dtype=config.param_dtype,
     # The reference truncates at an absolute +-2, far from anything drawn.
     kernel_init=kernel_init or nnx.initializers.normal(config.init_std),
@@ -169,6 +193,7 @@ class PatchEmbed(nnx.Module):
   def __call__(self, video: jax.Array) -> jax.Array:
     patch = self.config.patch_size
     padding = [(0, -size % step) for size, step in zip(video.shape[1:4], patch)]
+    # Padded first, because a window, unlike a patch, would shrink to a smaller video.
     video = jnp.pad(video, [(0, 0), *padding, (0, 0)])
     grid = tuple(size // step for size, step in zip(video.shape[1:4], patch))
     patches = to_windows(video, window_layout(video.shape[1:4], patch, shifted=False))
@@ -336,8 +361,14 @@ class VideoSwin(nnx.Module):
     )
     channels = config.embed_dim * 2 ** (len(config.depths) - 1)
     self.norm = _layer_norm(channels, config, rngs)
+    # In float32: logits rounded to bfloat16 would often tie.
     self.head = _linear(
-      channels, config.num_classes, config, rngs, kernel_init=nnx.initializers.normal(0.01)
+      channels,
+      config.num_classes,
+      config,
+      rngs,
+      kernel_init=nnx.initializers.normal(0.01),
+      dtype="float32",
     )
 
   def feature_map(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -354,7 +385,8 @@ class VideoSwin(nnx.Module):
     Raises:
       ValueError: `video` is not of that shape or not floating point.
     """
-    if video.ndim != 5 or video.shape[-1] != 3 or not jnp.issubdtype(video.dtype, jnp.floating):
+    is_float = jnp.issubdtype(video.dtype, jnp.floating)
+    if video.ndim != 5 or video.shape[-1] != 3 or video.size == 0 or not is_float:
       raise ValueError(
         "video must be float [batch, time, height, width, 3], normalised; got "
         f"{video.dtype} {list(video.shape)}"
@@ -376,4 +408,4 @@ class VideoSwin(nnx.Module):
     backbone_key, head_key = _split(key, 2)
     features = self.features(video, key=backbone_key)
     features = _dropout(features, self.config.head_dropout_rate, head_key)
-    return self.head(features).astype(jnp.float32)
+    return self.head(features)

@@ -66,7 +66,9 @@ def region_ids(layout: WindowLayout) -> np.ndarray | None:
     ids = ids * 3 + along.reshape([-1 if i == axis else 1 for i in range(3)])
   counts = [size // window for size, window in zip(layout.padded_grid, layout.window)]
   split = [n for pair in zip(counts, layout.window) for n in pair]
-  return ids.reshape(split).transpose(0, 2, 4, 1, 3, 5).reshape(layout.windows, layout.tokens)
+  ids = ids.reshape(split).transpose(0, 2, 4, 1, 3, 5).reshape(layout.windows, layout.tokens)
+  ids.flags.writeable = False  # shared by all callers
+  return ids
 
 
 def to_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:

@@ -33,6 +33,8 @@ def open_checkpoints(directory: str | os.PathLike, *, keep: int = 3, partial_loa
     preservation_policy=ocp.training.preservation_policies.LatestN(keep),
   ) as checkpoints:
     yield checkpoints
+    with _explained(checkpoints, "finish writing"):
+      checkpoints.wait()
 
 
 def latest_step(checkpoints: ocp.training.Checkpointer) -> int | None:
@@ -47,29 +49,32 @@ def save(checkpoints: ocp.training.Checkpointer, state: TrainState, facts: dict)
   Args:
     facts: what is needed to use the weights besides them (model, preprocessing, labels); JSON.
   """
-  step = int(state.step)
-  if latest_step(checkpoints) != step:
-    checkpoints.save_async(step, state, force=True, custom_metadata=facts)
+  with _explained(checkpoints, "write"):
+    checkpoints.save_async(int(state.step), state, force=True, custom_metadata=facts)
 
 
-def restore(checkpoints: ocp.training.Checkpointer, shapes: TrainState) -> TrainState:
+def restore(checkpoints: ocp.training.Checkpointer, shapes: TrainState) -> tuple[TrainState, dict]:
   """Loads the newest complete checkpoint.
 
   Args:
     shapes: the state to restore, as `jax.ShapeDtypeStruct`s with shardings.
 
+  Returns:
+    The state, and the facts that were saved with it.
+
   Raises:
     CheckpointError: there is none, or it holds another model.
   """
   step = _newest(checkpoints)
-  saved = _flatten(checkpoints.metadata(step).metadata)
-  _check_fit(checkpoints, step, saved, _flatten(shapes))
-  return checkpoints.load(step, shapes)
+  with _explained(checkpoints, "read"):
+    metadata = checkpoints.metadata(step)
+    _check_fit(checkpoints, step, _flatten(metadata.metadata), _flatten(shapes))
+    return checkpoints.load(step, shapes), metadata.custom_metadata or {}
 
 
 def restore_params(
   directory: str | os.PathLike, shapes: dict, *, replaceable: str | None = None
-) -> tuple[int, dict]:
+) -> tuple[int, dict, dict]:
   """Loads only the parameters of the newest complete checkpoint, the averaged ones if it has any.
 
   Args:
@@ -77,7 +82,8 @@ def restore_params(
     replaceable: start of the path of parameters that need not fit.
 
   Returns:
-    The step of the checkpoint and the parameters; those that do not fit stay as in `shapes`.
+    The step of the checkpoint, the parameters (replaceable ones that do not fit stay as in
+    `shapes`) and the facts that were saved with them.
 
   Raises:
     CheckpointError: there is no checkpoint, or it holds another model.
@@ -86,27 +92,41 @@ def restore_params(
     raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run")
   with open_checkpoints(directory, partial_load=True) as checkpoints:
     step = _newest(checkpoints)
-    metadata = checkpoints.metadata(step).metadata
-    source = "average" if metadata.get("average") else "params"
-    saved, expected = _flatten(metadata[source]), _flatten(shapes)
-    for path in saved.keys() | expected.keys():
-      if replaceable is not None and path.startswith(replaceable):
-        if path in saved and path in expected and saved[path].shape == expected[path].shape:
-          continue
-        saved.pop(path, None)
-        expected.pop(path, None)
-    _check_fit(checkpoints, step, saved, expected)
-    wanted: dict = {}
-    for path, leaf in expected.items():
-      *parents, name = path.split(".")
-      node = wanted
-      for parent in parents:
-        node = node.setdefault(parent, {})
-      node[name] = leaf
-    loaded = _flatten(checkpoints.load(step, {source: wanted})[source])
-  return step, jax.tree_util.tree_map_with_path(
+    with _explained(checkpoints, "read"):
+      metadata = checkpoints.metadata(step)
+      source = "average" if metadata.metadata.get("average") else "params"
+      saved, expected = _flatten(metadata.metadata[source]), _flatten(shapes)
+      for path in saved.keys() | expected.keys():
+        shape, wanted_shape = (
+          getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)
+        )
+        if replaceable is not None and path.startswith(replaceable) and shape != wanted_shape:
+          saved.pop(path, None)
+          expected.pop(path, None)
+      _check_fit(checkpoints, step, saved, expected)
+      loaded = _flatten(checkpoints.load(step, {source: _unflatten(expected)})[source])
+  params = jax.tree_util.tree_map_with_path(
     lambda path, leaf: loaded.get(parameter_path(path), leaf), shapes
   )
+  return step, params, metadata.custom_metadata or {}
+
+
+@contextlib.contextmanager
+def _explained(checkpoints, action: str):
+  """Turns whatever Orbax raises into one line."""
+  try:
+    yield
+  except CheckpointError:
+    raise
+  except Exception as error:
+    newest = latest_step(checkpoints)
+    kept = "no complete checkpoint is there" if newest is None else f"step {newest} is complete"
+    reason = " ".join(str(error).split())[:300]
+    raise CheckpointError(
+      f"can't {action} a checkpoint in {checkpoints.directory} ({kept}): "
+      f"{type(error).__name__}: {reason}. Check the disk, and that the folder holds checkpoints "
+      "of this library"
+    ) from error
 
 
 def _newest(checkpoints) -> int:
@@ -133,6 +153,18 @@ def _check_fit(checkpoints, step, saved: dict, expected: dict) -> None:
       f"places: {'; '.join(differences[:3])}. Use the config it was trained with, or another "
       "workdir"
     )
+
+
+def _unflatten(leaves: dict) -> dict:
+  """Nested dicts from leaves by dotted path."""
+  tree: dict = {}
+  for path, leaf in leaves.items():
+    *parents, name = path.split(".")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
 
 
 def _flatten(tree) -> dict:

@@ -9,6 +9,10 @@ import numpy as np
 from vswin_jax.training.sharding import batch_sharding, put_batch, replicated
 
 
+class EvaluationError(ValueError):
+  """An evaluation without a result; the message says why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
   """Result of `evaluate`.
@@ -32,9 +36,19 @@ class Evaluation:
     return {"top1": self.top1, "top5": self.top5, "mean_class": self.mean_class}
 
 
-def jit_eval_step(step: Callable, mesh) -> Callable:
-  """Jits an evaluation step so that every host gets the probabilities of the whole batch."""
-  return jax.jit(step, out_shardings=replicated(mesh))
+def jit_eval_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
+  """Jits an evaluation step over batches from `data.pipeline.eval_batches`.
+
+  Returns:
+    `step(params, batch)` -> the batch with "probabilities" `[batch, num_classes]` in place of
+    "video", whole on every host.
+  """
+
+  def run(params: dict, batch: dict) -> dict:
+    facts = {name: value for name, value in batch.items() if name != "video"}
+    return facts | {"probabilities": step(params, batch["video"])}
+
+  return jax.jit(run, out_shardings=replicated(mesh))
 
 
 def evaluate(
@@ -55,56 +69,56 @@ def evaluate(
     The evaluation of each version, under its name.
 
   Raises:
-    ValueError: no video could be decoded.
+    EvaluationError: no video could be decoded.
   """
   sharding = batch_sharding(mesh)
-  everywhere = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-  facts: dict[str, list] = {}
-  probabilities: dict[str, list] = {}
-  pending: list[tuple[dict[str, list], dict]] = []
+  columns: dict[str, dict[str, list]] = {name: {} for name in versions}
+  pending: dict[str, dict] = {}
+
+  def collect():
+    for version, outputs in pending.items():
+      for name, value in outputs.items():
+        columns[version].setdefault(name, []).append(np.asarray(value))
+
   for batch in batches:
     batch = put_batch(batch, sharding)
-    video = batch.pop("video")
-    outputs = {name: eval_step(params, video) for name, params in versions.items()}
+    outputs = {name: eval_step(params, batch) for name, params in versions.items()}
     # Reading the batch before this one lets the device work while the host fetches.
-    _collect(pending)
-    pending = [(probabilities, outputs), (facts, everywhere(batch))]
-  _collect(pending)
-  columns = {name: np.concatenate(parts) for name, parts in facts.items()}
-  failed = sorted(int(record) for record in columns["failed"] if record >= 0)
-  counted = columns["weight"] > 0
+    collect()
+    pending = outputs
+  collect()
   return {
     name: summarize(
-      np.concatenate(probabilities[name])[counted],
-      columns["label"][counted],
-      columns["record"][counted],
-      num_classes,
-      failed,
+      **{column: np.concatenate(parts) for column, parts in parts_by_column.items()},
+      num_classes=num_classes,
     )
-    for name in versions
+    for name, parts_by_column in columns.items()
   }
 
 
-def _collect(pending: list[tuple[dict[str, list], dict]]) -> None:
-  for columns, values in pending:
-    for name, value in values.items():
-      columns.setdefault(name, []).append(np.asarray(value))
-
-
 def summarize(
+  *,
   probabilities: np.ndarray,
   label: np.ndarray,
   record: np.ndarray,
+  failed: np.ndarray,
+  weight: np.ndarray,
   num_classes: int,
-  failed: list[int],
 ) -> Evaluation:
   """Accuracies of probabilities `[videos, classes]` against labels `[videos]`.
 
+  Args:
+    record: index of each video.
+    failed: index of each video that could not be decoded, else -1.
+    weight: 0 for rows that do not count.
+
   Raises:
-    ValueError: no video was evaluated.
+    EvaluationError: no row counts.
   """
-  if len(label) == 0:
-    raise ValueError("no video of the evaluation split could be decoded")
+  counted = weight > 0
+  if not counted.any():
+    raise EvaluationError("no video of the evaluation split could be decoded; check the data set")
+  probabilities, label, record = probabilities[counted], label[counted], record[counted]
   order = np.argsort(-probabilities, axis=-1, kind="stable")
   prediction = order[:, 0]
   confusion = np.zeros((num_classes, num_classes), np.int64)
@@ -120,5 +134,5 @@ def summarize(
       (int(r), int(want), int(got), float(p[got]))
       for r, want, got, p in zip(record, label, prediction, probabilities)
     ),
-    failed=failed,
+    failed=sorted(map(int, failed[failed >= 0])),
   )

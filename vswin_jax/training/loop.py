@@ -30,6 +30,7 @@ def train(
   writer: MetricsWriter,
   evaluate: Callable[[TrainState], dict[str, float]],
   save: Callable[[TrainState], None],
+  last_saved: Callable[[], str],
   describe_failed: Callable[[int], str],
   max_failed_clips: Callable[[int], float],
   log_every: int,
@@ -49,6 +50,7 @@ def train(
     sharding: of the batches.
     evaluate: metrics of a state, by name.
     save: keeps a state; called only with states whose loss was finite.
+    last_saved: says which state is kept, for the message of an error.
     describe_failed: id of a record that could not be decoded.
     max_failed_clips: by the number of clips seen, how many may fail.
 
@@ -66,8 +68,7 @@ def train(
       if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["mean_grad_norm"])):
         raise TrainingError(
           f"the loss or its gradient is not finite at step {step} (loss {metrics['loss']}); "
-          "the last checkpoint is from before. Lower the learning rate, clip gradients or check "
-          "the data"
+          f"{last_saved()}. Lower the learning rate, clip gradients or check the data"
         )
       progress.advance(step, metrics["loss"], metrics["learning_rate"])
       failed, allowed = int(metrics["clips_failed"]), max_failed_clips(step * batch_size)
@@ -98,7 +99,7 @@ def train(
     pending = None
     for step in range(start_step + 1, num_steps + 1):
       waiting_since = time.perf_counter()
-      batch = next(batches)
+      batch = _next(batches, step)
       progress.waited(time.perf_counter() - waiting_since)
       for record in batch["failed"][batch["failed"] >= 0]:
         logger.warning("clip of %s can't be decoded; replaced", describe_failed(int(record)))
@@ -125,6 +126,20 @@ def train(
         logger.info("asked to stop: saved step %d, the same command resumes", step)
         break
   return state
+
+
+def _next(batches: Iterator[dict], step: int) -> dict:
+  try:
+    return next(batches)
+  except RuntimeError as error:
+    # What the loader raises when a worker process was killed from outside.
+    if "terminated unexpectedly" not in str(error):
+      raise
+    raise TrainingError(
+      f"a data worker died before step {step}: {' '.join(str(error).split())}. It may have run out "
+      "of memory, or of shared memory in /dev/shm; lower --config.loader.num_workers or "
+      "--config.loader.prefetch_batches. The same command resumes"
+    ) from error
 
 
 class _StopRequest:

@@ -18,9 +18,7 @@ class MetricsWriter:
     directory = pathlib.Path(directory)
     self.path = directory / "metrics.jsonl"
     kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-    temporary = self.path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(self.path)
+    write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = self.path.open("a", buffering=1)
     self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
@@ -29,10 +27,19 @@ class MetricsWriter:
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
+    # Otherwise a kill would lose events of steps that are not run again.
+    self._events.flush()
 
   def close(self) -> None:
     self._file.close()
     self._events.close()
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Replaces a file so that a kill leaves either the old or the new one, whole."""
+  temporary = path.with_suffix(path.suffix + ".tmp")
+  temporary.write_text(text)
+  temporary.replace(path)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

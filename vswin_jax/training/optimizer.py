@@ -28,6 +28,12 @@ def group_values(params, rules: Rules, what: str):
   """
   paths = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   for expression, _ in rules:
+    try:
+      re.compile(expression)
+    except re.error as error:
+      raise ValueError(
+        f"the {what} rule {expression!r} is no regular expression: {error}"
+      ) from error
     if not any(re.fullmatch(expression, path) for path in paths):
       raise ValueError(
         f"the {what} rule {expression!r} matches no parameter; parameters are named like "

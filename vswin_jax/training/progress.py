@@ -67,10 +67,7 @@ class Progress:
 
   def advance(self, step: int, loss: float, learning_rate: float) -> None:
     """Shows that `step` updates are done."""
-    if step == self._bar.n + 1:
-      self._bar.update()
-    else:
-      self._bar.n = step
+    self._bar.update(step - self._bar.n)
     speed = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
     self._bar.set_postfix_str(
       f"loss {loss:.3f}, rate {learning_rate:.1e}, {speed:.0f} clips/s", refresh=False

@@ -3,10 +3,8 @@
 import pathlib
 
 import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from vswin_jax.training.evaluation import Evaluation
 
@@ -45,8 +43,8 @@ def write_report(
     evaluation: of the finished model.
     metrics: lines of `metrics.jsonl`.
   """
-  with plt.rc_context(_STYLE):
-    figure = plt.figure(figsize=(11, 8.5), layout="constrained", facecolor="white")
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(11, 8.5), layout="constrained", facecolor="white")
     header, body = figure.subfigures(2, 1, height_ratios=[1, 5])
     _draw_header(header, title, subtitle, evaluation)
     left, right = body.subfigures(1, 2, width_ratios=[1, 1.2])
@@ -56,7 +54,6 @@ def write_report(
     _draw_classes(class_axes, evaluation, class_names)
     _draw_confusion(right, evaluation, class_names)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _draw_header(figure, title, subtitle, evaluation) -> None:

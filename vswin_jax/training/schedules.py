@@ -29,15 +29,15 @@ def make_schedule(
   Raises:
     ValueError: unknown name.
   """
+  warmup_steps = warmup_epochs * steps_per_epoch
   if name == "cosine":
-    regular = _cosine(learning_rate, num_steps, warmup_epochs * steps_per_epoch)
+    regular = _cosine(learning_rate, num_steps, warmup_steps)
   elif name == "cosine_epochs":
     regular = _cosine_epochs(learning_rate, num_steps, steps_per_epoch)
   elif name == "steps":
     regular = _steps(learning_rate, steps_per_epoch, decay_epochs, decay_factor)
   else:
     raise ValueError(f"unknown schedule {name!r}; choose one of cosine, cosine_epochs, steps")
-  warmup_steps = warmup_epochs * steps_per_epoch
   if warmup_steps <= 0:
     return regular
 

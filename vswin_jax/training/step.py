@@ -133,9 +133,15 @@ def make_train_step(
       "clips_failed": clips_failed,
       **{f"mean_{name}": totals[name] / totals["steps"] for name in ("loss", "top1", "grad_norm")},
     }
-    return TrainState(
-      state.step + 1, params, average, optimizer_state, totals, clips_failed
-    ), metrics
+    state = TrainState(
+      step=state.step + 1,
+      params=params,
+      average=average,
+      optimizer=optimizer_state,
+      totals=totals,
+      clips_failed=clips_failed,
+    )
+    return state, metrics
 
   return step
 

@@ -1,0 +1,96 @@
+"""What a run leaves in its workdir besides checkpoints and metrics: its config and its results."""
+
+import csv
+import json
+import pathlib
+
+from ml_collections import config_dict
+
+from vswin_jax.training.evaluation import Evaluation
+from vswin_jax.training.metrics import read_metrics, write_atomically
+from vswin_jax.training.progress import logger
+from vswin_jax.training.report import write_report
+
+# Changing these between two runs in one workdir changes no result.
+_FREE_TO_CHANGE = (
+  "data.dir",
+  "eval_batch_size",
+  "init_from",
+  "loader",
+  "test",
+  "train.keep",
+  "train.save_every",
+)
+
+
+def write_config(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+  write_atomically(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+
+
+def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+  """Says which values differ from those that the run was started with."""
+  path = workdir / "config.json"
+  if not path.exists():
+    return
+  before = _leaves(json.loads(path.read_text()))
+  now = _leaves(json.loads(config.to_json_best_effort()))
+  for key in sorted(before.keys() | now.keys()):
+    free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
+    if before.get(key) != now.get(key) and not free:
+      logger.warning(
+        "config.%s was %s when this run was started and is %s now: the run will differ from an "
+        "uninterrupted one",
+        key,
+        before.get(key),
+        now.get(key),
+      )
+
+
+def _leaves(tree: dict, prefix: str = "") -> dict:
+  leaves = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      leaves |= _leaves(value, f"{prefix}{key}.")
+    else:
+      leaves[prefix + key] = value
+  return leaves
+
+
+def write_results(
+  workdir: pathlib.Path,
+  result: Evaluation,
+  *,
+  title: str,
+  subtitle: tuple[str, str],
+  facts: dict,
+  class_names: tuple[str, ...],
+  video_ids: list[str],
+  metrics: pathlib.Path,
+) -> None:
+  """Writes `predictions.csv`, `report.png` and, when those are whole, `evaluation.json`.
+
+  Args:
+    facts: what to say in `evaluation.json` besides the accuracies.
+    video_ids: of the rows of `result.predictions`.
+    metrics: the `metrics.jsonl` whose curves the report shows.
+  """
+  table = workdir / "predictions.csv.tmp"
+  with table.open("w", newline="") as file:
+    rows = csv.writer(file)
+    rows.writerow(["id", "label", "prediction", "probability"])
+    for video, (_, label, prediction, probability) in zip(video_ids, result.predictions):
+      rows.writerow([video, class_names[label], class_names[prediction], f"{probability:.6f}"])
+  table.replace(workdir / "predictions.csv")
+  picture = workdir / "report.tmp.png"
+  write_report(
+    picture,
+    title=title,
+    subtitle=subtitle,
+    evaluation=result,
+    class_names=class_names,
+    metrics=read_metrics(metrics),
+  )
+  picture.replace(workdir / "report.png")
+  numbers = facts | result.scalars() | {"unreadable": len(result.failed)}
+  write_atomically(workdir / "evaluation.json", json.dumps(numbers, indent=2) + "\n")
+  logger.info("report: %s", workdir / "report.png")
