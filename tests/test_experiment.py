@@ -235,10 +235,9 @@ def test_a_request_to_stop_loses_nothing(finished, tiny_data_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="lists child processes by /proc")
 def test_workers_end_with_a_killed_parent(tiny_data_dir, tmp_path):
+  options = ["--config.loader.num_workers=2", "--config.train.epochs=400.0"]
   process = subprocess.Popen(
-    command(
-      tiny_data_dir, tmp_path, "--config.loader.num_workers=2", "--config.train.epochs=400.0"
-    ),
+    command(tiny_data_dir, tmp_path, *options),
     cwd=ROOT,
     env=environment(tiny_data_dir),
     stderr=subprocess.DEVNULL,
@@ -248,18 +247,22 @@ def test_workers_end_with_a_killed_parent(tiny_data_dir, tmp_path):
     threads = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
     return [child for thread in threads for child in thread.read_text().split()]
 
-  deadline = time.monotonic() + 120
-  # Two workers and the tracker of their shared memory.
-  while len(child_processes()) < 3:
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-  children = child_processes()
-  process.kill()
-  process.wait()
-  deadline = time.monotonic() + 60
-  while any(pathlib.Path(f"/proc/{child}").exists() for child in children):
-    assert time.monotonic() < deadline, "workers outlive their parent"
-    time.sleep(0.1)
+  def wait_for(condition, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+      time.sleep(0.05)
+    return condition()
+
+  try:
+    # Two workers and the tracker of their shared memory.
+    assert wait_for(lambda: len(child_processes()) >= 3, 120)
+    children = child_processes()
+  finally:
+    process.kill()
+    process.wait()
+  assert wait_for(
+    lambda: not any(pathlib.Path(f"/proc/{child}").exists() for child in children), 60
+  ), "workers outlive their parent"
 
 
 @pytest.mark.slow

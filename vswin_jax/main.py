@@ -1,11 +1,16 @@
 """Trains or evaluates a model: `python -m vswin_jax.main --config=FILE --workdir=DIR`."""
 
+import os
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
 # Nothing heavy is imported here: worker processes that decode video import this module too.
+
+# Python's resource tracker removes the shared memory of batches that are alive at the end, and
+# would say so as if it were a fault.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, report.")
