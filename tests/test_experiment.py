@@ -260,9 +260,16 @@ def test_workers_end_with_a_killed_parent(tiny_data_dir, tmp_path):
   finally:
     process.kill()
     process.wait()
-  assert wait_for(
-    lambda: not any(pathlib.Path(f"/proc/{child}").exists() for child in children), 60
-  ), "workers outlive their parent"
+
+  def is_running(child: str) -> bool:
+    try:
+      status = pathlib.Path(f"/proc/{child}/stat").read_text()
+    except OSError:
+      return False
+    # Ended, though nobody may have asked for its exit status.
+    return status.rsplit(")", 1)[1].split()[0] not in "ZX"
+
+  assert wait_for(lambda: not any(map(is_running, children)), 60), "workers outlive their parent"
 
 
 @pytest.mark.slow
