@@ -28,11 +28,14 @@ def get_config():
   config.validation.short_side = 36
   config.test = {"num_clips": 1, "crops": "center", "short_side": 36}
 
+  # Two cores are shared with the training itself.
+  config.loader.num_workers = 1
+
   config.train.batch_size = 32
-  config.train.epochs = 8.0
+  config.train.epochs = 6.0
   config.train.log_every = 25
-  config.train.eval_every = 250
-  config.train.save_every = 250
+  config.train.eval_every = 256
+  config.train.save_every = 256
   config.eval_batch_size = 64
   config.schedule.name = "cosine"
   config.schedule.learning_rate = 1.5e-3

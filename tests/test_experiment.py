@@ -323,7 +323,6 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
     (["--checkpoint=elsewhere"], "--checkpoint goes with --mode=eval"),
     (["--config=configs/quickstrat.py"], "quickstrat.py"),
     (["--config.data.name=kinetics400"], "no data set 'kinetics400' under"),
-    (["--config=configs/k400_swin_t.py"], "starts from pretrained weights"),
     (
       ["--config.optimizer.learning_rate_multipliers=(('x',1.0),)"],
       "rule 'x' matches no parameter",
@@ -337,3 +336,24 @@ def test_bad_input_gets_one_clear_line(tiny_data_dir, tmp_path, options, message
   assert message in result.stderr
   assert "Traceback" not in result.stderr
   assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_recipe_does_not_start_from_random_weights_unasked(tiny_data_dir, tmp_path):
+  result = subprocess.run(
+    [
+      *(sys.executable, "-m", "vswin_jax.main", "--config=configs/k400_swin_t.py"),
+      *(f"--workdir={tmp_path}", f"--config.data.dir={tiny_data_dir}"),
+      *("--config.data.name=tiny_motion", "--config.train.batch_size=8"),
+    ],
+    cwd=ROOT,
+    env=environment(tiny_data_dir),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode == 1
+  assert (
+    "error: this recipe starts from pretrained weights: give --config.init_from" in result.stderr
+  )
+  assert "Traceback" not in result.stderr
