@@ -44,7 +44,7 @@ class Progress:
       desc="training",
       dynamic_ncols=True,
       disable=not sys.stderr.isatty(),
-      bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}, {remaining} left]",
+      bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}|{postfix} [{elapsed}, {remaining} left]",
     )
     self._num_steps = num_steps
     self._redirect = logging_redirect_tqdm([logger])
