@@ -78,11 +78,7 @@ def train_batches(
     not be decoded and was replaced by another one, or -1.
   """
   local = batch_size // num_hosts
-
-  def position(index: int) -> int:
-    step, place = divmod(index, local)
-    return step * batch_size + host * local + place
-
+  position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
   load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed)
   clips = grain.MapDataset.range(start_step * local, num_steps * local)
   batches = clips.map(position).map(load).batch(local, drop_remainder=True)
@@ -116,14 +112,16 @@ def eval_batches(
   """
   local = batch_size // num_hosts
   num_batches = -(-len(records) // batch_size)
-
-  def position(index: int) -> int:
-    step, place = divmod(index, local)
-    return step * batch_size + host * local + place
-
+  position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
   load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
   clips = grain.MapDataset.range(num_batches * local).map(position).map(load)
   return _iterate(clips.batch(local, drop_remainder=True), options)
+
+
+def _position(index: int, *, local: int, batch_size: int, host: int) -> int:
+  """Place in the global stream of the clip that stands at `index` of this host's part of it."""
+  step, place = divmod(index, local)
+  return step * batch_size + host * local + place
 
 
 def epoch_and_record(position: int, num_records: int, seed: int) -> tuple[int, int]:
