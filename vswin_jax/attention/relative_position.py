@@ -24,6 +24,17 @@ def _offset_selector(size: int) -> np.ndarray:
   return np.eye(2 * size - 1, dtype=np.float32)[offset]
 
 
+def _select(subscripts: str, table: jax.Array, size: int) -> jax.Array:
+  """Multiplies by the offset selector of one axis: offsets `o` -> queries and keys."""
+  return jnp.einsum(
+    subscripts,
+    table,
+    _offset_selector(size),
+    # Multiplying by 0 and 1 copies values exactly only if the products are not rounded.
+    precision=jax.lax.Precision.HIGHEST,
+  )
+
+
 def expand_bias(table: jax.Array, window: tuple[int, int, int], tokens: int) -> jax.Array:
   """Expands a table of relative biases to a bias for every pair of tokens.
 
@@ -40,17 +51,17 @@ def expand_bias(table: jax.Array, window: tuple[int, int, int], tokens: int) -> 
     float32 `[heads, tokens (query), tokens (key)]`.
   """
   depth, height, width = window
+  heads = table.shape[1]
   planes = -(-tokens // (height * width))
-  offsets = table.astype(jnp.float32).reshape(2 * depth - 1, 2 * height - 1, 2 * width - 1, -1)
-  bias = jnp.einsum(
-    "abch,ila,jmb,knc->hijklmn",
-    offsets[depth - planes : depth + planes - 1],
-    _offset_selector(planes),
-    _offset_selector(height),
-    _offset_selector(width),
-    # Multiplying by 0 and 1 copies values exactly only if the products are not rounded.
-    precision=jax.lax.Precision.HIGHEST,
-  )
+  offsets = table.astype(jnp.float32).T.reshape(heads, 2 * depth - 1, -1)
+  bias = offsets[:, depth - planes : depth + planes - 1]
+  # One axis at a time and never more than five dimensions: XLA:CPU takes minutes to compile the
+  # transposition of an eight-dimensional array of one size.
+  bias = _select("hox,tso->htsx", bias, planes)
+  bias = bias.reshape(heads * planes, planes, 2 * height - 1, -1)
+  bias = _select("asox,ijo->aisjx", bias, height)
+  bias = bias.reshape(heads * planes * height, planes * height, -1)
+  bias = _select("aso,ijo->aisj", bias, width)
   full = planes * height * width
   return bias.reshape(-1, full, full)[:, :tokens, :tokens]
 
@@ -74,8 +85,11 @@ def _batched_bias_forward(table, window, tokens, batch):
 
 
 def _batched_bias_backward(window, tokens, batch, table, gradient):
-  transpose = jax.linear_transpose(partial(expand_bias, window=window, tokens=tokens), table)
-  return (jax.vmap(lambda example: transpose(example)[0])(gradient).sum(0),)
+  # Heads are expanded independently, so the heads of all examples go back in one call.
+  examples = jax.ShapeDtypeStruct((table.shape[0], batch * table.shape[1]), table.dtype)
+  transpose = jax.linear_transpose(partial(expand_bias, window=window, tokens=tokens), examples)
+  (gradient,) = transpose(gradient.reshape(-1, tokens, tokens))
+  return (gradient.reshape(table.shape[0], batch, table.shape[1]).sum(1),)
 
 
 batched_bias.defvjp(_batched_bias_forward, _batched_bias_backward)
