@@ -1,0 +1,276 @@
+"""Weights out of PyTorch and .safetensors files, without PyTorch and without running their code."""
+
+import codecs
+import io
+import mmap
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+
+from vswin_jax.conversion import pickles
+from vswin_jax.conversion.pickles import FileError, Placeholder
+from vswin_jax.conversion.safetensors_files import looks_like_safetensors, read_safetensors
+from vswin_jax.conversion.torch_tensors import (
+  CALLS,
+  CONSTANTS,
+  StorageId,
+  has_kind,
+  is_count,
+  parse_storage_id,
+)
+
+# torch.save marks files of its format before 1.6 with these.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+# Room for a hundred thousand entries; real checkpoints have hundreds to thousands.
+_LONGEST_DIRECTORY = 16 * 2**20
+_LOCAL_HEADER_BYTES = 30
+_LONGEST_NAME = 100
+
+_EXPECTED = "expected a file written by torch.save, or .safetensors"
+_AGAIN = "the file is damaged; download or save it again"
+
+
+def read_file(path: str | os.PathLike) -> object:
+  """Reads a .safetensors file or what torch.save wrote, now or before PyTorch 1.6.
+
+  The contents of the file decide how it is read, not its name. Nothing in it is run: classes and
+  functions outside a closed list become `Placeholder`s, with all that they were made from.
+
+  Returns:
+    For PyTorch: the saved object, of dicts (also for OrderedDict), lists, tuples, sets, strings,
+    bytes and numbers. Tensors and parameters are read-only numpy arrays of the same dtype, shape
+    and strides (bfloat16 and float8 from `ml_dtypes`), views of the mapped file that share memory
+    as the tensors did; bare storages are arrays `[elements]`. torch.Size is a tuple, torch.dtype a
+    `np.dtype`, torch.device a string. Sparse, quantized and conjugated tensors are placeholders.
+    The object may contain itself.
+    For .safetensors: dict of name -> read-only array. The file must not change while these live.
+
+  Raises:
+    FileError: the file can't be read; one line.
+  """
+  try:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+      kind = "a directory" if os.path.isdir(path) else "not a regular file"
+      raise FileError(f"{kind}; give the path of a checkpoint file")
+    with _BoundedReader(path, "rb") as file:
+      if os.fstat(file.fileno()).st_size == 0:
+        raise FileError("the file is empty; download or save it again")
+      return _read(file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+  except FileNotFoundError as error:
+    raise FileError(_one_line(path, f"no such file; {_EXPECTED}")) from error
+  except OSError as error:
+    raise FileError(_one_line(path, f"can't be opened ({error.strerror})")) from error
+  except FileError as error:
+    raise FileError(_one_line(path, str(error))) from error
+  # Whatever else goes wrong depends only on the bytes of the file, or on a path that can't be one.
+  except Exception as error:
+    raise FileError(_one_line(path, f"can't be read ({type(error).__name__}); {_AGAIN}")) from error
+
+
+def _one_line(path: str | os.PathLike, message: str) -> str:
+  return " ".join(f"{os.fspath(path)}: {message}".splitlines())
+
+
+class _BoundedReader(io.FileIO):
+  """A file for `zipfile`, which believes a file about the length of its directory."""
+
+  def read(self, size: int | None = -1) -> bytes:
+    if size is not None and size > _LONGEST_DIRECTORY:
+      raise FileError(f"the directory of the archive has {size} bytes; {_AGAIN}")
+    return super().read(size)
+
+
+def _read(file: io.FileIO, data: mmap.mmap) -> object:
+  head = data[:1024]
+  if head.startswith(b"PK\x03\x04"):
+    return _read_zip(file, data)
+  _refuse_known_others(head)
+  if looks_like_safetensors(head):
+    return read_safetensors(np.frombuffer(data, np.uint8))
+  if head.startswith(b"\x80"):
+    return _read_legacy(data)
+  raise FileError(f"a file of unknown format; {_EXPECTED}")
+
+
+def _refuse_known_others(head: bytes) -> None:
+  """Raises FileError that names what is often found in place of weights."""
+  start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+  if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+    raise FileError(
+      "a web page, not weights: the download failed, or needs a login; download the file again "
+      "from its direct link"
+    )
+  if head.startswith(b"version https://git-lfs"):
+    raise FileError("a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+  if head[257:262] == b"ustar":
+    raise FileError(f"a tar archive; {_EXPECTED}: unpack it and give the file inside")
+  for magic in (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf"):
+    if head.startswith(magic):
+      raise FileError(f"a compressed file; {_EXPECTED}: unpack it first")
+  if _is_text(head):
+    raise FileError(f"a text file, not weights; {_EXPECTED}")
+
+
+def _is_text(head: bytes) -> bool:
+  try:
+    # Incremental: the last character may be cut off.
+    text = codecs.getincrementaldecoder("utf-8")().decode(head)
+  except UnicodeDecodeError:
+    return False
+  return all(character.isprintable() or character.isspace() for character in text)
+
+
+def _read_zip(file: io.FileIO, data: mmap.mmap) -> object:
+  """The format since PyTorch 1.6: data.pkl and a file per storage, all under one folder."""
+  try:
+    with zipfile.ZipFile(file) as archive:
+      entries = {entry.filename: entry for entry in archive.infolist()}
+  except FileError:
+    raise
+  # zipfile lets errors of many types through where a directory is damaged.
+  except Exception as error:
+    raise FileError(
+      "a zip archive whose directory, at its end, is missing or damaged: the file was cut off; "
+      "download or save it again"
+    ) from error
+  folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
+  folders = [name for name in folders if "/" not in name]
+  if any(name.endswith("/constants.pkl") or "/code/" in name for name in entries):
+    raise FileError(
+      "a TorchScript archive, which holds a program; load it with torch.jit.load and save its "
+      "state_dict() with torch.save"
+    )
+  if len(folders) != 1:
+    raise FileError(f"a zip archive that torch.save did not write; {_EXPECTED}")
+  folder = folders[0]
+  if f"{folder}/byteorder" in entries:
+    start, end = _locate(data, entries[f"{folder}/byteorder"])
+    if data[start : min(end, start + 16)] != b"little":
+      raise FileError("written on a big-endian machine; load it there and save it on another")
+  raw = np.frombuffer(data, np.uint8)
+  storages: dict[str, np.ndarray] = {}
+
+  def load_storage(saved_id: object) -> object:
+    storage = parse_storage_id(saved_id)
+    if storage.dtype is None:
+      return Placeholder(storage.kind)
+    if storage.key not in storages:
+      entry = entries.get(f"{folder}/data/{storage.key}")
+      if entry is None and storage.count > 0:
+        raise FileError(f"storage {storage.key!a} is missing from the archive; {_AGAIN}")
+      start, end = (0, 0) if entry is None else _locate(data, entry)
+      storages[storage.key] = raw[start:end]
+    held = storages[storage.key]
+    if len(held) != storage.nbytes:
+      raise FileError(
+        f"storage {storage.key!a} has {len(held)} bytes, expected {storage.nbytes}; {_AGAIN}"
+      )
+    return held.view(storage.dtype)
+
+  start, end = _locate(data, entries[f"{folder}/data.pkl"])
+  return pickles.load(data, start, end, CALLS, CONSTANTS, load_storage)[0]
+
+
+def _locate(data: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
+  """Start and end of the bytes of an entry."""
+  name = ascii(entry.filename[:_LONGEST_NAME])
+  if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+    raise FileError(
+      f"{name} in the archive is compressed or encrypted, which torch.save never does; "
+      "unpack the archive and zip its folder without compression"
+    )
+  offset = entry.header_offset
+  header = data[offset : offset + _LOCAL_HEADER_BYTES] if offset >= 0 else b""
+  if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(b"PK\x03\x04"):
+    raise FileError(f"{name} is not where the archive says; {_AGAIN}")
+  lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+  start = offset + _LOCAL_HEADER_BYTES + lengths
+  if entry.compress_size != entry.file_size or start + entry.file_size > len(data):
+    raise FileError(
+      f"{name} should have {entry.file_size} bytes, which the file does not; {_AGAIN}"
+    )
+  return start, start + entry.file_size
+
+
+def _read_legacy(data: mmap.mmap) -> object:
+  """The format before PyTorch 1.6: five pickles, then count and bytes of each storage."""
+
+  def load(position: int, load_storage: Callable) -> tuple[object, int]:
+    return pickles.load(data, position, len(data), CALLS, CONSTANTS, load_storage)
+
+  def refuse(saved_id: object):
+    raise FileError(f"its pickle refers to a storage out of place; {_AGAIN}")
+
+  try:
+    magic, position = load(0, refuse)
+  except FileError:
+    magic = None
+  if magic != _LEGACY_MAGIC:
+    raise FileError(f"starts like a pickle, but torch.save did not write it; {_EXPECTED}")
+  protocol, position = load(position, refuse)
+  system, position = load(position, refuse)
+  if protocol != _LEGACY_PROTOCOL:
+    raise FileError(f"of an unknown version of PyTorch's legacy format; {_AGAIN}")
+  if not isinstance(system, dict) or system.get("little_endian") is not True:
+    raise FileError("written on a big-endian machine; load it there and save it on another")
+
+  # The storages come after the object that is made of them: read it once to learn their types.
+  declared: dict[str, StorageId] = {}
+
+  def declare_storage(saved_id: object) -> object:
+    # Classes of modules were saved together with their source.
+    if not has_kind(saved_id, "module"):
+      storage = parse_storage_id(saved_id)
+      known = declared.setdefault(storage.key, storage)
+      if storage.dtype is None or (known.dtype, known.count) != (storage.dtype, storage.count):
+        raise FileError(f"storage {storage.key!a} has an unknown or a second type; {_AGAIN}")
+    return Placeholder("torch.storage")
+
+  object_position = position
+  position = load(object_position, declare_storage)[1]
+  keys, position = load(position, refuse)
+  storages = _map_storages(data, position, declared, keys)
+
+  def load_storage(saved_id: object) -> object:
+    if has_kind(saved_id, "module"):
+      return saved_id[1]
+    storage = parse_storage_id(saved_id)
+    if storage.key not in storages:
+      raise FileError(f"storage {storage.key!a} is missing from the file; {_AGAIN}")
+    held = storages[storage.key]
+    if storage.view is None:
+      return held
+    match storage.view:
+      case (_, offset, count) if is_count(offset) and is_count(count):
+        if offset + count <= len(held):
+          return held[offset : offset + count]
+    raise FileError(f"a view of storage {storage.key!a} goes beyond it; {_AGAIN}")
+
+  return load(object_position, load_storage)[0]
+
+
+def _map_storages(
+  data: mmap.mmap, position: int, declared: dict[str, StorageId], keys: object
+) -> dict[str, np.ndarray]:
+  if type(keys) is not list or not all(type(key) is str and key in declared for key in keys):
+    raise FileError(f"its list of storages does not match its object; {_AGAIN}")
+  raw = np.frombuffer(data, np.uint8)
+  storages = {}
+  for key in keys:
+    storage = declared[key]
+    count = int.from_bytes(data[position : position + 8], "little")
+    start, position = position + 8, position + 8 + storage.nbytes
+    if position > len(data):
+      raise FileError(
+        f"cut off: storage {key!a} needs {storage.nbytes} bytes, the file has "
+        f"{max(len(data) - start, 0)} left; download or save it again"
+      )
+    if count != storage.count:
+      raise FileError(f"storage {key!a} has {count} elements, expected {storage.count}; {_AGAIN}")
+    storages[key] = raw[start:position].view(storage.dtype)
+  return storages

@@ -1,0 +1,206 @@
+"""Tensors of PyTorch as views of the bytes of their storages."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+
+from vswin_jax.conversion.pickles import FileError, Placeholder
+
+# How far expanded tensors may go beyond what they hold: so many times, and so many elements more.
+_MOST_REPEATS = 16
+_MOST_EXTRA = 2**24
+_MOST_AXES = 64
+_MOST_ARGUMENTS = 16
+# Keys of storages are numbers in decimal.
+_LONGEST_KEY = 100
+
+_LAZY = "torch.Tensor (conjugated or negated lazily)"
+_AGAIN = "the file is damaged; download or save it again"
+
+_DTYPES = {
+  name: np.dtype(kind)
+  for name, kind in {
+    "float64": "<f8",
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
+    "complex64": "<c8",
+    "complex128": "<c16",
+    "int64": "<i8",
+    "int32": "<i4",
+    "int16": "<i2",
+    "int8": "i1",
+    "uint64": "<u8",
+    "uint32": "<u4",
+    "uint16": "<u2",
+    "uint8": "u1",
+    "bool": "?",
+  }.items()
+}
+_STORAGE_DTYPES = {
+  "DoubleStorage": _DTYPES["float64"],
+  "FloatStorage": _DTYPES["float32"],
+  "HalfStorage": _DTYPES["float16"],
+  "BFloat16Storage": _DTYPES["bfloat16"],
+  "ComplexFloatStorage": _DTYPES["complex64"],
+  "ComplexDoubleStorage": _DTYPES["complex128"],
+  "LongStorage": _DTYPES["int64"],
+  "IntStorage": _DTYPES["int32"],
+  "ShortStorage": _DTYPES["int16"],
+  "CharStorage": _DTYPES["int8"],
+  "ByteStorage": _DTYPES["uint8"],
+  "BoolStorage": _DTYPES["bool"],
+  "UntypedStorage": _DTYPES["uint8"],
+  "_UntypedStorage": _DTYPES["uint8"],
+  # Quantized tensors become placeholders, but the legacy format has to step over their storages.
+  "QInt8Storage": _DTYPES["int8"],
+  "QUInt8Storage": _DTYPES["uint8"],
+  "QInt32Storage": _DTYPES["int32"],
+  "QUInt4x2Storage": _DTYPES["uint8"],
+  "QUInt2x4Storage": _DTYPES["uint8"],
+}
+CONSTANTS = {f"torch.{name}": dtype for name, dtype in _DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class StorageId:
+  """What a pickle says of a storage; dtype None is unknown, sizes are in elements."""
+
+  kind: str
+  dtype: np.dtype | None
+  key: str
+  count: int
+  view: object
+
+  @property
+  def nbytes(self) -> int:
+    return self.count * self.dtype.itemsize
+
+
+def has_kind(saved_id: object, kind: str) -> bool:
+  """Whether a persistent id is of this kind; asked first, as comparing tensors would read them."""
+  if type(saved_id) is not tuple or len(saved_id) < 2:
+    return False
+  return type(saved_id[0]) is str and saved_id[0] == kind
+
+
+def parse_storage_id(saved_id: object) -> StorageId:
+  """Of a persistent id; raises FileError where that is none of a storage."""
+  match saved_id if has_kind(saved_id, "storage") else None:
+    case ("storage", Placeholder() as kind, str(key), _, count):
+      view = None
+    case ("storage", Placeholder() as kind, str(key), _, count, view):
+      pass
+    case _:
+      raise FileError(f"its pickle refers to an object that is no storage; {_AGAIN}")
+  if not is_count(count) or len(key) > _LONGEST_KEY:
+    raise FileError(f"its pickle describes an impossible storage; {_AGAIN}")
+  package, _, name = kind.name.rpartition(".")
+  dtype = _STORAGE_DTYPES.get(name) if package.partition(".")[0] == "torch" else None
+  return StorageId(kind.name, dtype, key, count, view)
+
+
+def is_count(value: object) -> bool:
+  """Whether it is an int that can count elements or bytes."""
+  return type(value) is int and 0 <= value < 2**62
+
+
+def _view(
+  storage: object, offset: int, shape: Sequence[int], strides: Sequence[int], dtype=None
+) -> np.ndarray | Placeholder:
+  """A tensor as a view of its storage; offset and strides count elements of the tensor."""
+  if isinstance(storage, Placeholder) or isinstance(dtype, Placeholder):
+    return Placeholder("torch.Tensor")
+  if not isinstance(storage, np.ndarray) or not storage.flags.c_contiguous:
+    raise FileError(f"a tensor in it has no storage; {_AGAIN}")
+  if len(shape) > _MOST_AXES:
+    raise FileError(f"a tensor in it has {len(shape)} axes, more than {_MOST_AXES}; {_AGAIN}")
+  if len(shape) != len(strides) or not all(map(is_count, (offset, *shape, *strides))):
+    raise FileError(f"a tensor in it has an impossible shape; {_AGAIN}")
+  dtype = storage.dtype if dtype is None else dtype
+  held = storage.nbytes // dtype.itemsize
+  count = math.prod(shape)
+  if count == 0:
+    offset = 0
+  elif offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) >= held:
+    raise FileError(f"a tensor in it goes beyond its storage of {held} elements; {_AGAIN}")
+  if count > _MOST_REPEATS * held + _MOST_EXTRA:
+    raise FileError(
+      f"a tensor in it repeats a storage of {held} elements far too often, which would fill the "
+      "memory; save it with .contiguous()"
+    )
+  return np.ndarray(
+    tuple(shape),
+    dtype,
+    buffer=storage.view(np.uint8),
+    offset=offset * dtype.itemsize,
+    strides=tuple(stride * dtype.itemsize for stride in strides),
+  )
+
+
+def _rebuild_v2(storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
+  if _is_lazy(metadata):
+    return Placeholder(_LAZY)
+  return _view(storage, offset, shape, strides)
+
+
+def _rebuild_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
+  if not isinstance(dtype, np.dtype | Placeholder):
+    raise FileError(f"a tensor in it has no dtype; {_AGAIN}")
+  if _is_lazy(metadata):
+    return Placeholder(_LAZY)
+  return _view(storage, offset, shape, strides, dtype)
+
+
+def _is_lazy(metadata: object) -> bool:
+  """Whether the tensor is the conjugate or the negative of what its storage holds."""
+  return type(metadata) is dict and any(metadata.get(name) is True for name in ("conj", "neg"))
+
+
+def _rebuild_parameter(data, requires_grad=True, hooks=None, state=None):
+  if not isinstance(data, np.ndarray | Placeholder):
+    raise FileError(f"a parameter in it is no tensor; {_AGAIN}")
+  return data
+
+
+def _rebuild_with_attributes(function, kind, arguments, state):
+  """Tensors that carry Python attributes, and subclasses of tensors."""
+  plain = kind.name in ("torch.Tensor", "torch.nn.parameter.Parameter")
+  if plain and function.name in _REBUILD and len(arguments) <= _MOST_ARGUMENTS:
+    return _REBUILD[function.name](*arguments)
+  return Placeholder(kind.name)
+
+
+def _make_size(sizes=()) -> tuple:
+  if type(sizes) is not tuple:
+    raise FileError(f"a torch.Size in it is no tuple; {_AGAIN}")
+  return sizes
+
+
+def _make_device(kind, index=None) -> str:
+  if type(kind) is not str or len(kind) > 100 or not (index is None or is_count(index)):
+    raise FileError(f"a torch.device in it is none; {_AGAIN}")
+  return kind if index is None else f"{kind}:{index}"
+
+
+_REBUILD = {
+  "torch._utils._rebuild_tensor": _view,
+  "torch._utils._rebuild_tensor_v2": _rebuild_v2,
+  "torch._utils._rebuild_tensor_v3": _rebuild_v3,
+  "torch._utils._rebuild_parameter": _rebuild_parameter,
+  "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+}
+CALLS = _REBUILD | {
+  "torch._tensor._rebuild_from_type_v2": _rebuild_with_attributes,
+  "torch.tensor._rebuild_from_type_v2": _rebuild_with_attributes,
+  "torch.Size": _make_size,
+  "torch.device": _make_device,
+}
