@@ -1,0 +1,159 @@
+"""The catalog of released checkpoints, and the class names that go with it."""
+
+import collections
+import functools
+import math
+import pathlib
+import re
+
+import jax
+import pytest
+from flax import nnx
+
+from vswin_jax.attention.relative_position import table_rows
+from vswin_jax.conversion.released import (
+  FAMILIES,
+  NUM_CLASSES,
+  RELEASED,
+  Released,
+  UnknownName,
+  find,
+  identify,
+  table,
+)
+from vswin_jax.data.label_names import DATASETS, label_names
+from vswin_jax.models import CATALOG, create_model
+from vswin_jax.models.parameters import split_model
+
+_NOTHING_KNOWN = "f" * 64
+_IN_CATALOG = [released for released in RELEASED if released.family != "vtn"]
+
+
+def test_names_files_and_families():
+  for field in ("name", "file", "url"):
+    values = [getattr(released, field) for released in RELEASED]
+    assert len(set(values)) == len(values), field
+  assert collections.Counter(released.family for released in RELEASED) == {
+    "official": 7,
+    "mmaction2": 6,
+    "torchvision": 4,
+    "swin_2d": 16,
+    "vtn": 1,
+  }
+  assert {released.family for released in RELEASED} == set(FAMILIES)
+  assert not {released.name for released in RELEASED} & {released.file for released in RELEASED}
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda released: released.name)
+def test_facts_fit_together(released):
+  assert re.fullmatch(r"[a-z0-9_]+", released.name)
+  assert released.url.startswith("https://") and released.url.endswith("/" + released.file)
+  assert released.dataset in NUM_CLASSES
+  assert (released.top1 is None) == (released.top5 is None)
+  assert released.top1 is None or 50 < released.top1 < released.top5 < 100
+  assert released.sha256 is None or re.fullmatch(r"[0-9a-f]{8,64}", released.sha256)
+  if released.sha256 is not None and released.family != "vtn":
+    assert re.search(rf"-{released.sha256}\.pth$", released.file)
+  if released.config is not None:
+    assert (pathlib.Path(__file__).parents[2] / released.config).is_file()
+  # float32 weights, index buffers on top.
+  assert released.size is None or released.size > 4 * released.parameters
+
+
+@functools.cache
+def _count(model: str) -> int:
+  """Parameters with one class, from the shapes of a model that is never allocated."""
+  _, shapes = split_model(nnx.eval_shape(lambda: create_model(model, num_classes=1)))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def _count_as_released(released: Released) -> int:
+  config = CATALOG[released.model]
+  channels = config.embed_dim * 2 ** (len(config.depths) - 1)
+  head = (NUM_CLASSES[released.dataset] - 1) * (channels + 1)
+  is_flat = released.family == "swin_2d"
+  window = (1, *released.window) if is_flat else released.window
+  rows = table_rows(window) - table_rows(config.window_size)
+  tables = rows * sum(depth * heads for depth, heads in zip(config.depths, config.num_heads))
+  # The 2D network embeds patches of one frame.
+  time, *patch = config.patch_size
+  patches = -(time - 1) * 3 * math.prod(patch) * config.embed_dim if is_flat else 0
+  return _count(released.model) + head + tables + patches
+
+
+@pytest.mark.parametrize("released", _IN_CATALOG, ids=lambda released: released.name)
+def test_parameters_are_those_of_the_model(released):
+  assert _count_as_released(released) == released.parameters
+
+
+def test_find_takes_names_and_files():
+  for released in RELEASED:
+    assert find(released.name) is released
+    assert find(released.file) is released
+
+
+@pytest.mark.parametrize(
+  ("wrong", "nearest"),
+  [("swin_t_k400_oficial", "swin_t_k400_official"), ("swin3d_t.pth", "swin3d_t-7615ae03.pth")],
+)
+def test_find_names_the_nearest(wrong, nearest):
+  with pytest.raises(UnknownName, match=re.escape(f"did you mean '{nearest}'?")) as raised:
+    find(wrong)
+  assert isinstance(raised.value, ValueError)
+  assert "\n" not in str(raised.value)
+
+
+def test_identify_goes_by_hash_where_one_is_known():
+  torchvision = find("swin_t_k400_torchvision")
+  digest = torchvision.sha256 + "0" * 56
+  assert identify("/somewhere/" + torchvision.file, digest) is torchvision
+  assert identify("renamed.pth", digest.upper()) is torchvision
+  assert identify(torchvision.file, _NOTHING_KNOWN) is None
+
+
+def test_identify_goes_by_name_where_no_hash_is_known():
+  official = find("swin_t_k400_official")
+  assert identify(official.file, _NOTHING_KNOWN) is official
+  assert identify(f"C:\\files\\{official.file}", _NOTHING_KNOWN) is official
+  assert identify("my_" + official.file, _NOTHING_KNOWN) is None
+
+
+def test_table_is_aligned_text():
+  lines = table().splitlines()
+  assert len(lines) == 1 + len(RELEASED)
+  assert [line.split()[0] for line in lines[1:]] == [released.name for released in RELEASED]
+  assert max(map(len, lines)) < 130
+  starts = {line.index(released.dataset) for line, released in zip(lines[1:], RELEASED)}
+  assert len(starts) == 1
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_label_names_are_one_a_class(dataset):
+  names = label_names(dataset)
+  assert len(names) == len(set(names)) == NUM_CLASSES[dataset]
+  assert all(name == name.strip() and name for name in names)
+  # Kinetics-710 starts with the classes of Kinetics-400, newer ones follow.
+  if dataset != "kinetics710":
+    assert list(names) == sorted(names)
+
+
+def test_label_names_by_index():
+  assert label_names("kinetics400")[0] == "abseiling"
+  assert label_names("kinetics400")[5] == "archery"
+  assert label_names("kinetics600")[1] == "acting in play"
+  assert label_names("kinetics700")[699] == "zumba"
+  assert label_names("kinetics710")[709] == "bull fighting"
+  assert label_names("something_something_v2")[0] == "Approaching something with your camera"
+  assert label_names("something_something_v2")[173] == "Wiping something off of something"
+
+
+def test_kinetics710_names_the_classes_of_the_others():
+  merged = set(label_names("kinetics710"))
+  assert merged <= {name for number in (400, 600, 700) for name in label_names(f"kinetics{number}")}
+  kept = zip(label_names("kinetics400"), label_names("kinetics710"))
+  assert sum(old == new for old, new in kept) == 387
+
+
+def test_labels_of_other_data_sets_are_unknown():
+  assert label_names("imagenet_1k") is None
+  assert label_names("../labels/kinetics400") is None
