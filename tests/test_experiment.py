@@ -157,6 +157,75 @@ def test_eval_mode_evaluates_a_checkpoint_by_itself(finished, tiny_data_dir, tmp
   assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_a_checkpoint_is_evaluated_with_its_own_preprocessing(finished, tiny_data_dir, tmp_path):
+  workdir, _ = finished
+  other = tmp_path / "other.py"
+  other.write_text(
+    "from configs import quickstart\n"
+    "def get_config():\n"
+    "  config = quickstart.get_config()\n"
+    "  with config.unlocked():\n"
+    "    config.data.mean = (1.0, 2.0, 3.0)\n"
+    "    config.clip.frame_interval = 2\n"
+    "    config.test.num_clips = 3\n"
+    "  return config\n"
+  )
+  options = [option for option in TINY if not option.startswith("--config=")]
+  results = {}
+  for name, more in (("own", []), ("asked", ["--config.test.num_clips=2"])):
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-m",
+        "vswin_jax.main",
+        f"--config={other}",
+        *options,
+        f"--config.data.dir={tiny_data_dir}",
+        f"--workdir={tmp_path / name}",
+        "--mode=eval",
+        f"--checkpoint={workdir}",
+        *more,
+      ],
+      cwd=ROOT,
+      env=environment(tiny_data_dir) | {"PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "config.data.mean" in done.stderr
+    results[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
+  assert results["own"] == json.loads((workdir / "evaluation.json").read_text())
+  assert results["asked"]["views"] == 2
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_loaded_for_use(finished):
+  import jax
+
+  from vswin_jax import load_model
+  from vswin_jax.data.motion import MOTIONS
+  from vswin_jax.models.parameters import parameter_path, split_model
+
+  workdir, _ = finished
+  model = load_model(workdir)
+  assert model.labels == tuple(MOTIONS)
+  average = {
+    path.removeprefix("average."): leaf
+    for path, leaf in final_arrays(workdir).items()
+    if path.startswith("average.")
+  }
+  loaded = {
+    parameter_path(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(split_model(model)[1])
+  }
+  assert loaded.keys() == average.keys()
+  for path, leaf in loaded.items():
+    np.testing.assert_array_equal(leaf, average[path])
+
+
 # Seconds after the checkpoint of a step appeared at which the first process is killed, and the
 # workers of both processes. Steps 4, 8, ... are saved and 5, 10, ... logged.
 KILLS = [(0, 0.0, 1, 0), (4, 0.0, 2, 1), (8, 0.3, 1, 2), (16, 0.15, 0, 3)]

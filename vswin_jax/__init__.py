@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 # Public name -> module, imported on first use: processes that only decode video load no models.
 _PUBLIC = {
   "create_model": "vswin_jax.models",
+  "load_model": "vswin_jax.loading",
+  "predict": "vswin_jax.prediction",
   "CATALOG": "vswin_jax.models",
 }
 __all__ = sorted(_PUBLIC)

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vswin_jax.models.video_swin import VideoSwinConfig
 
 
@@ -37,8 +38,8 @@ def base_config() -> config_dict.ConfigDict:
       "train_split": "train",
       "eval_split": "validation",
       # Pixels (0-255, RGB) are normalised with these on the device.
-      "mean": (123.675, 116.28, 103.53),
-      "std": (58.395, 57.12, 57.375),
+      "mean": IMAGENET_MEAN,
+      "std": IMAGENET_STD,
       # Training stops when a larger share of clips can't be decoded.
       "max_failed_share": 0.02,
     }

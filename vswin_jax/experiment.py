@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import jax
@@ -20,6 +20,7 @@ from vswin_jax import run_files
 from vswin_jax.data import generated, pipeline
 from vswin_jax.data.clips import ClipSpec, Views, check_at_least, check_views, count_views
 from vswin_jax.data.decoding import VideoError
+from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import split_model
@@ -74,18 +75,10 @@ class Experiment:
   def facts(self) -> dict:
     """What a checkpoint says about its weights."""
     data = self.config.data
-    clip = dataclasses.asdict(self.clip)
-    preprocessing = {
-      name: clip[name] for name in ("num_frames", "frame_interval", "sampling", "size")
-    }
+    preprocessing = Preprocessing(tuple(data.mean), tuple(data.std), self.clip, self.test)
     return {
       "model": {"name": self.config.model.name, **_as_json(self.model_options)},
-      "preprocessing": {
-        "mean": list(data.mean),
-        "std": list(data.std),
-        **preprocessing,
-        "views": dataclasses.asdict(self.test),
-      },
+      "preprocessing": preprocessing.as_facts(),
       "labels": list(self.class_names),
       "training": {
         "data": data.name,
@@ -96,12 +89,19 @@ class Experiment:
 
 
 def run(
-  config: config_dict.ConfigDict, *, workdir: str, mode: str, checkpoint: str | None = None
+  config: config_dict.ConfigDict,
+  *,
+  workdir: str,
+  mode: str,
+  checkpoint: str | None = None,
+  explicit: Collection[str] = (),
 ) -> Evaluation | None:
   """Runs `mode` "train" (train or resume, then evaluate) or "eval" in `workdir`.
 
   Args:
-    checkpoint: for "eval", the workdir whose newest checkpoint is evaluated; None: `workdir`.
+    checkpoint: for "eval", the workdir whose newest checkpoint is evaluated; None: `workdir`. Its
+      preprocessing takes the place of the config's.
+    explicit: keys of `config` that hold against the checkpoint's preprocessing.
 
   Returns:
     The evaluation of the final (or given) checkpoint; None if training was asked to stop.
@@ -112,11 +112,30 @@ def run(
   folder = pathlib.Path(workdir).expanduser().absolute()
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")
+  source = folder if checkpoint is None else pathlib.Path(checkpoint).expanduser().absolute()
+  if mode == "eval":
+    config = _with_preprocessing_of(source, config, explicit)
   experiment = _build(config, folder)
   if mode == "train" and _train(experiment) < experiment.num_steps:
     return None
-  source = folder if checkpoint is None else pathlib.Path(checkpoint).expanduser().absolute()
   return _evaluate(experiment, source)
+
+
+def _with_preprocessing_of(
+  source: pathlib.Path, config: config_dict.ConfigDict, explicit: Collection[str]
+) -> config_dict.ConfigDict:
+  """The config with the preprocessing of a checkpoint, but for the keys `explicit`."""
+  config = config.copy_and_resolve_references()
+  facts = dict(checkpointing.read_facts(checkpointing.checkpoints_of(source))["preprocessing"])
+  sections = {"test": facts.pop("views"), "data": {n: facts.pop(n) for n in ("mean", "std")}}
+  for section, values in (sections | {"clip": facts}).items():
+    for name, value in values.items():
+      value = tuple(value) if isinstance(value, list) else value
+      key = f"{section}.{name}"
+      if config[section][name] != value and key not in explicit:
+        logger.info("config.%s: %s, as the checkpoint says", key, value)
+        config[section][name] = value
+  return config
 
 
 def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
@@ -200,7 +219,7 @@ def _check_train_values(config: config_dict.ConfigDict) -> None:
 def _train(experiment: Experiment) -> int:
   """Trains or resumes until the end or until asked to stop; returns the step reached."""
   config, mesh, train = experiment.config, experiment.mesh, experiment.config.train
-  directory = experiment.workdir / "checkpoints"
+  directory = checkpointing.checkpoints_of(experiment.workdir)
   with checkpointing.open_checkpoints(directory, keep=train.keep) as saved:
     start_step = checkpointing.latest_step(saved)
     if start_step is not None and start_step >= experiment.num_steps:
@@ -292,7 +311,7 @@ def _new_state(experiment: Experiment, create: Callable, shardings: TrainState) 
 
 def _with_weights_of(source: str, state: TrainState) -> TrainState:
   """Replaces the parameters by those of another run; a head of another size stays random."""
-  directory = pathlib.Path(source).expanduser().absolute() / "checkpoints"
+  directory = checkpointing.checkpoints_of(source)
   shapes = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state.params
   )
@@ -312,7 +331,8 @@ def _check_facts(
 ) -> None:
   """Compares what a checkpoint says about its weights with the config and the data set."""
   now = experiment.facts
-  if facts.get("labels") != now["labels"]:
+  # Converted weights may not know the names of their classes; their number is checked elsewhere.
+  if facts.get("labels") not in (None, now["labels"]):
     raise checkpointing.CheckpointError(
       f"the classes of {directory} are not those of the data set {experiment.config.data.name}, or "
       "stand in another order; use the data set it was trained on, or start a new run with "
@@ -374,7 +394,7 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
   """Multi-view evaluation of the newest checkpoint of `source`; writes the results."""
   clip, test = experiment.clip, experiment.test
   shardings = sharding.state_shardings(experiment.mesh, experiment.param_shapes)
-  directory = source / "checkpoints"
+  directory = checkpointing.checkpoints_of(source)
   step, params, facts = checkpointing.restore_params(
     directory, _with_shardings(experiment.param_shapes, shardings)
   )

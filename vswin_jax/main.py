@@ -34,7 +34,11 @@ def main(arguments: list[str]) -> None:
 
   try:
     experiment.run(
-      _CONFIG.value, workdir=_WORKDIR.value, mode=_MODE.value, checkpoint=_CHECKPOINT.value
+      _CONFIG.value,
+      workdir=_WORKDIR.value,
+      mode=_MODE.value,
+      checkpoint=_CHECKPOINT.value,
+      explicit=config_flags.get_override_values(flags.FLAGS["config"]),
     )
   except (*experiment.USER_ERRORS, OSError) as error:
     sys.exit(f"error: {error}")

@@ -6,6 +6,9 @@ killed while saving resumes from the checkpoint before.
 
 import contextlib
 import os
+import pathlib
+import shutil
+import tempfile
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -19,14 +22,22 @@ class CheckpointError(ValueError):
 
 
 @contextlib.contextmanager
-def open_checkpoints(directory: str | os.PathLike, *, keep: int = 3, partial_load: bool = False):
+def open_checkpoints(
+  directory: str | os.PathLike,
+  *,
+  keep: int = 3,
+  partial_load: bool = False,
+  copy_host_arrays: bool = True,
+):
   """Opens the checkpoints of a run, keeping the newest `keep`; waits for the last save at exit.
 
   Args:
     partial_load: loads may ask for a part of what a checkpoint holds.
+    copy_host_arrays: saves copy numpy arrays, so that they may be changed at once.
   """
   context = ocp.Context()
   context.pytree.loading.partial_load = partial_load
+  context.memory.deepcopy_host_arrays = copy_host_arrays
   with ocp.training.Checkpointer(
     os.path.abspath(os.path.expanduser(directory)),
     context=context,
@@ -72,6 +83,64 @@ def restore(checkpoints: ocp.training.Checkpointer, shapes: TrainState) -> tuple
     return checkpoints.load(step, shapes), metadata.custom_metadata or {}
 
 
+def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> None:
+  """Writes weights that were not trained here as checkpoint 0 of a folder like that of a run.
+
+  Args:
+    directory: must not exist; appears when all is written, or not at all.
+    params: nested dicts of arrays.
+    facts: as in `save`.
+
+  Raises:
+    CheckpointError: the folder exists, or can't be written.
+  """
+  directory = pathlib.Path(directory).expanduser().absolute()
+  check_absent(directory)
+  try:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = tempfile.mkdtemp(prefix=f".{directory.name}.incomplete-", dir=directory.parent)
+  except OSError as error:
+    raise CheckpointError(f"can't write {directory}: {error}") from error
+  try:
+    os.chmod(incomplete, directory.parent.stat().st_mode & 0o777)
+    with open_checkpoints(checkpoints_of(incomplete), copy_host_arrays=False) as checkpoints:
+      with _explained(checkpoints, "write"):
+        checkpoints.save_async(0, {"params": params}, custom_metadata=facts)
+    check_absent(directory)
+    os.rename(incomplete, directory)
+  finally:
+    shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def check_absent(directory: str | os.PathLike) -> None:
+  """Raises CheckpointError if something is there already."""
+  if os.path.lexists(directory):
+    raise CheckpointError(f"{directory} exists; name another folder, or remove it first")
+
+
+def read_facts(directory: str | os.PathLike) -> dict:
+  """The facts that were saved with the newest complete checkpoint.
+
+  Raises:
+    CheckpointError: there is no checkpoint.
+  """
+  _check_folder(directory)
+  with open_checkpoints(directory) as checkpoints:
+    step = _newest(checkpoints)
+    with _explained(checkpoints, "read"):
+      return checkpoints.metadata(step).custom_metadata or {}
+
+
+def checkpoints_of(workdir: str | os.PathLike) -> pathlib.Path:
+  """Where a run, or a conversion, keeps its checkpoints."""
+  return pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
+
+
+def _check_folder(directory: str | os.PathLike) -> None:
+  if not os.path.isdir(directory):
+    raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run")
+
+
 def restore_params(
   directory: str | os.PathLike, shapes: dict, *, replaceable: str | None = None
 ) -> tuple[int, dict, dict]:
@@ -88,8 +157,7 @@ def restore_params(
   Raises:
     CheckpointError: there is no checkpoint, or it holds another model.
   """
-  if not os.path.isdir(directory):
-    raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run")
+  _check_folder(directory)
   with open_checkpoints(directory, partial_load=True) as checkpoints:
     step = _newest(checkpoints)
     with _explained(checkpoints, "read"):
@@ -104,7 +172,7 @@ def restore_params(
           saved.pop(path, None)
           expected.pop(path, None)
       _check_fit(checkpoints, step, saved, expected)
-      loaded = _flatten(checkpoints.load(step, {source: _unflatten(expected)})[source])
+      loaded = _flatten(checkpoints.load(step, {source: unflatten(expected)})[source])
   params = jax.tree_util.tree_map_with_path(
     lambda path, leaf: loaded.get(parameter_path(path), leaf), shapes
   )
@@ -155,7 +223,7 @@ def _check_fit(checkpoints, step, saved: dict, expected: dict) -> None:
     )
 
 
-def _unflatten(leaves: dict) -> dict:
+def unflatten(leaves: dict) -> dict:
   """Nested dicts from leaves by dotted path."""
   tree: dict = {}
   for path, leaf in leaves.items():

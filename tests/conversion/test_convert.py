@@ -1,0 +1,355 @@
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conversion.checkpoints import (
+  golden_keys,
+  official_tensors,
+  save_official,
+  save_torch,
+)
+from tests.reference_weights import golden
+from vswin_jax import create_model, load_model
+from vswin_jax.conversion import families, inflation, released, video_swin
+from vswin_jax.conversion.conversion import Request, convert_file
+from vswin_jax.conversion.matching import ConversionError, find_tensors
+from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.training.checkpointing import CheckpointError, checkpoints_of, read_facts
+
+CASE = "nano_16x56x56"
+
+
+def params_of(model) -> dict[str, np.ndarray]:
+  leaves = jax.tree_util.tree_leaves_with_path(split_model(model)[1])
+  return {parameter_path(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_params(actual, expected, but=()):
+  actual, expected = params_of(actual), params_of(expected)
+  assert actual.keys() == expected.keys()
+  for path in expected:
+    if path not in but:
+      np.testing.assert_array_equal(actual[path], expected[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+  """The golden nano model, converted from an official file."""
+  folder = tmp_path_factory.mktemp("reference")
+  file = save_official(folder / "file.pth", official_tensors(CASE))
+  convert_file(file, folder / "converted", Request())
+  return load_model(folder / "converted")
+
+
+@pytest.mark.parametrize("kind", ["bare", "without_backbone", "module", "legacy", "safetensors"])
+def test_wrappings_of_the_same_weights_give_the_same_model(kind, reference, tmp_path):
+  torch = pytest.importorskip("torch")
+  tensors = official_tensors(CASE)
+  file = tmp_path / "file"
+  if kind == "bare":
+    save_torch(file, tensors)
+  elif kind == "without_backbone":
+    save_torch(file, {name.removeprefix("backbone."): t for name, t in tensors.items()})
+  elif kind == "module":
+    save_official(file, {f"module.{name}": tensor for name, tensor in tensors.items()})
+  elif kind == "legacy":
+    content = {"state_dict": {name: torch.from_numpy(t) for name, t in tensors.items()}}
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+  else:
+    from safetensors.numpy import save_file
+
+    save_file(tensors, file)
+  convert_file(file, tmp_path / "converted", Request())
+  assert_same_params(load_model(tmp_path / "converted"), reference)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_files_are_widened_exactly(dtype, tmp_path):
+  torch = pytest.importorskip("torch")
+  tensors = {
+    name: torch.from_numpy(t).to(getattr(torch, dtype)) if t.dtype == np.float32 else t
+    for name, t in official_tensors(CASE).items()
+  }
+  save_torch(tmp_path / "file", {"state_dict": tensors})
+  convert_file(tmp_path / "file", tmp_path / "converted", Request())
+  widened = {
+    name: t.float().numpy() if isinstance(t, torch.Tensor) else t for name, t in tensors.items()
+  }
+  save_official(tmp_path / "widened", widened)
+  convert_file(tmp_path / "widened", tmp_path / "expected", Request())
+  assert_same_params(load_model(tmp_path / "converted"), load_model(tmp_path / "expected"))
+
+
+def test_everything_that_does_not_fit_is_listed_at_once_and_nothing_is_written(tmp_path):
+  tensors = official_tensors(CASE)
+  del tensors["backbone.layers.0.blocks.1.mlp.fc1.weight"]
+  del tensors["backbone.norm.bias"]
+  tensors["backbone.surprise.weight"] = np.zeros((3, 4), np.float32)
+  tensors["backbone.layers.2.blocks.0.norm1.weight"] = np.zeros(5, np.float32)
+  tensors["backbone.layers.1.blocks.0.norm1.weight"] = np.zeros(32, np.int64)
+  file = save_official(tmp_path / "file.pth", tensors)
+  with pytest.raises(ConversionError) as error:
+    convert_file(file, tmp_path / "converted", Request())
+  message = str(error.value)
+  assert "5 in all" in message
+  for line in (
+    "missing: backbone.layers.0.blocks.1.mlp.fc1.weight",
+    "missing: backbone.norm.bias",
+    "unknown: backbone.surprise.weight [3, 4]",
+    "wrong shape: backbone.layers.2.blocks.0.norm1.weight [5]",
+    "not floating point: backbone.layers.1.blocks.0.norm1.weight is int64",
+  ):
+    assert line in message
+  assert sorted(os.listdir(tmp_path)) == ["file.pth"]
+
+
+def test_an_existing_destination_is_left_alone(tmp_path):
+  file = save_official(tmp_path / "file.pth", official_tensors(CASE))
+  (tmp_path / "converted").mkdir()
+  with pytest.raises(CheckpointError, match="exists"):
+    convert_file(file, tmp_path / "converted", Request())
+  assert os.listdir(tmp_path / "converted") == []
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+  file = save_official(tmp_path / "file.pth", official_tensors(CASE))
+
+  def fail(*_, **__):
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr("orbax.checkpoint.v1.training.Checkpointer.save_async", fail)
+  with pytest.raises(CheckpointError, match="no space left"):
+    convert_file(file, tmp_path / "converted", Request())
+  assert sorted(os.listdir(tmp_path)) == ["file.pth"]
+
+
+def test_something_else_in_place_of_a_weight_is_named():
+  tensors = dict(official_tensors(CASE))
+  tensors["backbone.norm.bias"] = "a string"
+  with pytest.raises(ConversionError, match=r"backbone.norm.bias \(str\)"):
+    find_tensors({"state_dict": tensors})
+  with pytest.raises(ConversionError, match="no weights in the file: it holds a dict of epoch"):
+    find_tensors({"epoch": 3})
+
+
+def test_a_new_head_needs_permission_and_leaves_the_rest(reference, tmp_path):
+  file = save_official(tmp_path / "file.pth", official_tensors(CASE))
+  with pytest.raises(ConversionError, match="--allow_missing=head"):
+    convert_file(file, tmp_path / "converted", Request(num_classes=7))
+  request = Request(num_classes=7, allow_missing=("head",))
+  report = convert_file(file, tmp_path / "converted", request)
+  model = load_model(tmp_path / "converted")
+  assert model.head.kernel.shape == (128, 7)
+  assert 0.005 < float(model.head.kernel[...].std()) < 0.02
+  assert model.labels is None
+  assert any("head is new" in note for note in report.converted.notes)
+  assert_same_params(model, reference, but=("head.kernel", "head.bias"))
+
+
+def test_a_file_without_head_says_how_to_get_one(tmp_path):
+  tensors = {n: t for n, t in official_tensors(CASE).items() if not n.startswith("cls_head")}
+  file = save_official(tmp_path / "file.pth", tensors)
+  with pytest.raises(ConversionError, match="--num_classes=N and --allow_missing=head"):
+    convert_file(file, tmp_path / "converted", Request())
+
+
+def test_tables_resized_to_another_window_match_torch(reference, tmp_path):
+  torch = pytest.importorskip("torch")
+  file = save_official(tmp_path / "file.pth", official_tensors(CASE))
+  convert_file(file, tmp_path / "converted", Request(window=(16, 12, 12)))
+  model = load_model(tmp_path / "converted")
+  assert model.config.window_size == (16, 12, 12)
+  path = "stages.2.blocks.1.attention.relative_position_bias_table"
+  table = torch.tensor(params_of(reference)[path].reshape(15, 13, 13, -1)).permute(0, 3, 1, 2)
+  space = torch.nn.functional.interpolate(table, (23, 23), mode="bicubic")
+  lines = space.permute(2, 3, 1, 0).reshape(23 * 23, -1, 15)
+  lines = torch.nn.functional.interpolate(lines, 31, mode="linear")
+  expected = lines.reshape(23, 23, -1, 31).permute(3, 0, 1, 2).reshape(31 * 23 * 23, -1)
+  # PyTorch computes the weights of the interpolation in float32.
+  np.testing.assert_allclose(params_of(model)[path], expected, atol=3e-6)
+  tables = [p for p in params_of(reference) if p.endswith("relative_position_bias_table")]
+  unchanged = {p: v for p, v in params_of(model).items() if p not in tables}
+  for path, value in unchanged.items():
+    np.testing.assert_array_equal(value, params_of(reference)[path])
+
+
+def test_resizing_a_table_to_its_own_window_changes_nothing():
+  table = np.random.default_rng(0).normal(size=(15 * 13 * 13, 3)).astype(np.float32)
+  np.testing.assert_array_equal(inflation.resize_table(table, (8, 7, 7), (8, 7, 7)), table)
+
+
+def test_center_inflation_sees_one_frame(tmp_path):
+  random = np.random.default_rng(0)
+  kernel = random.normal(size=(4, 3, 4, 4)).astype(np.float32)
+  table = random.normal(size=(169, 2)).astype(np.float32)
+  tensors = {"patch_embed.proj.weight": kernel, "a.relative_position_bias_table": table}
+  inflated = inflation.inflate(tensors, (8, 7, 7), 2, "center")
+  patch = inflated["patch_embed.proj.weight"]
+  np.testing.assert_array_equal(patch.sum(2), kernel)
+  assert (patch == 0).any(axis=(0, 1, 3, 4)).sum() == 1
+  offsets = inflated["a.relative_position_bias_table"].reshape(15, 169, 2)
+  np.testing.assert_array_equal(offsets[7], table)
+  assert (np.delete(offsets, 7, axis=0) == np.float32(-4.6)).all()
+
+
+@pytest.mark.parametrize("window", [(8, 7, 7), (16, 7, 7), (8, 12, 12), (4, 4, 4), (5, 7, 7)])
+def test_windows_are_inferred_from_tables_and_index(window):
+  rows = int(np.prod([2 * size - 1 for size in window]))
+  index = np.zeros((np.prod(window), np.prod(window)), np.int64)
+  assert video_swin.infer_window(rows, index) == window
+  if window[1] in (7, 12) and window[0] != 5:
+    assert video_swin.infer_window(rows, None) == window
+  else:
+    with pytest.raises(ConversionError, match="--source_window"):
+      video_swin.infer_window(rows, None)
+
+
+_VIDEO_MODELS = [entry for entry in released.RELEASED if entry.family in video_swin.FAMILIES]
+
+
+def _zeros(keys: dict) -> dict[str, np.ndarray]:
+  """Tensors of these shapes that take no memory."""
+  return {n: np.broadcast_to(np.zeros((), dtype), shape) for n, (shape, dtype) in keys.items()}
+
+
+@pytest.mark.parametrize("entry", _VIDEO_MODELS, ids=lambda entry: entry.name)
+def test_every_released_file_is_recognised_by_its_tensors(entry):
+  classes = {
+    "kinetics400": 400,
+    "kinetics600": 600,
+    "kinetics700": 700,
+    "kinetics710": 710,
+    "something_something_v2": 174,
+  }[entry.dataset]
+  model = create_shapes(entry.model, classes, entry.window)
+  name_of = video_swin.name_in(entry.family)
+  tensors = {
+    name_of(path): np.broadcast_to(
+      np.float32(0), video_swin.to_source(path, _shaped(shape), (2, 4, 4)).shape
+    )
+    for path, shape in model.items()
+  }
+  converted = families.convert(tensors, families.Options())
+  assert converted.family == entry.family
+  assert converted.model["name"] == entry.model
+  assert converted.model["num_classes"] == classes
+  assert tuple(converted.model.get("window_size", (8, 7, 7))) == tuple(entry.window)
+  assert sum(int(np.prod(p.shape)) for p in converted.params.values()) == entry.parameters
+  assert converted.dataset == entry.dataset
+  clip, views = converted.preprocessing.clip, converted.preprocessing.views
+  assert (clip.num_frames, clip.size) == (32, 224 if entry.window[1] == 7 else 384)
+  crops = {"three": 3, "center": 1}[views.crops]
+  if clip.sampling == "uniform":
+    assert (entry.dataset, crops) == ("something_something_v2", 3)
+  elif entry.views:
+    assert f"{views.num_clips}x{crops}" == entry.views
+
+
+@functools.cache
+def create_shapes(name: str, classes: int, window) -> dict[str, tuple[int, ...]]:
+  from flax import nnx
+
+  build = lambda: create_model(name, num_classes=classes, window_size=tuple(window))  # noqa: E731
+  _, shapes = split_model(nnx.eval_shape(build))
+  leaves = jax.tree_util.tree_leaves_with_path(shapes)
+  return {parameter_path(path): leaf.shape for path, leaf in leaves}
+
+
+def _shaped(shape) -> np.ndarray:
+  return np.broadcast_to(np.float32(0), shape)
+
+
+@pytest.mark.parametrize(("side", "window"), [(7, (8, 7, 7)), (12, (8, 12, 12))])
+def test_2d_files_with_their_masks_and_their_classifier_become_video_models(side, window):
+  rows, tokens = (2 * side - 1) ** 2, side * side
+  keys = {}
+  for name, (shape, dtype) in golden_keys("swin_t_k400").items():
+    name = name.removeprefix("backbone.")
+    if name.endswith("relative_position_bias_table"):
+      shape = [rows, shape[1]]
+    elif name.endswith("relative_position_index"):
+      shape = [tokens, tokens]
+      if ".blocks.1." in name and not name.startswith("layers.3"):
+        keys[name.replace("relative_position_index", "attn_mask")] = (
+          [64, tokens, tokens],
+          "float32",
+        )
+    elif name == "patch_embed.proj.weight":
+      shape = [shape[0], *shape[1:2], 4, 4]
+    keys[name.replace("cls_head.fc_cls", "head")] = (shape, dtype)
+  # The reference keeps masks beside the blocks' attention.
+  keys = {name.replace("attn.attn_mask", "attn_mask"): value for name, value in keys.items()}
+  keys["head.weight"], keys["head.bias"] = ([21841, 768], "float32"), ([21841], "float32")
+  converted = families.convert(_zeros(keys), families.Options())
+  assert converted.family == "swin_2d"
+  assert converted.model["name"] == "video_swin_t"
+  assert tuple(converted.model.get("window_size", (8, 7, 7))) == window
+  assert converted.dataset is None
+
+
+def test_weights_of_another_model_are_refused_by_name():
+  with pytest.raises(ConversionError, match="of no model of this library"):
+    families.convert(_zeros({"conv1.weight": ([64, 3, 7, 7], "float32")}), families.Options())
+  v2 = {
+    "patch_embed.proj.weight": ([96, 3, 4, 4], "float32"),
+    "layers.0.blocks.0.attn.logit_scale": ([3, 1, 1], "float32"),
+  }
+  with pytest.raises(ConversionError, match="Swin Transformer V2"):
+    families.convert(_zeros(v2), families.Options())
+
+
+def test_label_names_come_from_the_request_the_file_or_the_data_set(tmp_path):
+  tensors = official_tensors(CASE)
+  tensors["cls_head.fc_cls.weight"] = np.zeros((400, 128), np.float32)
+  tensors["cls_head.fc_cls.bias"] = np.zeros(400, np.float32)
+  file = save_official(tmp_path / "file.pth", tensors)
+  convert_file(file, tmp_path / "data_set", Request())
+  labels = load_model(tmp_path / "data_set").labels
+  assert len(labels) == 400
+  assert labels[0] == "abseiling"
+  names = tuple(f"name {index}" for index in range(400))
+  in_file = save_torch(
+    tmp_path / "with_names.pth", {"meta": {"CLASSES": list(names)}, "state_dict": tensors}
+  )
+  convert_file(in_file, tmp_path / "in_file", Request())
+  assert load_model(tmp_path / "in_file").labels == names
+  (tmp_path / "labels.txt").write_text("\n".join(reversed(names)) + "\n")
+  request = Request(labels=tmp_path / "labels.txt")
+  convert_file(in_file, tmp_path / "asked", request)
+  assert load_model(tmp_path / "asked").labels == names[::-1]
+  (tmp_path / "labels.txt").write_text("one\ntwo\n")
+  with pytest.raises(ConversionError, match="names 2 classes, the head has 400"):
+    convert_file(in_file, tmp_path / "wrong", request)
+
+
+def test_the_source_is_remembered(tmp_path):
+  import hashlib
+
+  file = save_official(tmp_path / "file.pth", official_tensors(CASE))
+  convert_file(file, tmp_path / "converted", Request(clip={"num_frames": 16, "size": 112}))
+  facts = read_facts(checkpoints_of(tmp_path / "converted"))
+  assert facts["source"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+  assert facts["source"]["family"] == "official"
+  assert facts["source"]["licence"]
+  preprocessing = load_model(tmp_path / "converted").preprocessing
+  assert (preprocessing.clip.num_frames, preprocessing.clip.size) == (16, 112)
+  assert preprocessing.views.short_side == 112
+
+
+def test_the_command_converts_and_says_what_it_found(tmp_path):
+  file = save_official(tmp_path / "file.pth", official_tensors(CASE))
+  command = [sys.executable, "-m", "vswin_jax.convert", str(file), str(tmp_path / "converted")]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  meta, _ = golden(CASE)
+  for fact in ("official", "8 x 7 x 7", f"{meta['num_classes']} (", "file.pth"):
+    assert fact in done.stdout
+  again = subprocess.run(command, capture_output=True, text=True)
+  assert again.returncode == 1
+  assert again.stderr.strip().splitlines()[-1].startswith("error: ")
+  assert "exists" in again.stderr
+  assert "Traceback" not in again.stderr

@@ -1,0 +1,142 @@
+"""From a PyTorch file to a checkpoint of this library."""
+
+import dataclasses
+import hashlib
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+from vswin_jax.conversion import released
+from vswin_jax.conversion.families import Converted, Options, convert
+from vswin_jax.conversion.matching import ConversionError, find_tensors
+from vswin_jax.conversion.torch_files import read_file
+from vswin_jax.data.label_names import label_names
+from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.models import model_config
+from vswin_jax.training import checkpointing
+
+_LICENCE = "the reference code is Apache-2.0; no licence is stated for the weights themselves"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request(Options):
+  """What is asked of a conversion besides the weights.
+
+  Attributes:
+    labels: a text file of class names, one a line; None: those of the file or the data set.
+    clip: fields of `ClipSpec` that differ from the released model's.
+  """
+
+  labels: pathlib.Path | None = None
+  clip: Mapping = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What `convert_file` did."""
+
+  source: pathlib.Path
+  released: released.Released | None
+  converted: Converted
+  labels: tuple[str, ...] | None
+  preprocessing: Preprocessing
+
+
+def convert_file(
+  source: str | os.PathLike, destination: str | os.PathLike, request: Request
+) -> Report:
+  """Converts a PyTorch file to a checkpoint; it appears whole or not at all.
+
+  Raises:
+    FileError: the file can't be read.
+    ConversionError: its weights are of no known model, incomplete, or the request does not fit.
+    CheckpointError: the destination exists or can't be written.
+  """
+  source = pathlib.Path(source)
+  checkpointing.check_absent(pathlib.Path(destination).expanduser())
+  content = read_file(source)
+  converted = convert(find_tensors(content), request)
+  num_classes = converted.model["num_classes"]
+  labels = _labels(request, content, converted.dataset, num_classes)
+  try:
+    clip = dataclasses.replace(converted.preprocessing.clip, **request.clip)
+  except ValueError as error:
+    raise ConversionError(str(error)) from error
+  views = converted.preprocessing.views
+  if "size" in request.clip:
+    short_side = round(views.short_side * clip.size / converted.preprocessing.clip.size)
+    views = dataclasses.replace(views, short_side=short_side)
+  preprocessing = dataclasses.replace(converted.preprocessing, clip=clip, views=views)
+  digest = _sha256(source)
+  facts = {
+    "model": converted.model,
+    "preprocessing": preprocessing.as_facts(),
+    "labels": None if labels is None else list(labels),
+    "source": {
+      "file": source.name,
+      "sha256": digest,
+      "family": converted.family,
+      "licence": _LICENCE,
+      "notes": list(converted.notes),
+    },
+  }
+  checkpointing.write_params(destination, checkpointing.unflatten(converted.params), facts)
+  known = released.identify(source.name, digest)
+  return Report(source, known, converted, labels, preprocessing)
+
+
+def _labels(request: Request, content, dataset: str | None, num_classes: int):
+  """Class names from the request, the file or the data set; None if none of them has any."""
+  if request.labels is not None:
+    try:
+      text = request.labels.expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+      raise ConversionError(f"{request.labels} is no UTF-8 text: {error}") from error
+    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(labels) != num_classes:
+      raise ConversionError(
+        f"{request.labels} names {len(labels)} classes, the head has {num_classes}"
+      )
+    return labels
+  meta = content.get("meta") if isinstance(content, Mapping) else None
+  in_file = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+  if (
+    dataset is not None
+    and isinstance(in_file, list | tuple)
+    and len(in_file) == num_classes
+    and all(isinstance(name, str) for name in in_file)
+  ):
+    return tuple(in_file)
+  return None if dataset is None else label_names(dataset)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(report: Report) -> str:
+  """What was found in the file, for a person: one fact a line."""
+  converted, clip, views = report.converted, report.preprocessing.clip, report.preprocessing.views
+  model = dict(converted.model)
+  known = report.released
+  lines = {
+    "file": f"{report.source} ({report.source.stat().st_size / 1e6:.1f} MB)",
+    "released as": None if known is None else f"{known.name}: {known.dataset}, {known.url}",
+    "family": converted.family,
+    "model": model.pop("name"),
+    "classes": f"{model.pop('num_classes')} ({converted.dataset or 'data set unknown'}, "
+    + ("names known)" if report.labels else "no names: --labels=FILE)"),
+    "window": " x ".join(map(str, model_config(**converted.model).window_size)),
+    "differs in": ", ".join(f"{name}={value}" for name, value in model.items()) or None,
+    "parameters": f"{sum(math.prod(p.shape) for p in converted.params.values()):,}",
+    "clips": f"{clip.num_frames} frames, "
+    + ("uniform" if clip.sampling == "uniform" else f"every {clip.frame_interval}")
+    + (f" at {clip.frame_rate:g} a second" if clip.frame_rate else "")
+    + f", {clip.size} x {clip.size}",
+    "views": f"{1 if clip.sampling == 'uniform' else views.num_clips} clips x "
+    f"{views.crops} crop, short side {views.short_side}",
+    "note": "; ".join(converted.notes) or None,
+  }
+  return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value is not None)

@@ -1,0 +1,86 @@
+"""Back from a checkpoint of this library to a file that the original PyTorch code loads."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from vswin_jax import __version__
+from vswin_jax.conversion import video_swin
+from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.loading import load_model
+from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.models.video_swin import VideoSwin
+
+FAMILIES = video_swin.FAMILIES
+# Their loaders look for the weights under this name; torchvision's take them bare.
+_WRAPPED = ("official", "mmaction2")
+
+
+def export_file(source: str | os.PathLike, destination: str | os.PathLike, family: str) -> int:
+  """Writes the weights of a checkpoint as a PyTorch family's file, whole or not at all.
+
+  Args:
+    source: workdir of a run or of a conversion.
+    destination: `.safetensors`, or `.pth` or `.pt` (needs PyTorch); replaced if it exists.
+    family: one of `FAMILIES`.
+
+  Returns:
+    The number of tensors written: all parameters in float32, and the int64 index buffers that a
+    strict load asks for.
+
+  Raises:
+    CheckpointError: no checkpoint there.
+    ConversionError: a model that the family does not have, or an ending that is not supported.
+  """
+  destination = pathlib.Path(destination).expanduser()
+  write = _writer(destination.suffix)
+  model = load_model(source)
+  if not isinstance(model, VideoSwin):
+    raise ConversionError(f"{source} holds a {type(model).__name__}, which {family} does not have")
+  config = model.config
+  name_of = video_swin.name_in(family)
+  tensors = video_swin.index_buffers(family, config.depths, config.window_size)
+  for path, parameter in jax.tree_util.tree_leaves_with_path(split_model(model)[1]):
+    path = parameter_path(path)
+    tensor = video_swin.to_source(path, np.asarray(parameter), config.patch_size)
+    # A copy of its own: PyTorch takes no read-only memory.
+    tensors[name_of(path)] = np.array(tensor, order="C")
+  with tempfile.TemporaryDirectory(prefix=".export-", dir=destination.absolute().parent) as folder:
+    incomplete = pathlib.Path(folder) / destination.name
+    write(tensors, incomplete, family, model.labels)
+    os.replace(incomplete, destination)
+  return len(tensors)
+
+
+def _writer(suffix: str) -> Callable:
+  if suffix == ".safetensors":
+    return _write_safetensors
+  if suffix not in (".pth", ".pt"):
+    raise ConversionError(f"unknown ending {suffix!r}; expected .safetensors, .pth or .pt")
+  try:
+    import torch
+  except ImportError as error:
+    raise ConversionError(
+      f"{suffix} files are written by PyTorch, which is not installed; write .safetensors instead, "
+      "or pip install torch"
+    ) from error
+
+  def write(tensors: dict, path: pathlib.Path, family: str, labels) -> None:
+    content = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    if family in _WRAPPED:
+      meta = {"vswin_jax_version": __version__} | ({"CLASSES": list(labels)} if labels else {})
+      content = {"meta": meta, "state_dict": content}
+    torch.save(content, path)
+
+  return write
+
+
+def _write_safetensors(tensors: dict, path: pathlib.Path, family: str, labels) -> None:
+  from safetensors.numpy import save_file
+
+  del labels
+  save_file(tensors, path, metadata={"format": "pt", "family": family})

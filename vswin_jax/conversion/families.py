@@ -1,0 +1,232 @@
+"""Recognises the weights of a file and turns them into a model of this library."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vswin_jax.conversion import inflation, video_swin
+from vswin_jax.conversion.matching import NOTHING, ConversionError, match
+from vswin_jax.conversion.released import NUM_CLASSES
+from vswin_jax.data.clips import ClipSpec, Views
+from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.models import CATALOG, create_model, model_config
+from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.models.windows import Size3D
+
+_HEAD = r"head\..*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a file can't tell, or what shall become different.
+
+  Attributes:
+    num_classes: of a new head; None: the file's head.
+    allow_missing: parts that may be absent from the file and then start at random: "head".
+    window: of the result, in tokens; None: that of the file, for 2D weights (8, side, side).
+    source_window: of the file, if its bias tables leave that open.
+    inflation: a name in `inflation.INFLATIONS`, for 2D weights.
+    seed: of what starts at random.
+  """
+
+  num_classes: int | None = None
+  allow_missing: tuple[str, ...] = ()
+  window: Size3D | None = None
+  source_window: Size3D | None = None
+  inflation: str = "mean"
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+  """Weights as a model of this library.
+
+  Attributes:
+    family: where they come from.
+    model: name in the catalog, and the fields of its configuration that differ.
+    params: float32 arrays by dotted path; may be views of the file.
+    preprocessing: how the released models of this kind were evaluated.
+    dataset: whose classes the head has; None: unknown, or a new head.
+    notes: what a user should know.
+  """
+
+  family: str
+  model: dict
+  params: dict[str, np.ndarray]
+  preprocessing: Preprocessing
+  dataset: str | None
+  notes: tuple[str, ...]
+
+
+def convert(tensors: Mapping[str, np.ndarray], options: Options) -> Converted:
+  """Converts weights of any known family.
+
+  Args:
+    tensors: by name, see `matching.find_tensors`.
+
+  Raises:
+    ConversionError: unknown or incomplete weights, or options that do not fit them.
+  """
+  for recognise, convert_family in _FAMILIES:
+    family = recognise(tensors)
+    if family is not None:
+      return convert_family(family, tensors, options)
+  names = sorted(tensors)
+  raise ConversionError(
+    f"the file holds {len(names)} tensors ({', '.join(names[:3])}, ...) of no model of this "
+    "library; expected a Video Swin (official, mmaction2, torchvision) or a 2D Swin"
+  )
+
+
+def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Converted:
+  name_of = video_swin.name_in(family, bare=video_swin.is_bare(tensors))
+  config = video_swin.infer_options(tensors, name_of, options.source_window)
+  source_window = config["window_size"]
+  config["window_size"] = options.window or source_window
+  has_new_head = _choose_head(config, options)
+  if family == "torchvision":
+    config["head_dropout_rate"] = 0.0
+
+  def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
+    parameter = video_swin.from_source(path, tensor)
+    if path.endswith("relative_position_bias_table") and config["window_size"] != source_window:
+      parameter = inflation.resize_table(parameter, source_window, config["window_size"])
+    return parameter
+
+  replaced = _HEAD if has_new_head else NOTHING
+  model, params = _match_model(config, tensors, name_of, from_source, replaced, options.seed)
+  dataset = None if has_new_head else _DATASETS.get(config["num_classes"])
+  notes = []
+  if config["window_size"] != source_window:
+    notes.append(f"bias tables resized from window {source_window} to {config['window_size']}")
+  if has_new_head:
+    notes.append("the head is new and random: fine-tune before use")
+  return Converted(
+    family=family,
+    model=model,
+    params=params,
+    preprocessing=_preprocessing(family, config, dataset),
+    dataset=dataset,
+    notes=tuple(notes),
+  )
+
+
+def _choose_head(config: dict, options: Options) -> bool:
+  """Settles `num_classes`; returns whether the head is new."""
+  in_file = config.get("num_classes")
+  wanted = options.num_classes or in_file
+  may_miss = "head" in options.allow_missing
+  if wanted is None:
+    raise ConversionError(
+      "the file has no head; give --num_classes=N and --allow_missing=head for a new, random one"
+    )
+  if in_file != wanted and not may_miss:
+    there = "no head" if in_file is None else f"a head of {in_file} classes"
+    raise ConversionError(
+      f"the file has {there}; for a new, random one of {wanted} classes add --allow_missing=head"
+    )
+  config["num_classes"] = wanted
+  return in_file != wanted
+
+
+def _recognise_swin_2d(tensors: Mapping) -> str | None:
+  patch = tensors.get("patch_embed.proj.weight")
+  has_stages = any(name.startswith("layers.0.") for name in tensors)
+  is_swin = patch is not None and patch.ndim == 4 and has_stages
+  if is_swin and any(name.endswith(".logit_scale") for name in tensors):
+    raise ConversionError(
+      "these are weights of a Swin Transformer V2, which Video Swin can't use; take those of V1"
+    )
+  return "swin_2d" if is_swin else None
+
+
+def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Converted:
+  table = tensors.get(f"layers.0.blocks.0.{video_swin.BIAS_TABLE}")
+  side = None if table is None else (int(table.shape[0] ** 0.5) + 1) // 2
+  if side is None or (2 * side - 1) ** 2 != table.shape[0]:
+    raise ConversionError("the bias tables of this 2D Swin are missing or not square")
+  window = options.window or (8, side, side)
+  patch_time = CATALOG["video_swin_t"].patch_size[0]
+  classifier = {name for name in tensors if re.fullmatch(r"head\.(weight|bias)", name)}
+  backbone = {name: tensor for name, tensor in tensors.items() if name not in classifier}
+  inflated = inflation.inflate(backbone, window, patch_time, options.inflation)
+  options = dataclasses.replace(
+    options,
+    num_classes=options.num_classes or CATALOG["video_swin_t"].num_classes,
+    allow_missing=("head",),
+    source_window=window,
+  )
+  converted = _convert_video_swin("official", inflated, options)
+  note = f"2D weights of window {side} x {side} inflated ({options.inflation}) to {window}"
+  return dataclasses.replace(converted, family=family, notes=(note, *converted.notes))
+
+
+def _match_model(
+  config: dict, tensors, name_of: Callable, from_source: Callable, replaced: str, seed: int
+) -> tuple[dict, dict[str, np.ndarray]]:
+  """Name and options of the model with this configuration, and its parameters by path."""
+  model = name_model(config)
+  try:
+    _, shapes = split_model(nnx.eval_shape(lambda: create_model(**model)))
+  except ValueError as error:
+    raise ConversionError(f"the file describes a model that can't be built: {error}") from error
+  shapes = {
+    parameter_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+  }
+  params = match(
+    shapes, tensors, name_of, from_source, ignored=video_swin.BUFFERS, replaced=replaced
+  )
+  missing = [path for path in shapes if path not in params]
+  if missing:
+    # Compiled, only what is asked for is drawn.
+    params |= jax.device_get(jax.jit(lambda: _random_params(model, seed, missing))())
+  return model, {path: params[path] for path in shapes}
+
+
+def _random_params(model: dict, seed: int, paths: list[str]) -> dict:
+  _, params = split_model(create_model(**model, seed=seed))
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {parameter_path(path): leaf for path, leaf in leaves if parameter_path(path) in paths}
+
+
+def name_model(config: dict) -> dict:
+  """The name in the catalog that is nearest to a configuration, and the fields that differ."""
+
+  def size(fields: dict) -> tuple:
+    return fields["embed_dim"], tuple(fields["depths"]), tuple(fields["num_heads"])
+
+  named = {name: dataclasses.asdict(known) for name, known in CATALOG.items()}
+  name = next((name for name in named if size(named[name]) == size(config)), "video_swin_t")
+  defaults = dataclasses.asdict(model_config(name))
+  differing = {field: value for field, value in config.items() if value != defaults[field]}
+  return {"name": name, "num_classes": config["num_classes"], **differing}
+
+
+# Classes of a head -> the data set whose released models have so many.
+_DATASETS = {
+  classes: name for name, classes in NUM_CLASSES.items() if not name.startswith("imagenet")
+}
+
+
+def _preprocessing(family: str, config: dict, dataset: str | None) -> Preprocessing:
+  """The published evaluation of the model."""
+  # Grids of the last stage are one window, in all released models.
+  size = config["patch_size"][1] * 2 ** (len(config["depths"]) - 1) * config["window_size"][1]
+  if family == "torchvision":
+    clip = ClipSpec(frame_interval=1, frame_rate=15.0, size=size)
+    return Preprocessing(clip=clip, views=Views(12, "center", round(size * 256 / 224)))
+  if dataset == "something_something_v2":
+    clip = ClipSpec(sampling="uniform", size=size)
+    return Preprocessing(clip=clip, views=Views(1, "three", size))
+  return Preprocessing(clip=ClipSpec(size=size), views=Views(4, "three", size))
+
+
+# (recognise(tensors) -> family or None, convert(family, tensors, options)), asked in order.
+_FAMILIES: tuple[tuple[Callable, Callable], ...] = (
+  (video_swin.recognise, _convert_video_swin),
+  (_recognise_swin_2d, _convert_swin_2d),
+)

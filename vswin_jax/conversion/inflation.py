@@ -1,0 +1,110 @@
+"""From images to video, and from one window to another: new bias tables out of old ones.
+
+Video Swin (section 3.3) starts from 2D Swin weights: the patch embedding is spread over time, and
+every temporal offset gets the 2D bias table.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from vswin_jax.models.windows import Size3D
+
+INFLATIONS = ("mean", "center")
+# Between frames under "center": a token at first sees little beyond its own frame.
+_CROSS_FRAME_BIAS = -4.6
+# Of the cubic convolution kernel, as in PyTorch; jax.image uses another.
+_CUBIC = -0.75
+
+
+def inflate(
+  tensors: Mapping[str, np.ndarray], window: Size3D, patch_time: int, how: str
+) -> dict[str, np.ndarray]:
+  """Turns the weights of a 2D Swin into those of a Video Swin, as the reference does.
+
+  Args:
+    tensors: under the names of the 2D reference, the patch embedding `[channels, 3, height,
+      width]`, bias tables `[(2 height - 1) (2 width - 1), heads]`.
+    window: of the result, in tokens.
+    patch_time: frames of a patch of the result.
+    how: "mean", the reference's: the patch kernel is the same in every frame, and so is the bias
+      for every temporal offset. "center": all of the kernel in one frame, and a small constant
+      bias between frames.
+
+  Returns:
+    The tensors, those that follow from the window left out.
+  """
+  inflated = {}
+  for name, tensor in tensors.items():
+    if name.endswith(("relative_position_index", "attn_mask")):
+      continue
+    if name == "patch_embed.proj.weight":
+      tensor = _inflate_patch(np.asarray(tensor, np.float32), patch_time, how)
+    elif name.endswith("relative_position_bias_table"):
+      tensor = _inflate_table(np.asarray(tensor, np.float32), window, how)
+    inflated[name] = tensor
+  return inflated
+
+
+def _inflate_patch(kernel: np.ndarray, patch_time: int, how: str) -> np.ndarray:
+  if how == "mean":
+    return np.repeat(kernel[:, :, None], patch_time, axis=2) / np.float32(patch_time)
+  inflated = np.zeros((*kernel.shape[:2], patch_time, *kernel.shape[2:]), kernel.dtype)
+  inflated[:, :, patch_time // 2] = kernel
+  return inflated
+
+
+def _inflate_table(table: np.ndarray, window: Size3D, how: str) -> np.ndarray:
+  side = math.isqrt(table.shape[0])
+  table = table.reshape(side, side, -1)
+  for axis in (0, 1):
+    table = _resize(table, axis, 2 * window[axis + 1] - 1, _cubic)
+  if how == "mean":
+    inflated = np.broadcast_to(table, (2 * window[0] - 1, *table.shape))
+  else:
+    inflated = np.full((2 * window[0] - 1, *table.shape), _CROSS_FRAME_BIAS, table.dtype)
+    inflated[window[0] - 1] = table
+  return inflated.reshape(-1, table.shape[-1])
+
+
+def resize_table(table: np.ndarray, window: Size3D, target: Size3D) -> np.ndarray:
+  """Resizes a 3D bias table: bicubic in space, linear in time.
+
+  Args:
+    table: float `[rows of window, heads]`.
+
+  Returns:
+    float32 `[rows of target, heads]`.
+  """
+  table = np.asarray(table, np.float32).reshape(*(2 * size - 1 for size in window), -1)
+  for axis, (size, kernel) in enumerate(zip(target, (_linear, _cubic, _cubic))):
+    table = _resize(table, axis, 2 * size - 1, kernel)
+  return table.reshape(-1, table.shape[-1])
+
+
+def _resize(array: np.ndarray, axis: int, size: int, kernel) -> np.ndarray:
+  """Interpolates along an axis, pixel centres at halves, edges repeated, no antialiasing."""
+  before = array.shape[axis]
+  if before == size:
+    return array
+  # In float32, as PyTorch places them.
+  scale = np.float32(before) / np.float32(size)
+  position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+  first = np.floor(position).astype(int)
+  weights = np.zeros((size, before))
+  for tap in range(-1, 3):
+    column = np.clip(first + tap, 0, before - 1)
+    np.add.at(weights, (np.arange(size), column), kernel(np.abs(position - (first + tap))))
+  resized = np.tensordot(weights, array.astype(np.float64), (1, axis))
+  return np.moveaxis(resized, 0, axis).astype(array.dtype)
+
+
+def _linear(distance: np.ndarray) -> np.ndarray:
+  return np.maximum(1.0 - distance, 0.0)
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+  near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
+  far = ((_CUBIC * distance - 5 * _CUBIC) * distance + 8 * _CUBIC) * distance - 4 * _CUBIC
+  return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))

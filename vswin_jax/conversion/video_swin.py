@@ -1,0 +1,180 @@
+"""The three PyTorch families of Video Swin: their names, their layouts, what a file tells."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vswin_jax.attention.relative_position import table_rows
+from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.models.windows import Size3D
+
+# What the reference stores although it follows from the window and the grid.
+BUFFERS = r".*\.(relative_position_index|attn_mask)"
+BIAS_TABLE = "attn.relative_position_bias_table"
+
+# Our path -> the name in the file; all patterns apply, in order.
+_OFFICIAL = (
+  (r"^stages\.", "layers."),
+  (r"\.attention\.", ".attn."),
+  (r"\.(kernel|scale)$", ".weight"),
+  (r"^head\.", "cls_head.fc_cls."),
+  (r"^(?!cls_head)", "backbone."),
+)
+_RENAMES = {
+  "official": _OFFICIAL,
+  "mmaction2": (*_OFFICIAL, (r"^backbone\.norm\.", "backbone.norm3.")),
+  "torchvision": (
+    (r"^stages\.(\d+)\.blocks\.", lambda match: f"features.{2 * int(match[1])}."),
+    (r"^stages\.(\d+)\.downsample\.", lambda match: f"features.{2 * int(match[1]) + 1}."),
+    (r"\.attention\.", ".attn."),
+    (r"\.(kernel|scale)$", ".weight"),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.3."),
+  ),
+}
+FAMILIES = tuple(_RENAMES)
+
+
+def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
+  """The family of 3D weights; None if they are something else."""
+  patch = tensors.get("backbone.patch_embed.proj.weight", tensors.get("patch_embed.proj.weight"))
+  if patch is None or patch.ndim != 5:
+    return None
+  if f"features.0.0.{BIAS_TABLE}" in tensors:
+    return "torchvision"
+  if any(name.removeprefix("backbone.").startswith("layers.0.") for name in tensors):
+    return "mmaction2" if "backbone.norm3.weight" in tensors else "official"
+  return None
+
+
+def name_in(family: str, *, bare: bool = False) -> Callable[[str], str]:
+  """Path of our parameter -> its name in a family's files; `bare`: without "backbone."."""
+
+  def name_of(path: str) -> str:
+    for pattern, replacement in _RENAMES[family]:
+      path = re.sub(pattern, replacement, path)
+    return path.removeprefix("backbone.") if bare else path
+
+  return name_of
+
+
+def is_bare(tensors: Mapping[str, np.ndarray]) -> bool:
+  """Whether the backbone's names have no prefix."""
+  return "backbone.patch_embed.proj.weight" not in tensors
+
+
+def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
+  """A tensor in PyTorch's layout -> our parameter.
+
+  Linear layers are stored `[outputs, inputs]`; the patch embedding is a convolution
+  `[channels, 3, time, height, width]`, here the matrix of the flattened patch.
+  """
+  if path == "patch_embed.proj.kernel":
+    return tensor.transpose(2, 3, 4, 1, 0).reshape(-1, tensor.shape[0])
+  return tensor.T if path.endswith(".kernel") else tensor
+
+
+def to_source(path: str, parameter: np.ndarray, patch_size: Size3D) -> np.ndarray:
+  """Inverse of `from_source`."""
+  if path == "patch_embed.proj.kernel":
+    return parameter.reshape(*patch_size, 3, -1).transpose(4, 3, 0, 1, 2)
+  return parameter.T if path.endswith(".kernel") else parameter
+
+
+def index_buffers(family: str, depths: tuple[int, ...], window: Size3D) -> dict[str, np.ndarray]:
+  """The relative position indices that the PyTorch models expect in a file.
+
+  int64 `[tokens, tokens]`: the row of the bias table for query i and key j.
+  """
+  axes = np.stack(np.meshgrid(*map(np.arange, window), indexing="ij")).reshape(3, -1)
+  offsets = axes[:, :, None] - axes[:, None, :]
+  index = np.zeros(offsets.shape[1:], np.int64)
+  for offset, size in zip(offsets, window):
+    index = index * (2 * size - 1) + offset + size - 1
+  name_of = name_in(family)
+  return {
+    name_of(f"stages.{stage}.blocks.{block}.attention.relative_position_index"): index
+    for stage, depth in enumerate(depths)
+    for block in range(depth)
+  }
+
+
+def infer_options(
+  tensors: Mapping[str, np.ndarray], name_of: Callable[[str], str], window: Size3D | None = None
+) -> dict:
+  """Reads the configuration of a Video Swin off its tensors.
+
+  Args:
+    name_of: from `name_in`.
+    window: of the tables, if the file does not tell it.
+
+  Returns:
+    The fields of `VideoSwinConfig` that shapes tell, `num_classes` only if there is a head.
+
+  Raises:
+    ConversionError: a tensor is missing or of a shape that tells nothing.
+  """
+  depths = _count_blocks(tensors, name_of)
+  first = [f"stages.{stage}.blocks.0." for stage in range(len(depths))]
+  try:
+    patch = tensors[name_of("patch_embed.proj.kernel")]
+    tables = [tensors[name_of(f"{block}attention.relative_position_bias_table")] for block in first]
+    hidden = tensors[name_of(f"{first[0]}mlp.fc1.kernel")].shape[0]
+    index = tensors.get(name_of(f"{first[0]}attention.relative_position_index"))
+    options = {
+      "embed_dim": patch.shape[0],
+      "depths": depths,
+      "num_heads": tuple(table.shape[1] for table in tables),
+      "patch_size": patch.shape[2:],
+      "window_size": window or infer_window(tables[0].shape[0], index),
+      "mlp_ratio": hidden / patch.shape[0],
+    }
+    head = tensors.get(name_of("head.kernel"))
+    if head is not None:
+      options["num_classes"] = head.shape[0]
+  except (KeyError, IndexError) as error:
+    raise ConversionError(
+      f"the size of the model can't be read off the file: {error} is missing or has too few "
+      "axes; expected the complete weights of a Video Swin"
+    ) from error
+  return options
+
+
+def _count_blocks(tensors, name_of) -> tuple[int, ...]:
+  """Blocks of each stage, by their bias tables; a gap shows later as a missing tensor."""
+  depths = []
+  while True:
+    block = f"stages.{len(depths)}.blocks.BLOCK.attention.relative_position_bias_table"
+    pattern = re.escape(name_of(block)).replace("BLOCK", r"(\d+)")
+    found = [re.fullmatch(pattern, name) for name in tensors]
+    blocks = [int(match[1]) for match in found if match]
+    if not blocks:
+      return tuple(depths)
+    depths.append(max(blocks) + 1)
+
+
+def infer_window(rows: int, index: np.ndarray | None) -> Size3D:
+  """The window of a table with so many rows, square in space.
+
+  Args:
+    index: the relative position index, whose size tells the tokens of the window.
+  """
+  tokens = None if index is None else math.isqrt(index.size)
+  windows = [
+    (depth, side, side)
+    for side in range(1, math.isqrt(rows) + 1)
+    for depth in [(rows // (2 * side - 1) ** 2 + 1) // 2]
+    if table_rows((depth, side, side)) == rows and tokens in (None, depth * side * side)
+  ]
+  # Tables of several windows can be equally long; the released ones have no such twin among them.
+  released = [window for window in windows if window in ((8, 7, 7), (16, 7, 7), (8, 12, 12))]
+  windows = released or windows
+  if len(windows) != 1:
+    listed = " or ".join(",".join(map(str, window)) for window in windows) or "none square in space"
+    raise ConversionError(
+      f"the window can't be told from bias tables of {rows} rows: {listed}; give "
+      "--source_window=TIME,HEIGHT,WIDTH"
+    )
+  return windows[0]

@@ -1,0 +1,115 @@
+"""Converts PyTorch weights: `python -m vswin_jax.convert SOURCE DEST`.
+
+SOURCE is a file (.pth, .pt, .pyth, .safetensors; its contents decide, not its name) or a name of
+`--list`. DEST becomes a folder that `vswin_jax.predict --model`, `vswin_jax.main
+--config.init_from` and `--checkpoint`, and `vswin_jax.load_model` accept.
+"""
+
+import os
+import pathlib
+import sys
+
+# The devices of a training job are no use here; said before jax is first imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from absl import app, flags
+
+from vswin_jax.conversion import download, matching, released, torch_files
+from vswin_jax.conversion.conversion import Request, convert_file, describe
+from vswin_jax.conversion.inflation import INFLATIONS
+from vswin_jax.data.clips import SAMPLINGS
+from vswin_jax.training.checkpointing import CheckpointError
+from vswin_jax.training.progress import set_up_logging
+
+_LIST = flags.DEFINE_bool("list", False, "Print the released checkpoints and exit.")
+_WINDOW = flags.DEFINE_list(
+  "window",
+  None,
+  "Tokens per window of the result, as in 8,7,7: 2D weights are inflated to it, 3D bias tables "
+  "resized. Default: that of the file; 8,SIDE,SIDE for 2D weights.",
+)
+_SOURCE_WINDOW = flags.DEFINE_list(
+  "source_window", None, "Window of the file, where its bias tables fit several."
+)
+_INFLATION = flags.DEFINE_enum(
+  "inflation", "mean", INFLATIONS, "How 2D weights become 3D: mean is the reference's way."
+)
+_NUM_CLASSES = flags.DEFINE_integer("num_classes", None, "Classes of a new head.", lower_bound=1)
+_ALLOW_MISSING = flags.DEFINE_multi_enum(
+  "allow_missing", [], ["head"], "Parts that may be missing or replaced, and start at random."
+)
+_LABELS = flags.DEFINE_string("labels", None, "Text file of class names, one a line.")
+_CACHE = flags.DEFINE_string("cache", None, "Folder of downloaded files; ~/.cache/vswin_jax.")
+_NUM_FRAMES = flags.DEFINE_integer(
+  "num_frames", None, "Frames of a clip; default: as published.", lower_bound=1
+)
+_FRAME_INTERVAL = flags.DEFINE_integer(
+  "frame_interval", None, "Frames from one to the next of a clip; default: as published.", 1
+)
+_SAMPLING = flags.DEFINE_enum("sampling", None, SAMPLINGS, "How clips are cut.")
+_SIZE = flags.DEFINE_integer(
+  "size", None, "Height and width of a clip in pixels; default: as published.", lower_bound=1
+)
+
+_USER_ERRORS = (
+  CheckpointError,
+  download.DownloadError,
+  matching.ConversionError,
+  released.UnknownName,
+  torch_files.FileError,
+)
+
+
+def main(arguments: list[str]) -> None:
+  set_up_logging()
+  if _LIST.value:
+    print(released.table())
+    return
+  if len(arguments) != 3:
+    sys.exit("usage: python -m vswin_jax.convert SOURCE DEST [--flags]; see --help, --list")
+  try:
+    request = Request(
+      num_classes=_NUM_CLASSES.value,
+      allow_missing=tuple(_ALLOW_MISSING.value),
+      window=_window(_WINDOW),
+      source_window=_window(_SOURCE_WINDOW),
+      inflation=_INFLATION.value,
+      labels=None if _LABELS.value is None else pathlib.Path(_LABELS.value),
+      clip={
+        flag.name: flag.value
+        for flag in (_NUM_FRAMES, _FRAME_INTERVAL, _SAMPLING, _SIZE)
+        if flag.value is not None
+      },
+    )
+    source = _find_source(arguments[1])
+    converted = convert_file(source, arguments[2], request)
+  except (*_USER_ERRORS, OSError) as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("error: interrupted; nothing was written")
+  print(describe(converted))
+  print(f"written to {arguments[2]}")
+
+
+def _find_source(source: str) -> pathlib.Path:
+  """A file as it is; a name of the catalog from the cache or the network."""
+  path = pathlib.Path(source).expanduser()
+  if os.path.lexists(path) or os.sep in source:
+    return path
+  cache = pathlib.Path(_CACHE.value).expanduser() if _CACHE.value else download.default_cache()
+  return download.fetch(released.find(source), cache)
+
+
+def _window(flag) -> tuple[int, int, int] | None:
+  if flag.value is None:
+    return None
+  if len(flag.value) != 3 or not all(size.isdigit() and int(size) for size in flag.value):
+    sys.exit(
+      f"error: --{flag.name}={','.join(flag.value)} is no window; expected TIME,HEIGHT,WIDTH in "
+      "tokens, as in 8,7,7"
+    )
+  return tuple(map(int, flag.value))
+
+
+if __name__ == "__main__":
+  app.run(main)

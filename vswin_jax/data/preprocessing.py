@@ -1,0 +1,50 @@
+"""How pixels become the input of a model: what a checkpoint remembers besides weights."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from vswin_jax.data.clips import ClipSpec, Views
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+# What of a `ClipSpec` matters for using a model; the rest is about training it.
+_CLIP_FACTS = ("num_frames", "frame_interval", "frame_rate", "sampling", "size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """From a video to the input of a model.
+
+  Attributes:
+    mean: of red, green and blue (0-255), subtracted before the division by `std`.
+    std: likewise.
+    clip: how clips are cut.
+    views: the views of each video whose probabilities are averaged.
+  """
+
+  mean: tuple[float, float, float] = IMAGENET_MEAN
+  std: tuple[float, float, float] = IMAGENET_STD
+  clip: ClipSpec = dataclasses.field(default_factory=ClipSpec)
+  views: Views = dataclasses.field(default_factory=Views)
+
+  def as_facts(self) -> dict:
+    """JSON for a checkpoint."""
+    clip = dataclasses.asdict(self.clip)
+    return {
+      "mean": list(self.mean),
+      "std": list(self.std),
+      **{name: clip[name] for name in _CLIP_FACTS},
+      "views": dataclasses.asdict(self.views),
+    }
+
+  @classmethod
+  def from_facts(cls, facts: Mapping) -> "Preprocessing":
+    """Inverse of `as_facts`."""
+    clip = {name: facts[name] for name in _CLIP_FACTS if name in facts}
+    return cls(
+      mean=tuple(facts["mean"]),
+      std=tuple(facts["std"]),
+      clip=ClipSpec(**clip),
+      views=Views(**facts["views"]),
+    )

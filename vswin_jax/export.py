@@ -1,0 +1,36 @@
+"""Writes a checkpoint as a PyTorch file: `python -m vswin_jax.export SOURCE OUT --to=official`.
+
+SOURCE is the workdir of a run or the result of a conversion; OUT ends in .safetensors, or in .pth
+or .pt where PyTorch is installed.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from absl import app, flags
+
+from vswin_jax.conversion.exporting import FAMILIES, export_file
+from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.training.checkpointing import CheckpointError
+from vswin_jax.training.progress import set_up_logging
+
+_TO = flags.DEFINE_enum("to", None, FAMILIES, "The PyTorch code that shall load the file.")
+
+
+def main(arguments: list[str]) -> None:
+  set_up_logging()
+  if len(arguments) != 3:
+    sys.exit("usage: python -m vswin_jax.export SOURCE OUT --to=FAMILY; see --help")
+  _, source, destination = arguments
+  try:
+    count = export_file(source, destination, _TO.value)
+  except (CheckpointError, ConversionError, OSError) as error:
+    sys.exit(f"error: {error}")
+  print(f"{count} tensors written to {destination} for {_TO.value}")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("to")
+  app.run(main)
