@@ -71,28 +71,26 @@ def test_any_frames_in_any_order(indices):
   np.testing.assert_array_equal(decode_frames(GOP, indices), GOP_FRAMES[indices])
 
 
+def count_decoded(monkeypatch) -> list[av.VideoFrame]:
+  """A list that every frame decoded from now on is added to."""
+  decoded = []
+  original = decoding.decode_packets
+
+  def counting(packets, stream):
+    for frame, sound in original(packets, stream):
+      decoded.append(frame)
+      yield frame, sound
+
+  monkeypatch.setattr(decoding, "decode_packets", counting)
+  return decoded
+
+
 def test_only_the_frames_from_a_keyframe_on_are_decoded(monkeypatch):
   """Two frames far apart cost at most two groups of 12, not the whole video."""
-  converted = []
-  times = GOP_TIMES[[20, 80]]
-  original = decoding._decode_times
-
-  def counting(container, stream, wanted, times, keyframes):
-    class Counting:
-      seek = container.seek
-
-      @staticmethod
-      def decode(stream):
-        for frame in container.decode(stream):
-          converted.append(frame.pts)
-          yield frame
-
-    return original(Counting, stream, wanted, times, keyframes)
-
-  monkeypatch.setattr(decoding, "_decode_times", counting)
+  decoded = count_decoded(monkeypatch)
   np.testing.assert_array_equal(decode_frames(GOP, [20, 80]), GOP_FRAMES[[20, 80]])
-  assert set(times) <= set(converted)
-  assert len(converted) <= 2 * 12
+  assert set(GOP_TIMES[[20, 80]]) <= {frame.pts for frame in decoded}
+  assert len(decoded) <= 2 * 12
 
 
 def remux(video: bytes, shift) -> bytes:
@@ -176,14 +174,17 @@ def test_most_flipped_bytes_are_noticed():
   assert refused >= 30
 
 
-def test_a_stream_without_marked_keyframes_is_decoded_from_its_start(monkeypatch):
-  original = decoding._frame_times
+@pytest.mark.parametrize("marked", [0, 1])
+def test_a_stream_without_marked_keyframes_is_decoded_from_its_start(monkeypatch, marked):
+  original = decoding.read_packets
 
   def without_keyframes(container, stream):
-    times, _ = original(container, stream)
-    return times, times[:1]
+    for number, packet in enumerate(original(container, stream)):
+      packet.is_keyframe = number < marked
+      yield packet
 
-  monkeypatch.setattr(decoding, "_frame_times", without_keyframes)
+  monkeypatch.setattr(decoding, "read_packets", without_keyframes)
+  assert probe(GOP).num_frames == 90
   np.testing.assert_array_equal(decode_frames(GOP, [50, 89]), GOP_FRAMES[[50, 89]])
 
 

@@ -134,6 +134,28 @@ def test_train_clip_is_the_stated_composition(train_records):
   np.testing.assert_array_equal(flipped, frames[:, :, ::-1])
 
 
+def test_dense_clips_of_a_resampled_video(train_records):
+  """16 frames at 12 frames/s, resampled to 8: frames 0, 1.5, 3, 4.5 and so on, 10 of them."""
+  spec = dataclasses.replace(
+    SPEC, num_frames=3, frame_interval=3, frame_rate=8.0, size=48, train_short_side=48,
+    area_range=(1.0, 1.0), aspect_ratio_range=(1.0, 1.0), flip_probability=0.0,
+  )  # fmt: skip
+  record = {**train_records[3], "fps_numerator": 24, "fps_denominator": 2}
+  views = Views(num_clips=1, crops="center", short_side=48)
+  assert record["num_frames"] == 16
+  random = np.random.default_rng(0)
+  # Clips span 9 of the 10 frames: they start at frame 0 or 1, the one of an evaluation at 1.
+  expected = decode_frames(record["video"], [1, 6, 10])
+  np.testing.assert_array_equal(eval_clips(record, spec, views, random)[0], expected)
+  starts = {tuple(clip) for clip in ([0, 4, 9], [1, 6, 10])}
+  trained = [train_clip(record, spec, random) for _ in range(12)]
+  for clip in trained:
+    assert any((clip == decode_frames(record["video"], start)).all() for start in starts)
+  assert any((clip != trained[0]).any() for clip in trained)
+  with pytest.raises(VideoError, match="no frame rate is known to resample to 8 frames/s from"):
+    train_clip({**record, "fps_numerator": 0, "fps_denominator": 1}, spec, random)
+
+
 @pytest.mark.parametrize("order", ["shuffled", "single"])
 def test_frame_orders_take_the_motion_away(train_records, order):
   plain = dataclasses.replace(
@@ -273,6 +295,9 @@ def test_damaged_data_sets_are_explained(tiny_data_dir, tmp_path):
   [
     (ClipSpec, {"num_frames": 0}, "num_frames must be at least 1"),
     (ClipSpec, {"area_range": (0.5, 0.1)}, "area_range must be"),
+    (ClipSpec, {"frame_rate": -1.0}, "frame_rate must be 0 or a positive number, got -1.0"),
+    (ClipSpec, {"frame_rate": float("nan")}, "frame_rate must be 0 or a positive number, got nan"),
+    (ClipSpec, {"frame_rate": float("inf")}, "frame_rate must be 0 or a positive number, got inf"),
     (Views, {"num_clips": 0}, "num_clips must be at least 1"),
     (LoaderOptions, {"num_workers": -1}, "num_workers must be at least 0"),
   ],

@@ -1,5 +1,6 @@
-"""Frame sampling against indices produced by the reference implementation."""
+"""Frame sampling against indices of the reference implementation, or worked out by hand."""
 
+import fractions
 import json
 
 import numpy as np
@@ -52,3 +53,35 @@ def test_uniform_training_stays_inside_its_segments(total):
   frames = np.stack([sampling.uniform_train(total, 32, random)[0] for _ in range(2000)])
   np.testing.assert_array_equal(frames.min(0), edges[:-1])
   np.testing.assert_array_equal(frames.max(0), edges[1:])
+
+
+@pytest.mark.parametrize(
+  ("num_frames", "fps", "frame_rate", "expected"),
+  [
+    # Step 2; the odd frame at the end does not fill one of the slower video.
+    (9, "30", 15.0, [0, 2, 4, 6]),
+    # Step 1.2: 0, 1.2, 2.4, 3.6, 4.8, then 6 exactly.
+    (12, "30", 25.0, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]),
+    # Step 2.5.
+    (11, "25", 10.0, [0, 2, 5, 7]),
+    # Step 0.5 repeats frames.
+    (3, "15", 30.0, [0, 0, 1, 1, 2, 2]),
+    # Step 1.998: 0, 1.998, 3.996, 5.994; 9 / 1.998 is 4.5.
+    (9, "30000/1001", 15.0, [0, 1, 3, 5]),
+    # The same rate, given as a float.
+    (5, "30000/1001", 30000 / 1001, [0, 1, 2, 3, 4]),
+    (5, "2997/100", 29.97, [0, 1, 2, 3, 4]),
+    # Less than one frame is one.
+    (3, "30", 0.5, [0]),
+    (1, "25", 25.0, [0]),
+  ],
+)
+def test_resampling(num_frames, fps, frame_rate, expected):
+  frames = sampling.resample(num_frames, fractions.Fraction(fps), frame_rate)
+  np.testing.assert_array_equal(frames, expected)
+
+
+def test_resampling_does_not_round():
+  """Frame 120 is source frame 125, where single precision arrives below it."""
+  assert np.floor(np.float32(120) * np.float32(25 / 24)) == 124
+  assert sampling.resample(1000, fractions.Fraction(25), 24.0)[120] == 125

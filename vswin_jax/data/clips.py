@@ -1,11 +1,13 @@
 """From a record to the uint8 clips that a model sees, for training and for evaluation."""
 
 import dataclasses
+import fractions
+import math
 
 import numpy as np
 
 from vswin_jax.data import sampling, transforms
-from vswin_jax.data.decoding import decode_frames
+from vswin_jax.data.decoding import VideoError, decode_frames
 
 FRAME_ORDERS = ("ordered", "shuffled", "single")
 SAMPLINGS = ("dense", "uniform")
@@ -19,6 +21,8 @@ class ClipSpec:
   Attributes:
     num_frames: frames of a clip.
     frame_interval: frames of the video from one frame of the clip to the next (dense sampling).
+    frame_rate: frames per second to which the video is resampled before dense sampling; 0: its own
+      frames.
     sampling: "dense", or "uniform" (one frame of each of `num_frames` segments).
     frame_order: "ordered"; "shuffled" (the same frames in random order) and "single" (one of them,
       repeated) take the motion away, to show what a model owes to it.
@@ -31,6 +35,7 @@ class ClipSpec:
 
   num_frames: int = 32
   frame_interval: int = 2
+  frame_rate: float = 0.0
   sampling: str = "dense"
   frame_order: str = "ordered"
   size: int = 224
@@ -49,6 +54,8 @@ class ClipSpec:
       size=self.size,
       train_short_side=self.train_short_side,
     )
+    if not 0 <= self.frame_rate < math.inf:
+      raise ValueError(f"frame_rate must be 0 or a positive number, got {self.frame_rate}")
     for name in ("area_range", "aspect_ratio_range"):
       low_high = tuple(getattr(self, name))
       if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
@@ -112,9 +119,9 @@ def train_clip(record: dict, spec: ClipSpec, random: np.random.Generator) -> np.
   if spec.sampling == "uniform":
     indices = sampling.uniform_train(int(record["num_frames"]), spec.num_frames, random)
   else:
-    indices = sampling.dense_train(
-      int(record["num_frames"]), spec.num_frames, spec.frame_interval, random
-    )
+    shown = _resample(record, spec)
+    indices = sampling.dense_train(len(shown), spec.num_frames, spec.frame_interval, random)
+    indices = shown[indices]
   frames = decode_frames(record["video"], _reorder(indices[0], spec, random))
   frames = transforms.resize_short_side(frames, spec.train_short_side)
   box = transforms.random_resized_crop_box(
@@ -139,9 +146,9 @@ def eval_clips(
   if spec.sampling == "uniform":
     indices = sampling.uniform_eval(int(record["num_frames"]), spec.num_frames)
   else:
-    indices = sampling.dense_eval(
-      int(record["num_frames"]), spec.num_frames, spec.frame_interval, views.num_clips
-    )
+    shown = _resample(record, spec)
+    indices = sampling.dense_eval(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)
+    indices = shown[indices]
   indices = np.stack([_reorder(clip, spec, random) for clip in indices])
   frames = decode_frames(record["video"], indices.ravel())
   frames = transforms.resize_short_side(frames, views.short_side)
@@ -152,6 +159,17 @@ def eval_clips(
     boxes = [transforms.center_crop_box(height, width, spec.size)]
   clips = frames.reshape(len(indices), spec.num_frames, height, width, 3)
   return np.concatenate([np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes])
+
+
+def _resample(record: dict, spec: ClipSpec) -> np.ndarray:
+  """Positions in the video of the frames that dense sampling sees."""
+  num_frames = int(record["num_frames"])
+  if not spec.frame_rate:
+    return np.arange(num_frames)
+  numerator, denominator = int(record["fps_numerator"]), int(record["fps_denominator"])
+  if numerator <= 0 or denominator <= 0:
+    raise VideoError(f"no frame rate is known to resample to {spec.frame_rate:g} frames/s from")
+  return sampling.resample(num_frames, fractions.Fraction(numerator, denominator), spec.frame_rate)
 
 
 def _reorder(indices: np.ndarray, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:

@@ -4,7 +4,27 @@ Dense sampling takes `clip_length` frames `frame_interval` apart; uniform sampli
 from each of `clip_length` equal segments. Videos that are too short repeat from their start.
 """
 
+import fractions
+
 import numpy as np
+
+
+def resample(num_frames: int, fps: fractions.Fraction, frame_rate: float) -> np.ndarray:
+  """Source frames of a video resampled to another frame rate: int `[resampled frames]`, at least 1.
+
+  Frame i is source frame floor(i * fps / frame_rate), as torchvision's `VideoClips` counts, but
+  exactly: rounding never takes a neighbour. A higher rate repeats frames.
+
+  Args:
+    num_frames: of the source, at least 1.
+    fps: frames per second of the source, positive.
+    frame_rate: frames per second to resample to, positive; taken as the nearest fraction with a
+      denominator of at most a million (29.97002997 is 30000/1001).
+  """
+  rate = fractions.Fraction(frame_rate).limit_denominator(10**6)
+  step = fps / max(rate, fractions.Fraction(1, 10**6))
+  count = max(num_frames * step.denominator // step.numerator, 1)
+  return np.array([i * step.numerator // step.denominator for i in range(count)])
 
 
 def dense_train(
