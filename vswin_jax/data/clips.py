@@ -149,7 +149,42 @@ def eval_clips(
     shown = _resample(record, spec)
     indices = sampling.dense_eval(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)
     indices = shown[indices]
-  indices = np.stack([_reorder(clip, spec, random) for clip in indices])
+  return _views(record, np.stack([_reorder(clip, spec, random) for clip in indices]), spec, views)
+
+
+def window_clip(record: dict, spec: ClipSpec, views: Views, start: int) -> np.ndarray:
+  """Every crop of one dense clip: uint8 `[crops, num_frames, size, size, 3]`.
+
+  Args:
+    start: first frame, counted as in `window_starts`.
+
+  Raises:
+    VideoError: the video can't be decoded.
+  """
+  shown = _resample(record, spec)
+  indices = start + np.arange(spec.num_frames) * spec.frame_interval
+  return _views(record, shown[indices % len(shown)][None], spec, views)
+
+
+def window_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray]:
+  """The dense clips that follow each other through a video.
+
+  Returns:
+    The first frame of each clip, counted after resampling, and the position in the video from
+    which on the clip stands for it: int `[clips]` both. The last clip ends with the video, so it
+    may begin before its part does.
+
+  Raises:
+    VideoError: no frame rate is known and `spec` asks for one.
+  """
+  shown = _resample(record, spec)
+  span = spec.num_frames * spec.frame_interval
+  begins = np.arange(0, len(shown), span)
+  return np.minimum(begins, max(len(shown) - span, 0)), shown[begins]
+
+
+def _views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
+  """Decodes clips, frames `[clips, num_frames]`, and cuts out every crop, crop-major."""
   frames = decode_frames(record["video"], indices.ravel())
   frames = transforms.resize_short_side(frames, views.short_side)
   height, width = frames.shape[1:3]

@@ -82,7 +82,7 @@ def train_batches(
   load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed)
   clips = grain.MapDataset.range(start_step * local, num_steps * local)
   batches = clips.map(position).map(load).batch(local, drop_remainder=True)
-  return _iterate(batches, options)
+  return iterate(batches, options)
 
 
 def eval_batches(
@@ -115,7 +115,7 @@ def eval_batches(
   position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
   load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
   clips = grain.MapDataset.range(num_batches * local).map(position).map(load)
-  return _iterate(clips.batch(local, drop_remainder=True), options)
+  return iterate(clips.batch(local, drop_remainder=True), options)
 
 
 def _position(index: int, *, local: int, batch_size: int, host: int) -> int:
@@ -179,7 +179,7 @@ def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
   return loaded
 
 
-def _iterate(batches: grain.MapDataset, options: LoaderOptions):
+def iterate(batches: grain.MapDataset, options: LoaderOptions):
   reading = grain.ReadOptions(
     num_threads=options.num_threads, prefetch_buffer_size=options.prefetch_batches
   )

@@ -1,0 +1,114 @@
+"""Clips of a user's own video files, decoded in worker processes."""
+
+import dataclasses
+import functools
+import glob
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import grain
+import numpy as np
+
+from vswin_jax.data.clips import ClipSpec, Views, count_views, eval_clips, window_clip
+from vswin_jax.data.decoding import VideoError, probe
+from vswin_jax.data.pipeline import LoaderOptions, iterate
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+  ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
+  ".ogv", ".ts", ".webm", ".wmv",
+})
+# fmt: on
+_LONGEST_ERROR = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """What is decoded at once: the views of a whole video, or a clip from `start` on.
+
+  Attributes:
+    path: of the video.
+    start: first frame of the clip, see `clips.window_clip`; None: all views, spread over the video.
+  """
+
+  path: str
+  start: int | None = None
+
+
+def find_videos(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+  """Expands folders (all videos in them, at any depth) and globs, in order, without repetition.
+
+  A name that stands for nothing stays in the list: opening it tells what is wrong.
+  """
+  found: dict[pathlib.Path, None] = {}
+  for name in paths:
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+      matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    elif os.path.lexists(path):
+      matches = [path]
+    else:
+      matches = [pathlib.Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    found |= dict.fromkeys(matches or [path])
+  return list(found)
+
+
+def file_record(path: str) -> dict:
+  """What `data.clips` needs of a record, for a file.
+
+  Raises:
+    VideoError: the file can't be read.
+  """
+  return {"video": path, **dataclasses.asdict(probe(path))}
+
+
+def clip_batches(
+  items: Sequence[Item],
+  spec: ClipSpec,
+  views: Views,
+  *,
+  batch_size: int,
+  options: LoaderOptions,
+) -> "Iterator[dict]":
+  """Batches of the clips of items, in order.
+
+  Args:
+    views: of every item; an item with a start has one view of each crop.
+    batch_size: items of a batch; the last batch is filled up.
+
+  Returns:
+    An iterator (close it at the end) of dicts with "video" uint8 `[batch_size, views, time,
+    height, width, 3]`, "item" int32 `[batch_size]` (its index, -1 for filling) and "error" bytes
+    `[batch_size]`: why the item could not be decoded, or empty.
+  """
+  load = functools.partial(_load, items=tuple(items), spec=spec, views=views)
+  batches = -(-len(items) // batch_size)
+  clips = grain.MapDataset.range(batches * batch_size).map(load)
+  return iterate(clips.batch(batch_size, drop_remainder=True), options)
+
+
+def _load(index: int, *, items: tuple[Item, ...], spec: ClipSpec, views: Views) -> dict:
+  shape = (count_views(spec, views), spec.num_frames, spec.size, spec.size, 3)
+  empty = np.zeros(shape, np.uint8)
+  if index >= len(items):
+    return _loaded(empty, -1, "")
+  item = items[index]
+  try:
+    record = file_record(item.path)
+    if item.start is None:
+      video = eval_clips(record, spec, views, np.random.default_rng(0))
+    else:
+      video = window_clip(record, spec, views, item.start)
+  except VideoError as error:
+    return _loaded(empty, index, str(error))
+  return _loaded(video, index, "")
+
+
+def _loaded(video: np.ndarray, index: int, error: str) -> dict:
+  error = error.encode()[:_LONGEST_ERROR]
+  return {
+    "video": np.ascontiguousarray(video),
+    "item": np.int32(index),
+    "error": np.asarray(error, f"S{_LONGEST_ERROR}"),
+  }

@@ -1,0 +1,259 @@
+"""Labels, features and timelines of video files, with a loaded model."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vswin_jax.data.clips import ClipSpec, Views, check_at_least, check_views, window_starts
+from vswin_jax.data.decoding import VideoError, frame_times
+from vswin_jax.data.files import Item, clip_batches, file_record, find_videos
+from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.models.parameters import merge_model, split_model
+from vswin_jax.training.step import normalize
+
+OUTPUTS = ("probabilities", "pooled", "map")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What a model says of one video.
+
+  Attributes:
+    path: of the video.
+    probabilities: float32 `[num_classes]`, the mean over the video's views; None: see `error`.
+    labels: names of the classes, by index.
+    error: why the video could not be read; None if it could.
+  """
+
+  path: str
+  probabilities: np.ndarray | None
+  labels: tuple[str, ...]
+  error: str | None = None
+
+  def top(self, count: int = 5) -> list[tuple[str, float]]:
+    """The most probable classes: (name, probability), best first."""
+    return top_classes(self.probabilities, self.labels, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+  """What a model says along one video, clip after clip.
+
+  Attributes:
+    path: of the video.
+    start: float64 `[clips]`, seconds; likewise `end`.
+    probabilities: float32 `[clips, num_classes]`; rows of NaN where a clip could not be decoded.
+    labels: names of the classes, by index.
+    error: why the video, or a part of it, could not be read; None if all could.
+  """
+
+  path: str
+  start: np.ndarray
+  end: np.ndarray
+  probabilities: np.ndarray
+  labels: tuple[str, ...]
+  error: str | None = None
+
+
+def class_names(model: nnx.Module) -> tuple[str, ...]:
+  """The names of a model's classes, or "class 0" and so on."""
+  return model.labels or tuple(f"class {index}" for index in range(model.config.num_classes))
+
+
+def top_classes(
+  probabilities: np.ndarray, labels: Sequence[str], count: int
+) -> list[tuple[str, float]]:
+  """The `count` most probable classes: (name, probability), best first."""
+  best = np.argsort(-probabilities, kind="stable")[:count]
+  return [(labels[index], float(probabilities[index])) for index in best]
+
+
+def predict(
+  model: nnx.Module,
+  paths: str | os.PathLike | Iterable[str | os.PathLike],
+  *,
+  views: Views | None = None,
+  batch_size: int = 4,
+  num_workers: int = 0,
+) -> list[Prediction]:
+  """Labels videos.
+
+  Args:
+    model: from `load_model`; its own preprocessing is used.
+    paths: files, folders and globs.
+    views: of each video; None: the model's own.
+    batch_size: videos at a time on the device; their views follow each other.
+    num_workers: processes that decode, which a script must be ready for (`if __name__ ==
+      "__main__":`); 0: threads of this process.
+
+  Returns:
+    One prediction a video; those that can't be read carry an error.
+
+  Raises:
+    ValueError: views or numbers that do not fit.
+  """
+  preprocessing = with_views(model.preprocessing, views)
+  return list(
+    iterate_predictions(
+      model, expand(paths), preprocessing, batch_size=batch_size, num_workers=num_workers
+    )
+  )
+
+
+def iterate_predictions(
+  model: nnx.Module, paths: Sequence[str], preprocessing: Preprocessing, **loading
+) -> Iterator[Prediction]:
+  """Predictions of videos, each as soon as it is known, in order."""
+  labels = class_names(model)
+  items = [Item(path) for path in paths]
+  for item, output, error in run(model, items, preprocessing, "probabilities", **loading):
+    probabilities = None if error else output.mean(0)
+    yield Prediction(items[item].path, probabilities, labels, error)
+
+
+def iterate_features(
+  model: nnx.Module, paths: Sequence[str], preprocessing: Preprocessing, output: str, **loading
+) -> Iterator[tuple[str, np.ndarray | None, str | None]]:
+  """(path, features, error) of each video, in order.
+
+  Features are float32 `[views, channels]` for the output "pooled", `[views, time, height, width,
+  channels]` for "map"; None where there is an error.
+  """
+  items = [Item(path) for path in paths]
+  for item, features, error in run(model, items, preprocessing, output, **loading):
+    yield items[item].path, None if error else features, error
+
+
+def iterate_timelines(
+  model: nnx.Module, paths: Sequence[str], preprocessing: Preprocessing, **loading
+) -> Iterator[Timeline]:
+  """A timeline of each video: clips that follow each other without a gap, the last one whole.
+
+  Memory does not grow with the length of a video, but for one row of probabilities a clip.
+  """
+  labels = class_names(model)
+  one_clip = dataclasses.replace(preprocessing.views, num_clips=1)
+  preprocessing = dataclasses.replace(preprocessing, views=one_clip)
+  plans = [_plan(path, preprocessing.clip) for path in paths]
+  items = [Item(plan.path, start) for plan in plans for start in plan.starts]
+  results = run(model, items, preprocessing, "probabilities", **loading)
+  for plan in plans:
+    probabilities = np.full((len(plan.starts), len(labels)), np.nan, np.float32)
+    errors = [plan.error] if plan.error else []
+    for clip, (_, output, error) in enumerate(itertools.islice(results, len(plan.starts))):
+      if error:
+        errors.append(f"from {plan.edges[clip]:.1f} s: {error}")
+      else:
+        probabilities[clip] = output.mean(0)
+    yield Timeline(
+      plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, "; ".join(errors) or None
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """The clips of a timeline: first frames, and the seconds at which one clip gives way to the next,
+  beginning and end of the video included."""
+
+  path: str
+  starts: tuple[int, ...] = ()
+  edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1))
+  error: str | None = None
+
+
+def _plan(path: str, spec: ClipSpec) -> _Plan:
+  try:
+    times = frame_times(path)
+    starts, begins = window_starts(file_record(path), spec)
+  except VideoError as error:
+    return _Plan(path, error=str(error))
+  # The last frame is shown as long as the others.
+  duration = times[-1] + (float(np.median(np.diff(times))) if len(times) > 1 else 0.0)
+  return _Plan(path, tuple(map(int, starts)), np.append(times[begins], duration))
+
+
+def run(
+  model: nnx.Module,
+  items: Sequence[Item],
+  preprocessing: Preprocessing,
+  output: str,
+  *,
+  batch_size: int,
+  num_workers: int,
+) -> Iterator[tuple[int, np.ndarray, str | None]]:
+  """Runs a model over items: yields (index, output `[views, ...]`, error or None), in order.
+
+  Args:
+    output: one of `OUTPUTS`.
+  """
+  check_at_least(1, batch_size=batch_size)
+  graph, params = split_model(model)
+  step = jax.jit(_make_step(graph, preprocessing, output))
+  batches = clip_batches(
+    items,
+    preprocessing.clip,
+    preprocessing.views,
+    batch_size=min(batch_size, max(len(items), 1)),
+    options=LoaderOptions(
+      num_workers=min(num_workers, len(items)),
+      num_threads=1 if num_workers else os.cpu_count() or 1,
+    ),
+  )
+  with contextlib.closing(batches):
+    pending = None
+    for batch in itertools.chain(batches, [None]):
+      outputs = None if batch is None else step(params, batch["video"])
+      # Reading the batch before this one lets the device work while the host fetches.
+      if pending is not None:
+        yield from _rows(*pending)
+      pending = batch, outputs
+
+
+def _rows(batch: dict, outputs: jax.Array) -> Iterator[tuple[int, np.ndarray, str | None]]:
+  for item, error, values in zip(batch["item"], batch["error"], np.asarray(outputs)):
+    if item >= 0:
+      yield int(item), values, error.decode(errors="replace") or None
+
+
+def _make_step(graph: nnx.GraphDef, preprocessing: Preprocessing, output: str) -> Callable:
+  def step(params: dict, video: jax.Array) -> jax.Array:
+    model = merge_model(graph, params)
+
+    def one_view(view: jax.Array) -> jax.Array:
+      pixels = normalize(view, preprocessing.mean, preprocessing.std)
+      if output == "probabilities":
+        return jax.nn.softmax(model(pixels))
+      features = model.features(pixels) if output == "pooled" else model.feature_map(pixels)
+      return features.astype(jnp.float32)
+
+    outputs = jax.lax.map(one_view, jnp.moveaxis(video, 1, 0))
+    return jnp.moveaxis(outputs, 0, 1)
+
+  return step
+
+
+def with_views(preprocessing: Preprocessing, views: Views | None) -> Preprocessing:
+  """Preprocessing with other views; None keeps its own.
+
+  Raises:
+    ValueError: crops that do not fit the size of a clip.
+  """
+  if views is None:
+    return preprocessing
+  check_views(preprocessing.clip, views)
+  return dataclasses.replace(preprocessing, views=views)
+
+
+def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
+  """Names of all videos that files, folders and globs stand for."""
+  if isinstance(paths, str | os.PathLike):
+    paths = [paths]
+  return [str(path) for path in find_videos(paths)]

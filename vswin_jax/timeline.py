@@ -1,0 +1,67 @@
+"""A timeline of labels as a picture: thumbnails, and the most probable classes along the video."""
+
+import os
+import textwrap
+
+import matplotlib
+import numpy as np
+
+from vswin_jax.data.decoding import VideoError, decode_frames, probe
+from vswin_jax.prediction import Timeline
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_THUMBNAILS = 8
+
+
+def write_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int = 6) -> None:
+  """Draws a timeline into a PNG file.
+
+  Args:
+    classes: rows: those that reach the highest probability anywhere, in order of first appearance.
+  """
+  shown = _classes_to_show(timeline.probabilities, classes)
+  figure, (strip, heat) = pyplot.subplots(
+    2, 1, figsize=(12, 2.4 + 0.4 * len(shown)), height_ratios=(1.6, 0.4 * max(len(shown), 1))
+  )
+  _draw_thumbnails(strip, timeline.path)
+  strip.set_title(os.path.basename(timeline.path), loc="left")
+  edges = np.append(timeline.start, timeline.end[-1:])
+  mesh = heat.pcolormesh(
+    edges,
+    np.arange(len(shown) + 1),
+    np.ma.masked_invalid(timeline.probabilities[:, shown].T),
+    cmap="viridis",
+    vmin=0.0,
+    vmax=1.0,
+  )
+  heat.set_facecolor("lightgrey")
+  names = [textwrap.shorten(timeline.labels[index], 34, placeholder="...") for index in shown]
+  heat.set_yticks(np.arange(len(shown)) + 0.5, names)
+  heat.invert_yaxis()
+  heat.set_xlabel("seconds (grey: could not be decoded)" if timeline.error else "seconds")
+  figure.tight_layout()
+  figure.colorbar(mesh, ax=[strip, heat], label="probability", fraction=0.03, pad=0.01)
+  figure.savefig(path, dpi=110, format="png")
+  pyplot.close(figure)
+
+
+def _classes_to_show(probabilities: np.ndarray, count: int) -> list[int]:
+  highest = np.nan_to_num(probabilities).max(0)
+  best = np.argsort(-highest, kind="stable")[:count]
+  return sorted(best, key=lambda index: int(np.nan_to_num(probabilities[:, index]).argmax()))
+
+
+def _draw_thumbnails(axes, path: str) -> None:
+  axes.axis("off")
+  try:
+    num_frames = probe(path).num_frames
+    count = min(_THUMBNAILS, num_frames)
+    indices = ((np.arange(count) + 0.5) * num_frames / count).astype(int)
+    frames = decode_frames(path, indices)
+  except VideoError:
+    return  # the timeline says what is wrong
+  height = frames.shape[1]
+  step = max(1, height // 180)
+  axes.imshow(np.concatenate([frame[::step, ::step] for frame in frames], axis=1), aspect="auto")
