@@ -6,6 +6,7 @@ import textwrap
 import matplotlib
 import numpy as np
 
+from vswin_jax.data import transforms
 from vswin_jax.data.decoding import VideoError, decode_frames, probe
 from vswin_jax.prediction import Timeline
 
@@ -23,7 +24,11 @@ def write_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int 
   """
   shown = _classes_to_show(timeline.probabilities, classes)
   figure, (strip, heat) = pyplot.subplots(
-    2, 1, figsize=(12, 2.4 + 0.4 * len(shown)), height_ratios=(1.6, 0.4 * max(len(shown), 1))
+    2,
+    1,
+    figsize=(12, 2.2 + 0.4 * len(shown)),
+    height_ratios=(1.2, 0.4 * len(shown)),
+    layout="constrained",
   )
   _draw_thumbnails(strip, timeline.path)
   strip.set_title(os.path.basename(timeline.path), loc="left")
@@ -41,8 +46,7 @@ def write_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int 
   heat.set_yticks(np.arange(len(shown)) + 0.5, names)
   heat.invert_yaxis()
   heat.set_xlabel("seconds (grey: could not be decoded)" if timeline.error else "seconds")
-  figure.tight_layout()
-  figure.colorbar(mesh, ax=[strip, heat], label="probability", fraction=0.03, pad=0.01)
+  figure.colorbar(mesh, ax=[strip, heat], label="probability", pad=0.01)
   figure.savefig(path, dpi=110, format="png")
   pyplot.close(figure)
 
@@ -62,6 +66,7 @@ def _draw_thumbnails(axes, path: str) -> None:
     frames = decode_frames(path, indices)
   except VideoError:
     return  # the timeline says what is wrong
-  height = frames.shape[1]
-  step = max(1, height // 180)
-  axes.imshow(np.concatenate([frame[::step, ::step] for frame in frames], axis=1), aspect="auto")
+  side = min(frames.shape[1:3])
+  frames = transforms.crop(frames, transforms.center_crop_box(*frames.shape[1:3], side))
+  step = max(1, side // 180)
+  axes.imshow(np.concatenate(frames[:, ::step, ::step], axis=1), aspect="auto")
