@@ -16,6 +16,7 @@ from absl import app, flags
 
 from vswin_jax.conversion import download, matching, released, torch_files
 from vswin_jax.conversion.conversion import Request, convert_file, describe
+from vswin_jax.conversion.families import FAMILIES
 from vswin_jax.conversion.inflation import INFLATIONS
 from vswin_jax.data.clips import SAMPLINGS
 from vswin_jax.training.checkpointing import CheckpointError
@@ -96,8 +97,14 @@ def _find_source(source: str) -> pathlib.Path:
   path = pathlib.Path(source).expanduser()
   if os.path.lexists(path) or os.sep in source:
     return path
+  entry = released.find(source)
+  if entry.family not in FAMILIES:
+    raise matching.ConversionError(
+      f"{entry.name} is of the family {entry.family}, for which there is no model here yet; "
+      f"known families: {', '.join(FAMILIES)}"
+    )
   cache = pathlib.Path(_CACHE.value).expanduser() if _CACHE.value else download.default_cache()
-  return download.fetch(released.find(source), cache)
+  return download.fetch(entry, cache)
 
 
 def _window(flag) -> tuple[int, int, int] | None:

@@ -17,6 +17,7 @@ from vswin_jax.models import CATALOG, create_model, model_config
 from vswin_jax.models.parameters import parameter_path, split_model
 from vswin_jax.models.windows import Size3D
 
+FAMILIES = (*video_swin.FAMILIES, "swin_2d")
 _HEAD = r"head\..*"
 
 

@@ -416,22 +416,25 @@ def identify(path_name: str, sha256: str) -> Released | None:
 
 def table() -> str:
   """The catalog for people: a header and one line for each checkpoint."""
-  rows = [("name", "data set", "window", "top-1", "top-5", "views", "M params", "GMACs", "recipe")]
+  figures = ("top-1", "top-5", "M params", "GMACs")
+  rows = [("name", "family", "data set", "window", *figures, "views", "recipe", "file")]
   for released in RELEASED:
     cells = (
       released.name,
+      released.family,
       released.dataset,
       None if released.window is None else "x".join(map(str, released.window)),
       None if released.top1 is None else f"{released.top1:.1f}",
       None if released.top5 is None else f"{released.top5:.1f}",
-      released.views,
       f"{released.parameters / 1e6:.1f}",
       released.macs,
+      released.views,
       released.config,
+      released.url,
     )
     rows.append(tuple("-" if cell is None else str(cell) for cell in cells))
   widths = [max(map(len, column)) for column in zip(*rows)]
-  is_number = [title in ("top-1", "top-5", "M params", "GMACs") for title in rows[0]]
+  is_number = [title in figures for title in rows[0]]
   return "\n".join(
     "  ".join(
       cell.rjust(width) if number else cell.ljust(width)
