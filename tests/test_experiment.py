@@ -67,17 +67,13 @@ def run(data_dir, workdir, *options, compile_anew=False) -> subprocess.Completed
 
 def final_arrays(workdir) -> dict[str, np.ndarray]:
   """Every array of the newest checkpoint, by path."""
-  import jax
   from orbax.checkpoint import v1 as ocp
 
-  from vswin_jax.models.parameters import parameter_path
+  from vswin_jax.models.parameters import flatten
 
   with ocp.training.Checkpointer(workdir / "checkpoints") as checkpoints:
     tree = checkpoints.load(checkpoints.latest.step)
-  return {
-    parameter_path(path): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
 
 
 def metrics(workdir) -> list[dict]:
@@ -203,11 +199,9 @@ def test_a_checkpoint_is_evaluated_with_its_own_preprocessing(finished, tiny_dat
 
 @pytest.mark.slow
 def test_a_trained_model_is_loaded_for_use(finished):
-  import jax
-
   from vswin_jax import load_model
   from vswin_jax.data.motion import MOTIONS
-  from vswin_jax.models.parameters import parameter_path, split_model
+  from vswin_jax.models.parameters import flatten, split_model
 
   workdir, _ = finished
   model = load_model(workdir)
@@ -217,10 +211,7 @@ def test_a_trained_model_is_loaded_for_use(finished):
     for path, leaf in final_arrays(workdir).items()
     if path.startswith("average.")
   }
-  loaded = {
-    parameter_path(path): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(split_model(model)[1])
-  }
+  loaded = flatten(split_model(model)[1])
   assert loaded.keys() == average.keys()
   for path, leaf in loaded.items():
     np.testing.assert_array_equal(leaf, average[path])

@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -12,10 +11,11 @@ import numpy as np
 import pytest
 
 from vswin_jax import create_model, load_model
+from vswin_jax.data import transforms
 from vswin_jax.data.clips import ClipSpec, Views, eval_clips
-from vswin_jax.data.decoding import decode_frames, frame_times, probe
+from vswin_jax.data.decoding import decode_frames, frame_times
 from vswin_jax.data.encoding import encode_mp4
-from vswin_jax.data.files import find_videos
+from vswin_jax.data.files import file_record, find_videos
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import split_model
 from vswin_jax.prediction import iterate_features, iterate_timelines, predict
@@ -75,10 +75,6 @@ def direct_probabilities(model, clips: np.ndarray) -> np.ndarray:
   return np.asarray(jax.nn.softmax(model(pixels)))
 
 
-def record(path: str) -> dict:
-  return {"video": path, **dataclasses.asdict(probe(path))}
-
-
 def test_a_loaded_model_carries_labels_and_preprocessing(model):
   assert model.labels == LABELS
   assert model.preprocessing == PREPROCESSING
@@ -92,7 +88,7 @@ def test_predictions_are_means_over_views_of_the_models_probabilities(
   assert [result.path for result in results] == videos
   for result in results:
     views = eval_clips(
-      record(result.path), PREPROCESSING.clip, PREPROCESSING.views, np.random.default_rng(0)
+      file_record(result.path), PREPROCESSING.clip, PREPROCESSING.views, np.random.default_rng(0)
     )
     expected = direct_probabilities(model, views).mean(0)
     np.testing.assert_allclose(result.probabilities, expected, rtol=1e-5, atol=1e-7)
@@ -105,7 +101,7 @@ def test_predictions_are_means_over_views_of_the_models_probabilities(
 def test_views_can_be_chosen(model, videos):
   (result,) = predict(model, videos[0], views=Views(1, "center", 40))
   views = eval_clips(
-    record(videos[0]), PREPROCESSING.clip, Views(1, "center", 40), np.random.default_rng(0)
+    file_record(videos[0]), PREPROCESSING.clip, Views(1, "center", 40), np.random.default_rng(0)
   )
   np.testing.assert_allclose(
     result.probabilities, direct_probabilities(model, views)[0], rtol=1e-5, atol=1e-7
@@ -127,7 +123,7 @@ def test_features_are_those_of_the_model(model, videos):
     for path, features, error in results:
       assert error is None
       views = eval_clips(
-        record(path), PREPROCESSING.clip, PREPROCESSING.views, np.random.default_rng(0)
+        file_record(path), PREPROCESSING.clip, PREPROCESSING.views, np.random.default_rng(0)
       )
       pixels = normalize(views, PREPROCESSING.mean, PREPROCESSING.std)
       expected = model.features(pixels) if output == "pooled" else model.feature_map(pixels)
@@ -160,8 +156,6 @@ def test_a_timeline_covers_a_video_without_gap(model, videos):
 
 def eval_clips_of(frames: np.ndarray) -> np.ndarray:
   """The three crops of one clip."""
-  from vswin_jax.data import transforms
-
   frames = transforms.resize_short_side(frames, 32)
   boxes = transforms.three_crop_boxes(*frames.shape[1:3], 32)
   return np.stack([transforms.crop(frames, box) for box in boxes])
@@ -171,11 +165,11 @@ def test_folders_and_globs_stand_for_their_videos(tmp_path):
   for name in ("b.mp4", "a.MOV", "notes.txt", "deep/c.webm"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-  inside = [tmp_path / name for name in ("a.MOV", "b.mp4", "deep/c.webm")]
+  inside = [str(tmp_path / name) for name in ("a.MOV", "b.mp4", "deep/c.webm")]
   assert find_videos([tmp_path]) == inside
   assert find_videos([tmp_path / "*.mp4", tmp_path]) == [inside[1], inside[0], inside[2]]
-  assert find_videos([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]
-  assert find_videos([tmp_path / "no*thing"]) == [tmp_path / "no*thing"]
+  assert find_videos([tmp_path / "notes.txt"]) == [str(tmp_path / "notes.txt")]
+  assert find_videos([tmp_path / "no*thing"]) == [str(tmp_path / "no*thing")]
 
 
 def command(checkpoint, *arguments, cwd) -> subprocess.CompletedProcess:

@@ -6,6 +6,7 @@ import re
 import jax
 from flax import nnx
 
+from vswin_jax.conversion.released import find
 from vswin_jax.models import CATALOG, create_model
 from vswin_jax.models.parameters import split_model
 
@@ -26,6 +27,13 @@ def test_table_of_models_is_the_catalog():
       ", ".join(map(str, config.num_heads)),
       f"{parameters:,}",
     ]
+
+
+def test_converted_names_are_in_the_catalog():
+  names = re.findall(r"vswin_jax\.convert (\w+) ", README)
+  assert names
+  for name in names:
+    assert find(name).name == name
 
 
 def test_every_config_is_named():

@@ -21,7 +21,7 @@ def base_config() -> config_dict.ConfigDict:
   # Of the parameters, the order of the data, augmentation, dropout.
   config.seed = 0
 
-  # Where the parameters start: "random", or the workdir of a run of this library.
+  # Where the parameters start: "random", the workdir of a run, or converted weights.
   config.init_from = config_dict.placeholder(str)
 
   # A name of the catalog; other keys replace what the catalog says (None: keep it).

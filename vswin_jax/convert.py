@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app, flags
 
 from vswin_jax.conversion import download, matching, released, torch_files
-from vswin_jax.conversion.conversion import Request, convert_file, describe
+from vswin_jax.conversion.converting import Request, convert_file, describe
 from vswin_jax.conversion.families import FAMILIES
 from vswin_jax.conversion.inflation import INFLATIONS
 from vswin_jax.data.clips import SAMPLINGS
@@ -40,7 +40,9 @@ _ALLOW_MISSING = flags.DEFINE_multi_enum(
   "allow_missing", [], ["head"], "Parts that may be missing or replaced, and start at random."
 )
 _LABELS = flags.DEFINE_string("labels", None, "Text file of class names, one a line.")
-_CACHE = flags.DEFINE_string("cache", None, "Folder of downloaded files; ~/.cache/vswin_jax.")
+_CACHE = flags.DEFINE_string(
+  "cache", None, "Folder of downloads; default: $VSWIN_JAX_CACHE, or ~/.cache/vswin_jax."
+)
 _NUM_FRAMES = flags.DEFINE_integer(
   "num_frames", None, "Frames of a clip; default: as published.", lower_bound=1
 )
@@ -97,14 +99,16 @@ def _find_source(source: str) -> pathlib.Path:
   path = pathlib.Path(source).expanduser()
   if os.path.lexists(path) or os.sep in source:
     return path
-  entry = released.find(source)
+  try:
+    entry = released.find(source)
+  except released.UnknownName as error:
+    raise released.UnknownName(f"there is no file {source}, and {error}") from error
   if entry.family not in FAMILIES:
     raise matching.ConversionError(
       f"{entry.name} is of the family {entry.family}, for which there is no model here yet; "
       f"known families: {', '.join(FAMILIES)}"
     )
-  cache = pathlib.Path(_CACHE.value).expanduser() if _CACHE.value else download.default_cache()
-  return download.fetch(entry, cache)
+  return download.fetch(entry, _CACHE.value or download.default_cache())
 
 
 def _window(flag) -> tuple[int, int, int] | None:

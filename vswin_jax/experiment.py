@@ -1,6 +1,6 @@
 """A run from its config: builds model, data, optimizer and loop, trains, evaluates, reports.
 
-The only module besides `main` that knows configs; everything it calls takes plain values.
+With `run_files` the only module besides `main` that knows configs; all else takes plain values.
 """
 
 import contextlib
@@ -18,10 +18,18 @@ from ml_collections import config_dict
 
 from vswin_jax import run_files
 from vswin_jax.data import generated, pipeline
-from vswin_jax.data.clips import ClipSpec, Views, check_at_least, check_views, count_views
+from vswin_jax.data.clips import (
+  ClipSpec,
+  Views,
+  check_at_least,
+  check_views,
+  count_views,
+  describe_views,
+)
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
+from vswin_jax.loading import read_usage
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import split_model
 from vswin_jax.training import checkpointing, loop, sharding
@@ -126,11 +134,14 @@ def _with_preprocessing_of(
 ) -> config_dict.ConfigDict:
   """The config with the preprocessing of a checkpoint, but for the keys `explicit`."""
   config = config.copy_and_resolve_references()
-  facts = dict(checkpointing.read_facts(checkpointing.checkpoints_of(source))["preprocessing"])
-  sections = {"test": facts.pop("views"), "data": {n: facts.pop(n) for n in ("mean", "std")}}
-  for section, values in (sections | {"clip": facts}).items():
+  preprocessing = read_usage(checkpointing.checkpoints_of(source)).preprocessing
+  sections = {
+    "data": {"mean": preprocessing.mean, "std": preprocessing.std},
+    "clip": preprocessing.as_facts()["clip"],
+    "test": dataclasses.asdict(preprocessing.views),
+  }
+  for section, values in sections.items():
     for name, value in values.items():
-      value = tuple(value) if isinstance(value, list) else value
       key = f"{section}.{name}"
       if config[section][name] != value and key not in explicit:
         logger.info("config.%s: %s, as the checkpoint says", key, value)
@@ -229,7 +240,7 @@ def _train(experiment: Experiment) -> int:
     if start_step is None:
       start_step, state = 0, _new_state(experiment, create, shardings)
     else:
-      shapes = _with_shardings(jax.eval_shape(create), shardings)
+      shapes = sharding.with_shardings(jax.eval_shape(create), shardings)
       state, facts = checkpointing.restore(saved, shapes)
       _check_facts(experiment, facts, directory, resuming=True)
       run_files.warn_of_changes(experiment.workdir, config)
@@ -291,8 +302,9 @@ def _new_state(experiment: Experiment, create: Callable, shardings: TrainState) 
   config = experiment.config
   if config.init_from is None:
     raise ConfigError(
-      "this recipe starts from pretrained weights: give --config.init_from=WORKDIR of a run, or "
-      "--config.init_from=random to train from random weights (far lower accuracy)"
+      "this recipe starts from pretrained weights: give --config.init_from=DIR of converted "
+      "weights (python -m vswin_jax.convert) or of a run, or --config.init_from=random to train "
+      "from random weights (far lower accuracy)"
     )
   state = jax.jit(create, out_shardings=shardings)()
   if config.init_from != "random":
@@ -312,9 +324,7 @@ def _new_state(experiment: Experiment, create: Callable, shardings: TrainState) 
 def _with_weights_of(source: str, state: TrainState) -> TrainState:
   """Replaces the parameters by those of another run; a head of another size stays random."""
   directory = checkpointing.checkpoints_of(source)
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state.params
-  )
+  shapes = sharding.with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
   step, loaded, _ = checkpointing.restore_params(directory, shapes, replaceable="head.")
   params = jax.tree.map(
     lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
@@ -396,7 +406,7 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
   shardings = sharding.state_shardings(experiment.mesh, experiment.param_shapes)
   directory = checkpointing.checkpoints_of(source)
   step, params, facts = checkpointing.restore_params(
-    directory, _with_shardings(experiment.param_shapes, shardings)
+    directory, sharding.with_shardings(experiment.param_shapes, shardings)
   )
   _check_facts(experiment, facts, directory, resuming=False)
   views = count_views(clip, test)
@@ -416,15 +426,16 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
     100 * result.mean_class,
   )
   if jax.process_index() == 0:
-    batch_size = facts.get("training", {}).get("batch_size")
+    training = facts.get("training")
+    origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
     run_files.write_results(
       experiment.workdir,
       result,
       title=f"{experiment.config.model.name} on {experiment.config.data.name}",
       subtitle=(
-        f"{step} steps of {batch_size} clips, each {clip.num_frames} frames of {clip.size} x "
-        f"{clip.size}, {clip.frame_order}",
-        f"{views} view(s) of each video: {test.num_clips} clip(s), {test.crops} crop(s)",
+        f"{origin}; clips of {clip.num_frames} frames of {clip.size} x {clip.size}, "
+        f"{clip.frame_order}",
+        f"{describe_views(clip, test)} views (clips x crops) of each video",
       ),
       facts={"step": step, "views": views},
       class_names=experiment.class_names,
@@ -454,14 +465,6 @@ def _evaluate_versions(
   for record in next(iter(results.values())).failed:
     logger.warning("%s can't be decoded; not counted", records.video_id(record))
   return results
-
-
-def _with_shardings(shapes, shardings):
-  return jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-    shapes,
-    shardings,
-  )
 
 
 def _as_json(options: dict) -> dict:

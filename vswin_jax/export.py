@@ -11,12 +11,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
 
-from vswin_jax.conversion.exporting import FAMILIES, export_file
+from vswin_jax.conversion import video_swin
+from vswin_jax.conversion.exporting import export_file
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.training.checkpointing import CheckpointError
 from vswin_jax.training.progress import set_up_logging
 
-_TO = flags.DEFINE_enum("to", None, FAMILIES, "The PyTorch code that shall load the file.")
+_TO = flags.DEFINE_enum(
+  "to", None, video_swin.FAMILIES, "The PyTorch code that shall load the file."
+)
 
 
 def main(arguments: list[str]) -> None:

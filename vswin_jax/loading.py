@@ -1,5 +1,6 @@
 """A model out of a checkpoint, trained or converted."""
 
+import dataclasses
 import os
 
 import jax
@@ -14,6 +15,42 @@ from vswin_jax.training.checkpointing import (
   read_facts,
   restore_params,
 )
+from vswin_jax.training.sharding import with_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+  """What a checkpoint says about the use of its weights.
+
+  Attributes:
+    model: arguments of `create_model`.
+    labels: names of the classes, by index; None: unknown.
+    preprocessing: from a video to the model's input.
+  """
+
+  model: dict
+  labels: tuple[str, ...] | None
+  preprocessing: Preprocessing
+
+
+def read_usage(directory: str | os.PathLike) -> Usage:
+  """Reads how the weights of the newest checkpoint in a folder are to be used.
+
+  Raises:
+    CheckpointError: no checkpoint there, or not one of this library.
+  """
+  facts = read_facts(directory)
+  try:
+    return Usage(
+      model=facts["model"],
+      labels=tuple(facts["labels"]) if facts.get("labels") else None,
+      preprocessing=Preprocessing.from_facts(facts["preprocessing"]),
+    )
+  except (KeyError, ValueError) as error:
+    raise CheckpointError(
+      f"{directory} does not say which model it holds ({error}); expected a checkpoint of "
+      "vswin_jax.main or vswin_jax.convert"
+    ) from error
 
 
 def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
@@ -35,22 +72,11 @@ def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
     ValueError: an override that does not exist or fit.
   """
   directory = checkpoints_of(path)
-  facts = read_facts(directory)
-  try:
-    options = dict(facts["model"])
-    preprocessing = Preprocessing.from_facts(facts["preprocessing"])
-  except (KeyError, TypeError, ValueError) as error:
-    raise CheckpointError(
-      f"{directory} does not say which model it holds ({error!r}); expected a checkpoint of "
-      "vswin_jax.main or vswin_jax.convert"
-    ) from error
-  graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**options | overrides)))
+  usage = read_usage(directory)
+  graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**usage.model | overrides)))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
-  )
-  _, params, _ = restore_params(directory, shapes)
+  _, params, _ = restore_params(directory, with_shardings(shapes, place))
   model = merge_model(graph, params)
-  model.labels = tuple(facts["labels"]) if facts.get("labels") else None
-  model.preprocessing = preprocessing
+  model.labels = usage.labels
+  model.preprocessing = usage.preprocessing
   return model

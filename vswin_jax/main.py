@@ -18,7 +18,7 @@ _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train or resume, then evaluate; eval: only evaluate."
 )
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "For --mode=eval: workdir of the run to evaluate instead of --workdir."
+  "checkpoint", None, "For --mode=eval: a run, or converted weights, to evaluate in --workdir."
 )
 
 

@@ -49,7 +49,6 @@ def main(arguments: list[str]) -> None:
     sys.exit("error: choose one of --json, --csv, --whole and --features")
 
   from vswin_jax import prediction_files
-  from vswin_jax.training.checkpointing import CheckpointError
   from vswin_jax.training.progress import set_up_logging
 
   set_up_logging()
@@ -65,7 +64,8 @@ def main(arguments: list[str]) -> None:
       batch_size=_BATCH_SIZE.value,
       num_workers=_WORKERS.value,
     )
-  except (CheckpointError, OSError, ValueError) as error:
+  # Every error of this library's own is a ValueError.
+  except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
     sys.exit("error: interrupted; what was written is complete")
@@ -75,10 +75,7 @@ def main(arguments: list[str]) -> None:
 def _kind() -> str:
   if _FEATURES.value:
     return _FEATURES.value
-  return next(
-    (flag.name for flag in (_JSON, _CSV, _WHOLE) if flag.value),
-    "table",
-  )
+  return next((flag.name for flag in (_JSON, _CSV, _WHOLE) if flag.value), "table")
 
 
 if __name__ == "__main__":

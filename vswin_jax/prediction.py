@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.data.clips import ClipSpec, Views, check_at_least, check_views, window_starts
+from vswin_jax.data.clips import ClipSpec, Views, check_at_least, check_views, sliding_starts
 from vswin_jax.data.decoding import VideoError, frame_times
 from vswin_jax.data.files import Item, clip_batches, file_record, find_videos
 from vswin_jax.data.pipeline import LoaderOptions
@@ -39,7 +39,13 @@ class Prediction:
   error: str | None = None
 
   def top(self, count: int = 5) -> list[tuple[str, float]]:
-    """The most probable classes: (name, probability), best first."""
+    """The most probable classes: (name, probability), best first.
+
+    Raises:
+      ValueError: the video could not be read.
+    """
+    if self.probabilities is None:
+      raise ValueError(f"{self.path}: {self.error}")
     return top_classes(self.probabilities, self.labels, count)
 
 
@@ -101,26 +107,40 @@ def predict(
     ValueError: views or numbers that do not fit.
   """
   preprocessing = with_views(model.preprocessing, views)
+  videos = find_videos(paths)
   return list(
     iterate_predictions(
-      model, expand(paths), preprocessing, batch_size=batch_size, num_workers=num_workers
+      model, videos, preprocessing, batch_size=batch_size, num_workers=num_workers
     )
   )
 
 
 def iterate_predictions(
-  model: nnx.Module, paths: Sequence[str], preprocessing: Preprocessing, **loading
+  model: nnx.Module,
+  paths: Sequence[str],
+  preprocessing: Preprocessing,
+  *,
+  batch_size: int,
+  num_workers: int,
 ) -> Iterator[Prediction]:
-  """Predictions of videos, each as soon as it is known, in order."""
+  """Predictions of videos, each as soon as its batch is done, in order."""
   labels = class_names(model)
   items = [Item(path) for path in paths]
-  for item, output, error in run(model, items, preprocessing, "probabilities", **loading):
-    probabilities = None if error else output.mean(0)
-    yield Prediction(items[item].path, probabilities, labels, error)
+  results = iterate_outputs(
+    model, items, preprocessing, "probabilities", batch_size=batch_size, num_workers=num_workers
+  )
+  for item, output, error in results:
+    yield Prediction(items[item].path, None if error else output.mean(0), labels, error)
 
 
 def iterate_features(
-  model: nnx.Module, paths: Sequence[str], preprocessing: Preprocessing, output: str, **loading
+  model: nnx.Module,
+  paths: Sequence[str],
+  preprocessing: Preprocessing,
+  output: str,
+  *,
+  batch_size: int,
+  num_workers: int,
 ) -> Iterator[tuple[str, np.ndarray | None, str | None]]:
   """(path, features, error) of each video, in order.
 
@@ -128,23 +148,33 @@ def iterate_features(
   channels]` for "map"; None where there is an error.
   """
   items = [Item(path) for path in paths]
-  for item, features, error in run(model, items, preprocessing, output, **loading):
+  results = iterate_outputs(
+    model, items, preprocessing, output, batch_size=batch_size, num_workers=num_workers
+  )
+  for item, features, error in results:
     yield items[item].path, None if error else features, error
 
 
 def iterate_timelines(
-  model: nnx.Module, paths: Sequence[str], preprocessing: Preprocessing, **loading
+  model: nnx.Module,
+  paths: Sequence[str],
+  preprocessing: Preprocessing,
+  *,
+  batch_size: int,
+  num_workers: int,
 ) -> Iterator[Timeline]:
   """A timeline of each video: clips that follow each other without a gap, the last one whole.
 
-  Memory does not grow with the length of a video, but for one row of probabilities a clip.
+  Frames in memory are those of a few batches, however long a video is.
   """
   labels = class_names(model)
   one_clip = dataclasses.replace(preprocessing.views, num_clips=1)
   preprocessing = dataclasses.replace(preprocessing, views=one_clip)
   plans = [_plan(path, preprocessing.clip) for path in paths]
   items = [Item(plan.path, start) for plan in plans for start in plan.starts]
-  results = run(model, items, preprocessing, "probabilities", **loading)
+  results = iterate_outputs(
+    model, items, preprocessing, "probabilities", batch_size=batch_size, num_workers=num_workers
+  )
   for plan in plans:
     probabilities = np.full((len(plan.starts), len(labels)), np.nan, np.float32)
     errors = [plan.error] if plan.error else []
@@ -172,15 +202,15 @@ class _Plan:
 def _plan(path: str, spec: ClipSpec) -> _Plan:
   try:
     times = frame_times(path)
-    starts, begins = window_starts(file_record(path), spec)
+    starts, parts = sliding_starts(file_record(path), spec)
   except VideoError as error:
     return _Plan(path, error=str(error))
   # The last frame is shown as long as the others.
   duration = times[-1] + (float(np.median(np.diff(times))) if len(times) > 1 else 0.0)
-  return _Plan(path, tuple(map(int, starts)), np.append(times[begins], duration))
+  return _Plan(path, tuple(map(int, starts)), np.append(times[parts], duration))
 
 
-def run(
+def iterate_outputs(
   model: nnx.Module,
   items: Sequence[Item],
   preprocessing: Preprocessing,
@@ -193,7 +223,12 @@ def run(
 
   Args:
     output: one of `OUTPUTS`.
+
+  Raises:
+    ValueError: an unknown output, or numbers that do not fit.
   """
+  if output not in OUTPUTS:
+    raise ValueError(f"unknown output {output!r}; expected one of {', '.join(OUTPUTS)}")
   check_at_least(1, batch_size=batch_size)
   graph, params = split_model(model)
   step = jax.jit(_make_step(graph, preprocessing, output))
@@ -250,10 +285,3 @@ def with_views(preprocessing: Preprocessing, views: Views | None) -> Preprocessi
     return preprocessing
   check_views(preprocessing.clip, views)
   return dataclasses.replace(preprocessing, views=views)
-
-
-def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
-  """Names of all videos that files, folders and globs stand for."""
-  if isinstance(paths, str | os.PathLike):
-    paths = [paths]
-  return [str(path) for path in find_videos(paths)]

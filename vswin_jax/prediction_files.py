@@ -9,23 +9,21 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tqdm
-from flax import nnx
 
-from vswin_jax.data.clips import Views
+from vswin_jax.atomic import replacing
+from vswin_jax.data.clips import CROPS, Views
+from vswin_jax.data.files import find_videos
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.loading import load_model
 from vswin_jax.prediction import (
   Prediction,
   Timeline,
-  expand,
   iterate_features,
   iterate_predictions,
   iterate_timelines,
   top_classes,
   with_views,
 )
-
-_CROPS = {1: "center", 3: "three"}
 
 
 def predict_files(
@@ -60,16 +58,20 @@ def predict_files(
   """
   loaded = load_model(model, **({} if dtype is None else {"dtype": dtype}))
   preprocessing = with_views(loaded.preprocessing, parse_views(views, loaded.preprocessing))
-  videos = expand(paths)
+  videos = find_videos(paths)
+  arguments = (loaded, videos, preprocessing)
   loading = {"batch_size": batch_size, "num_workers": num_workers}
-  if kind in ("table", "json", "csv"):
-    return _print_labels(loaded, videos, preprocessing, _PRINTERS[kind], top, loading)
+  if kind in _PRINTERS:
+    results = iterate_predictions(*arguments, **loading)
+    return _print_labels(_progress(results, len(videos)), _PRINTERS[kind], top)
   folder = pathlib.Path(output_dir).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   names = dict(zip(videos, _distinct_names(videos)))
   if kind == "whole":
-    return _write_timelines(loaded, videos, preprocessing, folder, names, top, loading)
-  return _write_features(loaded, videos, preprocessing, kind, folder, names, loading)
+    results = iterate_timelines(*arguments, **loading)
+    return _write_timelines(_progress(results, len(videos)), folder, names, top)
+  results = iterate_features(*arguments, kind, **loading)
+  return _write_features(_progress(results, len(videos)), folder, names)
 
 
 def parse_views(text: str | None, preprocessing: Preprocessing) -> Views | None:
@@ -83,7 +85,7 @@ def parse_views(text: str | None, preprocessing: Preprocessing) -> Views | None:
   parts = re.fullmatch(r"(\d+)x([13])", text)
   if parts is None or int(parts[1]) == 0:
     raise ValueError(f"--views={text} is not understood; expected CLIPSxCROPS, as in 4x3 or 1x1")
-  crops = _CROPS[int(parts[2])]
+  crops = next(name for name, count in CROPS.items() if count == int(parts[2]))
   own = preprocessing.views
   short_side = preprocessing.clip.size if crops == "three" else own.short_side
   return Views(int(parts[1]), crops, short_side)
@@ -96,26 +98,19 @@ def _progress(results: Iterable, total: int) -> Iterator:
   )
 
 
-def _say_failed(path: str, error: str) -> int:
+def _say_failed(path: str, error: str) -> None:
   tqdm.tqdm.write(f"error: {path}: {error}", file=sys.stderr)
-  return 1
 
 
 def _print_labels(
-  model: nnx.Module,
-  videos: list[str],
-  preprocessing: Preprocessing,
-  write: Callable[[Prediction, int, bool], None],
-  top: int,
-  loading: dict,
+  predictions: Iterable[Prediction], write: Callable[[Prediction, int, bool], None], top: int
 ) -> int:
   failed = 0
   is_first = True
-  for prediction in _progress(
-    iterate_predictions(model, videos, preprocessing, **loading), len(videos)
-  ):
+  for prediction in predictions:
     if prediction.error:
-      failed += _say_failed(prediction.path, prediction.error)
+      failed += 1
+      _say_failed(prediction.path, prediction.error)
       continue
     with tqdm.tqdm.external_write_mode():
       write(prediction, top, is_first)
@@ -150,26 +145,22 @@ _PRINTERS = {"table": _print_table, "json": _print_json, "csv": _print_csv}
 
 
 def _write_timelines(
-  model: nnx.Module,
-  videos: list[str],
-  preprocessing: Preprocessing,
-  folder: pathlib.Path,
-  names: dict[str, str],
-  top: int,
-  loading: dict,
+  timelines: Iterable[Timeline], folder: pathlib.Path, names: dict[str, str], top: int
 ) -> int:
-  from vswin_jax.timeline import write_timeline
+  from vswin_jax.timeline import draw_timeline
 
   failed = 0
-  timelines = iterate_timelines(model, videos, preprocessing, **loading)
-  for timeline in _progress(timelines, len(videos)):
+  for timeline in timelines:
     if timeline.error:
-      failed += _say_failed(timeline.path, timeline.error)
+      failed += 1
+      _say_failed(timeline.path, timeline.error)
     if np.isnan(timeline.probabilities).all():
       continue
     table, picture = (folder / f"{names[timeline.path]}.timeline.{end}" for end in ("csv", "png"))
-    _write_whole(table, lambda path, timeline=timeline: _write_rows(path, timeline, top))
-    _write_whole(picture, lambda path, timeline=timeline: write_timeline(path, timeline))
+    with replacing(table) as path:
+      _write_rows(path, timeline, top)
+    with replacing(picture) as path:
+      draw_timeline(path, timeline)
     tqdm.tqdm.write(f"{timeline.path}: {table}, {picture}")
   return failed
 
@@ -185,37 +176,18 @@ def _write_rows(path: pathlib.Path, timeline: Timeline, top: int) -> None:
         rows.writerow([f"{start:.3f}", f"{end:.3f}", rank, name, f"{probability:.6f}"])
 
 
-def _write_features(
-  model: nnx.Module,
-  videos: list[str],
-  preprocessing: Preprocessing,
-  output: str,
-  folder: pathlib.Path,
-  names: dict[str, str],
-  loading: dict,
-) -> int:
+def _write_features(results: Iterable[tuple], folder: pathlib.Path, names: dict[str, str]) -> int:
   failed = 0
-  results = iterate_features(model, videos, preprocessing, output, **loading)
-  for path, features, error in _progress(results, len(videos)):
+  for video, features, error in results:
     if error:
-      failed += _say_failed(path, error)
+      failed += 1
+      _say_failed(video, error)
       continue
-    target = folder / f"{names[path]}.npz"
-
-    def write(temporary: pathlib.Path, features=features, path=path) -> None:
-      with temporary.open("wb") as file:
-        np.savez(file, features=features, video=path)
-
-    _write_whole(target, write)
-    tqdm.tqdm.write(f"{path}: {target} {list(features.shape)}")
+    target = folder / f"{names[video]}.npz"
+    with replacing(target) as path, path.open("wb") as file:
+      np.savez(file, features=features, video=video)
+    tqdm.tqdm.write(f"{video}: {target} {list(features.shape)}")
   return failed
-
-
-def _write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-  """Writes a file that appears when it is complete."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  write(temporary)
-  temporary.replace(path)
 
 
 def _distinct_names(videos: list[str]) -> list[str]:

@@ -6,8 +6,9 @@ import pathlib
 
 from ml_collections import config_dict
 
+from vswin_jax.atomic import replacing
 from vswin_jax.training.evaluation import Evaluation
-from vswin_jax.training.metrics import read_metrics, write_atomically
+from vswin_jax.training.metrics import read_metrics
 from vswin_jax.training.progress import logger
 from vswin_jax.training.report import write_report
 
@@ -24,7 +25,8 @@ _FREE_TO_CHANGE = (
 
 
 def write_config(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
-  write_atomically(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+  with replacing(workdir / "config.json") as path:
+    path.write_text(config.to_json_best_effort(indent=2) + "\n")
 
 
 def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
@@ -74,23 +76,21 @@ def write_results(
     video_ids: of the rows of `result.predictions`.
     metrics: the `metrics.jsonl` whose curves the report shows.
   """
-  table = workdir / "predictions.csv.tmp"
-  with table.open("w", newline="") as file:
+  with replacing(workdir / "predictions.csv") as path, path.open("w", newline="") as file:
     rows = csv.writer(file)
     rows.writerow(["id", "label", "prediction", "probability"])
     for video, (_, label, prediction, probability) in zip(video_ids, result.predictions):
       rows.writerow([video, class_names[label], class_names[prediction], f"{probability:.6f}"])
-  table.replace(workdir / "predictions.csv")
-  picture = workdir / "report.tmp.png"
-  write_report(
-    picture,
-    title=title,
-    subtitle=subtitle,
-    evaluation=result,
-    class_names=class_names,
-    metrics=read_metrics(metrics),
-  )
-  picture.replace(workdir / "report.png")
+  with replacing(workdir / "report.png") as path:
+    write_report(
+      path,
+      title=title,
+      subtitle=subtitle,
+      evaluation=result,
+      class_names=class_names,
+      metrics=read_metrics(metrics),
+    )
   numbers = facts | result.scalars() | {"unreadable": len(result.failed)}
-  write_atomically(workdir / "evaluation.json", json.dumps(numbers, indent=2) + "\n")
+  with replacing(workdir / "evaluation.json") as path:
+    path.write_text(json.dumps(numbers, indent=2) + "\n")
   logger.info("report: %s", workdir / "report.png")

@@ -3,33 +3,25 @@
 import os
 import textwrap
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from vswin_jax.data import transforms
 from vswin_jax.data.decoding import VideoError, decode_frames, probe
 from vswin_jax.prediction import Timeline
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 _THUMBNAILS = 8
 
 
-def write_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int = 6) -> None:
+def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int = 6) -> None:
   """Draws a timeline into a PNG file.
 
   Args:
-    classes: rows: those that reach the highest probability anywhere, in order of first appearance.
+    classes: rows: those that reach the highest probability anywhere, in the order of their peaks.
   """
   shown = _classes_to_show(timeline.probabilities, classes)
-  figure, (strip, heat) = pyplot.subplots(
-    2,
-    1,
-    figsize=(12, 2.2 + 0.4 * len(shown)),
-    height_ratios=(1.2, 0.4 * len(shown)),
-    layout="constrained",
-  )
+  figure = Figure(figsize=(12, 2.2 + 0.4 * len(shown)), layout="constrained")
+  strip, heat = figure.subplots(2, 1, height_ratios=(1.2, 0.4 * len(shown)))
   _draw_thumbnails(strip, timeline.path)
   strip.set_title(os.path.basename(timeline.path), loc="left")
   edges = np.append(timeline.start, timeline.end[-1:])
@@ -48,7 +40,6 @@ def write_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int 
   heat.set_xlabel("seconds (grey: could not be decoded)" if timeline.error else "seconds")
   figure.colorbar(mesh, ax=[strip, heat], label="probability", pad=0.01)
   figure.savefig(path, dpi=110, format="png")
-  pyplot.close(figure)
 
 
 def _classes_to_show(probabilities: np.ndarray, count: int) -> list[int]:

@@ -22,7 +22,7 @@ from tests.conversion.checkpoints import (
 )
 from tests.reference_weights import golden, golden_video, tensor_for
 from vswin_jax import load_model
-from vswin_jax.conversion.conversion import Request, convert_file
+from vswin_jax.conversion.converting import Request, convert_file
 
 OFFICIAL = [
   "nano_16x56x56",

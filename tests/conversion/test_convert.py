@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,17 +15,17 @@ from tests.conversion.checkpoints import (
 from tests.reference_weights import golden
 from vswin_jax import create_model, load_model
 from vswin_jax.conversion import families, inflation, released, video_swin
-from vswin_jax.conversion.conversion import Request, convert_file
+from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.matching import ConversionError, find_tensors
-from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.data.clips import describe_views
+from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.training.checkpointing import CheckpointError, checkpoints_of, read_facts
 
 CASE = "nano_16x56x56"
 
 
 def params_of(model) -> dict[str, np.ndarray]:
-  leaves = jax.tree_util.tree_leaves_with_path(split_model(model)[1])
-  return {parameter_path(path): np.asarray(leaf) for path, leaf in leaves}
+  return {path: np.asarray(leaf) for path, leaf in flatten(split_model(model)[1]).items()}
 
 
 def assert_same_params(actual, expected, but=()):
@@ -219,13 +218,7 @@ def _zeros(keys: dict) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("entry", _VIDEO_MODELS, ids=lambda entry: entry.name)
 def test_every_released_file_is_recognised_by_its_tensors(entry):
-  classes = {
-    "kinetics400": 400,
-    "kinetics600": 600,
-    "kinetics700": 700,
-    "kinetics710": 710,
-    "something_something_v2": 174,
-  }[entry.dataset]
+  classes = released.NUM_CLASSES[entry.dataset]
   model = create_shapes(entry.model, classes, entry.window)
   name_of = video_swin.name_in(entry.family)
   tensors = {
@@ -234,7 +227,7 @@ def test_every_released_file_is_recognised_by_its_tensors(entry):
     )
     for path, shape in model.items()
   }
-  converted = families.convert(tensors, families.Options())
+  converted = families.convert_tensors(tensors, families.Options())
   assert converted.family == entry.family
   assert converted.model["name"] == entry.model
   assert converted.model["num_classes"] == classes
@@ -242,12 +235,9 @@ def test_every_released_file_is_recognised_by_its_tensors(entry):
   assert sum(int(np.prod(p.shape)) for p in converted.params.values()) == entry.parameters
   assert converted.dataset == entry.dataset
   clip, views = converted.preprocessing.clip, converted.preprocessing.views
-  assert (clip.num_frames, clip.size) == (32, 224 if entry.window[1] == 7 else 384)
-  crops = {"three": 3, "center": 1}[views.crops]
-  if clip.sampling == "uniform":
-    assert (entry.dataset, crops) == ("something_something_v2", 3)
-  elif entry.views:
-    assert f"{views.num_clips}x{crops}" == entry.views
+  assert (clip.num_frames, clip.size) == (32, 224)
+  assert clip.sampling == ("uniform" if classes == 174 else "dense")
+  assert entry.views in (None, describe_views(clip, views))
 
 
 @functools.cache
@@ -256,8 +246,7 @@ def create_shapes(name: str, classes: int, window) -> dict[str, tuple[int, ...]]
 
   build = lambda: create_model(name, num_classes=classes, window_size=tuple(window))  # noqa: E731
   _, shapes = split_model(nnx.eval_shape(build))
-  leaves = jax.tree_util.tree_leaves_with_path(shapes)
-  return {parameter_path(path): leaf.shape for path, leaf in leaves}
+  return {path: leaf.shape for path, leaf in flatten(shapes).items()}
 
 
 def _shaped(shape) -> np.ndarray:
@@ -285,7 +274,7 @@ def test_2d_files_with_their_masks_and_their_classifier_become_video_models(side
   # The reference keeps masks beside the blocks' attention.
   keys = {name.replace("attn.attn_mask", "attn_mask"): value for name, value in keys.items()}
   keys["head.weight"], keys["head.bias"] = ([21841, 768], "float32"), ([21841], "float32")
-  converted = families.convert(_zeros(keys), families.Options())
+  converted = families.convert_tensors(_zeros(keys), families.Options())
   assert converted.family == "swin_2d"
   assert converted.model["name"] == "video_swin_t"
   assert tuple(converted.model.get("window_size", (8, 7, 7))) == window
@@ -294,13 +283,15 @@ def test_2d_files_with_their_masks_and_their_classifier_become_video_models(side
 
 def test_weights_of_another_model_are_refused_by_name():
   with pytest.raises(ConversionError, match="of no model of this library"):
-    families.convert(_zeros({"conv1.weight": ([64, 3, 7, 7], "float32")}), families.Options())
+    families.convert_tensors(
+      _zeros({"conv1.weight": ([64, 3, 7, 7], "float32")}), families.Options()
+    )
   v2 = {
     "patch_embed.proj.weight": ([96, 3, 4, 4], "float32"),
     "layers.0.blocks.0.attn.logit_scale": ([3, 1, 1], "float32"),
   }
   with pytest.raises(ConversionError, match="Swin Transformer V2"):
-    families.convert(_zeros(v2), families.Options())
+    families.convert_tensors(_zeros(v2), families.Options())
 
 
 def test_label_names_come_from_the_request_the_file_or_the_data_set(tmp_path):
@@ -313,6 +304,10 @@ def test_label_names_come_from_the_request_the_file_or_the_data_set(tmp_path):
   assert len(labels) == 400
   assert labels[0] == "abseiling"
   names = tuple(f"name {index}" for index in range(400))
+  # Whatever the number of classes.
+  own = {"meta": {"CLASSES": list(map(str, range(11)))}, "state_dict": official_tensors(CASE)}
+  convert_file(save_torch(tmp_path / "own.pth", own), tmp_path / "own", Request())
+  assert load_model(tmp_path / "own").labels == tuple(map(str, range(11)))
   in_file = save_torch(
     tmp_path / "with_names.pth", {"meta": {"CLASSES": list(names)}, "state_dict": tensors}
   )

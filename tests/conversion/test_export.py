@@ -12,8 +12,9 @@ from tests.conversion.checkpoints import (
   save_official,
 )
 from tests.conversion.checkpoints import save_torch as save
-from vswin_jax.conversion.conversion import Request, convert_file
-from vswin_jax.conversion.exporting import FAMILIES, export_file
+from vswin_jax.conversion import video_swin
+from vswin_jax.conversion.converting import Request, convert_file
+from vswin_jax.conversion.exporting import export_file
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.conversion.torch_files import read_file
 from vswin_jax.training.checkpointing import CheckpointError
@@ -32,7 +33,7 @@ def source_tensors(family: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", video_swin.FAMILIES)
 def test_there_and_back_gives_the_same_bits_under_the_same_names(family, ending, tmp_path):
   pytest.importorskip("torch")
   tensors = source_tensors(family)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.reference_weights import GOLDEN
 from vswin_jax.data import sampling
-from vswin_jax.data.clips import ClipSpec, window_starts
+from vswin_jax.data.clips import ClipSpec, sliding_starts
 
 EVALUATION = json.loads((GOLDEN / "sample_frames_eval.json").read_text())
 TRAINING = json.loads((GOLDEN / "sample_frames_train_range.json").read_text())
@@ -88,14 +88,14 @@ def test_resampling_does_not_round():
   assert sampling.resample(1000, fractions.Fraction(25), 24.0)[120] == 125
 
 
-def test_windows_follow_each_other_and_the_last_one_ends_with_the_video():
+def test_clips_of_a_timeline_follow_each_other_and_the_last_one_ends_with_the_video():
   record = {"num_frames": 77, "fps_numerator": 10, "fps_denominator": 1}
-  starts, begins = window_starts(record, ClipSpec(num_frames=4, frame_interval=3))
+  starts, parts = sliding_starts(record, ClipSpec(num_frames=4, frame_interval=3))
   assert starts.tolist() == [0, 12, 24, 36, 48, 60, 65]
-  assert begins.tolist() == [0, 12, 24, 36, 48, 60, 72]
+  assert parts.tolist() == [0, 12, 24, 36, 48, 60, 72]
   # At half the frame rate, 38 frames are left, every second one of the video.
-  starts, begins = window_starts(record, ClipSpec(num_frames=4, frame_interval=3, frame_rate=5.0))
+  starts, parts = sliding_starts(record, ClipSpec(num_frames=4, frame_interval=3, frame_rate=5.0))
   assert starts.tolist() == [0, 12, 24, 26]
-  assert begins.tolist() == [0, 24, 48, 72]
-  starts, begins = window_starts(record | {"num_frames": 5}, ClipSpec(num_frames=4))
-  assert (starts.tolist(), begins.tolist()) == ([0], [0])
+  assert parts.tolist() == [0, 24, 48, 72]
+  starts, parts = sliding_starts(record | {"num_frames": 5}, ClipSpec(num_frames=4))
+  assert (starts.tolist(), parts.tolist()) == ([0], [0])

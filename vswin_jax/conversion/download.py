@@ -54,14 +54,19 @@ def fetch(released: Released, cache: str | os.PathLike) -> pathlib.Path:
   return path
 
 
+def file_sha256(path: pathlib.Path) -> str:
+  """SHA-256 of a file, in hexadecimal digits."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _find_problem(released: Released, part: pathlib.Path, announced: int | None) -> str | None:
   actual = part.stat().st_size
   for expected in (released.size, announced):
     if expected is not None and actual != expected:
       return f"a file of {actual} bytes instead of {expected}"
   if released.sha256 is not None:
-    with part.open("rb") as file:
-      digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(part)
     if not digest.startswith(released.sha256):
       known = released.sha256
       return f"a file with SHA-256 {digest[: len(known)]} instead of {known}"

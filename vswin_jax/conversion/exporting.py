@@ -1,21 +1,20 @@
 """Back from a checkpoint of this library to a file that the original PyTorch code loads."""
 
+import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from vswin_jax import __version__
+from vswin_jax.atomic import replacing
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.loading import load_model
-from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.video_swin import VideoSwin
 
-FAMILIES = video_swin.FAMILIES
 # Their loaders look for the weights under this name; torchvision's take them bare.
 _WRAPPED = ("official", "mmaction2")
 
@@ -26,7 +25,7 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
   Args:
     source: workdir of a run or of a conversion.
     destination: `.safetensors`, or `.pth` or `.pt` (needs PyTorch); replaced if it exists.
-    family: one of `FAMILIES`.
+    family: one of `video_swin.FAMILIES`.
 
   Returns:
     The number of tensors written: all parameters in float32, and the int64 index buffers that a
@@ -36,7 +35,9 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
     CheckpointError: no checkpoint there.
     ConversionError: a model that the family does not have, or an ending that is not supported.
   """
-  destination = pathlib.Path(destination).expanduser()
+  destination = pathlib.Path(destination).expanduser().absolute()
+  if not destination.parent.is_dir():
+    raise ConversionError(f"there is no folder {destination.parent} to write to; make it first")
   write = _writer(destination.suffix)
   model = load_model(source)
   if not isinstance(model, VideoSwin):
@@ -44,15 +45,12 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
   config = model.config
   name_of = video_swin.name_in(family)
   tensors = video_swin.index_buffers(family, config.depths, config.window_size)
-  for path, parameter in jax.tree_util.tree_leaves_with_path(split_model(model)[1]):
-    path = parameter_path(path)
+  for path, parameter in flatten(split_model(model)[1]).items():
     tensor = video_swin.to_source(path, np.asarray(parameter), config.patch_size)
     # A copy of its own: PyTorch takes no read-only memory.
     tensors[name_of(path)] = np.array(tensor, order="C")
-  with tempfile.TemporaryDirectory(prefix=".export-", dir=destination.absolute().parent) as folder:
-    incomplete = pathlib.Path(folder) / destination.name
+  with replacing(destination) as incomplete:
     write(tensors, incomplete, family, model.labels)
-    os.replace(incomplete, destination)
   return len(tensors)
 
 
@@ -82,5 +80,6 @@ def _writer(suffix: str) -> Callable:
 def _write_safetensors(tensors: dict, path: pathlib.Path, family: str, labels) -> None:
   from safetensors.numpy import save_file
 
-  del labels
-  save_file(tensors, path, metadata={"format": "pt", "family": family})
+  # The format has room for text only.
+  metadata = {"format": "pt", "family": family, "labels": json.dumps(labels)}
+  save_file(tensors, path, metadata=metadata)

@@ -1,6 +1,7 @@
 """Recognises the weights of a file and turns them into a model of this library."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -13,8 +14,8 @@ from vswin_jax.conversion.matching import NOTHING, ConversionError, match
 from vswin_jax.conversion.released import NUM_CLASSES
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.models import CATALOG, create_model, model_config
-from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.models import CATALOG, create_model
+from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.windows import Size3D
 
 FAMILIES = (*video_swin.FAMILIES, "swin_2d")
@@ -31,7 +32,6 @@ class Options:
     window: of the result, in tokens; None: that of the file, for 2D weights (8, side, side).
     source_window: of the file, if its bias tables leave that open.
     inflation: a name in `inflation.INFLATIONS`, for 2D weights.
-    seed: of what starts at random.
   """
 
   num_classes: int | None = None
@@ -39,7 +39,6 @@ class Options:
   window: Size3D | None = None
   source_window: Size3D | None = None
   inflation: str = "mean"
-  seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Converted:
     model: name in the catalog, and the fields of its configuration that differ.
     params: float32 arrays by dotted path; may be views of the file.
     preprocessing: how the released models of this kind were evaluated.
-    dataset: whose classes the head has; None: unknown, or a new head.
+    dataset: whose classes the head has, assumed from their number; None: unknown, or a new head.
     notes: what a user should know.
   """
 
@@ -63,7 +62,7 @@ class Converted:
   notes: tuple[str, ...]
 
 
-def convert(tensors: Mapping[str, np.ndarray], options: Options) -> Converted:
+def convert_tensors(tensors: Mapping[str, np.ndarray], options: Options) -> Converted:
   """Converts weights of any known family.
 
   Args:
@@ -79,7 +78,7 @@ def convert(tensors: Mapping[str, np.ndarray], options: Options) -> Converted:
   names = sorted(tensors)
   raise ConversionError(
     f"the file holds {len(names)} tensors ({', '.join(names[:3])}, ...) of no model of this "
-    "library; expected a Video Swin (official, mmaction2, torchvision) or a 2D Swin"
+    f"library; known families: {', '.join(FAMILIES)}"
   )
 
 
@@ -99,9 +98,11 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
     return parameter
 
   replaced = _HEAD if has_new_head else NOTHING
-  model, params = _match_model(config, tensors, name_of, from_source, replaced, options.seed)
+  model, params = _match_model(config, tensors, name_of, from_source, replaced)
   dataset = None if has_new_head else _DATASETS.get(config["num_classes"])
   notes = []
+  if dataset is not None:
+    notes.append(f"taken for {dataset} by the number of its classes")
   if config["window_size"] != source_window:
     notes.append(f"bias tables resized from window {source_window} to {config['window_size']}")
   if has_new_head:
@@ -147,7 +148,7 @@ def _recognise_swin_2d(tensors: Mapping) -> str | None:
 
 def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Converted:
   table = tensors.get(f"layers.0.blocks.0.{video_swin.BIAS_TABLE}")
-  side = None if table is None else (int(table.shape[0] ** 0.5) + 1) // 2
+  side = None if table is None else (math.isqrt(table.shape[0]) + 1) // 2
   if side is None or (2 * side - 1) ** 2 != table.shape[0]:
     raise ConversionError("the bias tables of this 2D Swin are missing or not square")
   window = options.window or (8, side, side)
@@ -167,34 +168,31 @@ def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Convert
 
 
 def _match_model(
-  config: dict, tensors, name_of: Callable, from_source: Callable, replaced: str, seed: int
+  config: dict, tensors, name_of: Callable, from_source: Callable, replaced: str
 ) -> tuple[dict, dict[str, np.ndarray]]:
   """Name and options of the model with this configuration, and its parameters by path."""
-  model = name_model(config)
+  model = _name_model(config)
   try:
     _, shapes = split_model(nnx.eval_shape(lambda: create_model(**model)))
   except ValueError as error:
     raise ConversionError(f"the file describes a model that can't be built: {error}") from error
-  shapes = {
-    parameter_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-  }
+  shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
   params = match(
     shapes, tensors, name_of, from_source, ignored=video_swin.BUFFERS, replaced=replaced
   )
   missing = [path for path in shapes if path not in params]
   if missing:
     # Compiled, only what is asked for is drawn.
-    params |= jax.device_get(jax.jit(lambda: _random_params(model, seed, missing))())
+    params |= jax.device_get(jax.jit(lambda: _random_params(model, missing))())
   return model, {path: params[path] for path in shapes}
 
 
-def _random_params(model: dict, seed: int, paths: list[str]) -> dict:
-  _, params = split_model(create_model(**model, seed=seed))
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {parameter_path(path): leaf for path, leaf in leaves if parameter_path(path) in paths}
+def _random_params(model: dict, paths: list[str]) -> dict[str, jax.Array]:
+  params = flatten(split_model(create_model(**model))[1])
+  return {path: params[path] for path in paths}
 
 
-def name_model(config: dict) -> dict:
+def _name_model(config: dict) -> dict:
   """The name in the catalog that is nearest to a configuration, and the fields that differ."""
 
   def size(fields: dict) -> tuple:
@@ -202,8 +200,7 @@ def name_model(config: dict) -> dict:
 
   named = {name: dataclasses.asdict(known) for name, known in CATALOG.items()}
   name = next((name for name in named if size(named[name]) == size(config)), "video_swin_t")
-  defaults = dataclasses.asdict(model_config(name))
-  differing = {field: value for field, value in config.items() if value != defaults[field]}
+  differing = {field: value for field, value in config.items() if value != named[name][field]}
   return {"name": name, "num_classes": config["num_classes"], **differing}
 
 

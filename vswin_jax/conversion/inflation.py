@@ -33,12 +33,12 @@ def inflate(
       bias between frames.
 
   Returns:
-    The tensors, those that follow from the window left out.
+    The tensors; those that follow from the window are left as they are.
   """
+  if how not in INFLATIONS:
+    raise ValueError(f"unknown inflation {how!r}; expected one of {', '.join(INFLATIONS)}")
   inflated = {}
   for name, tensor in tensors.items():
-    if name.endswith(("relative_position_index", "attn_mask")):
-      continue
     if name == "patch_embed.proj.weight":
       tensor = _inflate_patch(np.asarray(tensor, np.float32), patch_time, how)
     elif name.endswith("relative_position_bias_table"):
@@ -56,8 +56,8 @@ def _inflate_patch(kernel: np.ndarray, patch_time: int, how: str) -> np.ndarray:
 
 
 def _inflate_table(table: np.ndarray, window: Size3D, how: str) -> np.ndarray:
-  side = math.isqrt(table.shape[0])
-  table = table.reshape(side, side, -1)
+  offsets = math.isqrt(table.shape[0])
+  table = table.reshape(offsets, offsets, -1)
   for axis in (0, 1):
     table = _resize(table, axis, 2 * window[axis + 1] - 1, _cubic)
   if how == "mean":

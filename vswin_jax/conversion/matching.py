@@ -11,7 +11,7 @@ _NESTED = ("state_dict", "model_state", "model", "model_state_dict", "module")
 _WRAPPERS = ("module.", "_orig_mod.")
 
 # A regular expression that no name matches.
-NOTHING = "$^"
+NOTHING = r"(?!)"
 
 
 class ConversionError(ValueError):
@@ -94,6 +94,7 @@ def match(
       problems.append(f"missing: {name}, for {path} {list(shape)}")
       continue
     tensor = tensors[name]
+    # bfloat16 and other floats from outside numpy are of the kind V.
     if tensor.dtype.kind not in "fV":
       problems.append(f"not floating point: {name} is {tensor.dtype}")
       continue

@@ -10,6 +10,8 @@ import pickle
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
+from vswin_jax.conversion.file_errors import FileError
+
 # Far above the pickles of real checkpoints; what is within takes seconds and about 2 GB at worst.
 LONGEST_PICKLE = 256 * 2**20
 MOST_STEPS = 10_000_000
@@ -21,10 +23,6 @@ _MOST_ARGUMENTS = 16
 _LONGEST_NAME = 200
 _LONGEST_KEY = 10_000
 _LONGEST_TUPLE_KEY = 8
-
-
-class FileError(ValueError):
-  """A file that can't be read; the message is one line: what was wrong and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

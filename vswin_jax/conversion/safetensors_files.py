@@ -6,14 +6,13 @@ import math
 import ml_dtypes
 import numpy as np
 
-from vswin_jax.conversion.pickles import FileError
+from vswin_jax.conversion.file_errors import DAMAGED, MOST_AXES, FileError, is_count
 
 # Room for a hundred thousand tensors; what JSON of this length becomes stays below a gigabyte.
 LONGEST_HEADER = 16 * 2**20
 
 _LENGTH_BYTES = 8
 _LONGEST_NAME = 200
-_DAMAGED = "the file is damaged; download it again"
 
 _DTYPES = {
   "F64": np.dtype("<f8"),
@@ -60,7 +59,7 @@ def read_safetensors(file: np.ndarray) -> dict[str, np.ndarray]:
       f"{len(file)}; download it again"
     )
   if length > LONGEST_HEADER:
-    raise FileError(f"the header has {length} bytes, expected at most {LONGEST_HEADER}; {_DAMAGED}")
+    raise FileError(f"the header has {length} bytes, expected at most {LONGEST_HEADER}; {DAMAGED}")
   header = _parse_header(file[_LENGTH_BYTES:start].tobytes())
   header.pop("__metadata__", None)
   data = file[start:]
@@ -70,7 +69,7 @@ def read_safetensors(file: np.ndarray) -> dict[str, np.ndarray]:
     if begin != expected:
       raise FileError(
         f"tensor {_short(name)} starts at byte {begin} of the data, expected {expected}, where the "
-        f"one before ends; {_DAMAGED}"
+        f"one before ends; {DAMAGED}"
       )
     expected = end
   if expected != len(data):
@@ -96,9 +95,9 @@ def _parse_header(text: bytes) -> dict:
   try:
     header = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
   except (ValueError, RecursionError) as error:
-    raise FileError(f"the header is no valid JSON ({type(error).__name__}); {_DAMAGED}") from error
+    raise FileError(f"the header is no valid JSON ({type(error).__name__}); {DAMAGED}") from error
   if type(header) is not dict:
-    raise FileError(f"the header is no JSON object; {_DAMAGED}")
+    raise FileError(f"the header is no JSON object; {DAMAGED}")
   return header
 
 
@@ -108,20 +107,22 @@ def _check_entry(name: str, entry: object) -> tuple[int, int]:
     case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]}:
       pass
     case _:
-      raise FileError(f"tensor {_short(name)} has no dtype, shape or place; {_DAMAGED}")
+      raise FileError(f"tensor {_short(name)} has no dtype, shape or place; {DAMAGED}")
   if dtype not in _DTYPES:
     raise FileError(
       f"tensor {_short(name)} has the unknown dtype {_short(dtype)}, expected one of "
       f"{', '.join(_DTYPES)}; save it in one of them"
     )
-  if len(shape) > 64:
-    raise FileError(f"tensor {_short(name)} has {len(shape)} axes, more than 64; {_DAMAGED}")
-  if not all(type(value) is int and 0 <= value < 2**62 for value in (*shape, begin, end)):
-    raise FileError(f"tensor {_short(name)} has a size or place that is no count; {_DAMAGED}")
+  if len(shape) > MOST_AXES:
+    raise FileError(
+      f"tensor {_short(name)} has {len(shape)} axes, more than {MOST_AXES}; {DAMAGED}"
+    )
+  if not all(map(is_count, (*shape, begin, end))):
+    raise FileError(f"tensor {_short(name)} has a size or place that is no count; {DAMAGED}")
   if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
     raise FileError(
       f"tensor {_short(name)} has {end - begin} bytes, which is not what {dtype} "
-      f"{str(shape)[:_LONGEST_NAME]} takes; {_DAMAGED}"
+      f"{str(shape)[:_LONGEST_NAME]} takes; {DAMAGED}"
     )
   return begin, end
 

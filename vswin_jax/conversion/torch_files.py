@@ -11,14 +11,14 @@ from collections.abc import Callable
 import numpy as np
 
 from vswin_jax.conversion import pickles
-from vswin_jax.conversion.pickles import FileError, Placeholder
+from vswin_jax.conversion.file_errors import DAMAGED, FileError, is_count
+from vswin_jax.conversion.pickles import Placeholder
 from vswin_jax.conversion.safetensors_files import looks_like_safetensors, read_safetensors
 from vswin_jax.conversion.torch_tensors import (
   CALLS,
   CONSTANTS,
   StorageId,
   has_kind,
-  is_count,
   parse_storage_id,
 )
 
@@ -29,10 +29,10 @@ _LEGACY_PROTOCOL = 1001
 # Room for a hundred thousand entries; real checkpoints have hundreds to thousands.
 _LONGEST_DIRECTORY = 16 * 2**20
 _LOCAL_HEADER_BYTES = 30
-_LONGEST_NAME = 100
+_LONGEST_ENTRY_NAME = 100
 
 _EXPECTED = "expected a file written by torch.save, or .safetensors"
-_AGAIN = "the file is damaged; download or save it again"
+_BIG_ENDIAN = "written on a big-endian machine; load it there and save it on another"
 
 
 def read_file(path: str | os.PathLike) -> object:
@@ -69,7 +69,9 @@ def read_file(path: str | os.PathLike) -> object:
     raise FileError(_one_line(path, str(error))) from error
   # Whatever else goes wrong depends only on the bytes of the file, or on a path that can't be one.
   except Exception as error:
-    raise FileError(_one_line(path, f"can't be read ({type(error).__name__}); {_AGAIN}")) from error
+    raise FileError(
+      _one_line(path, f"can't be read ({type(error).__name__}); {DAMAGED}")
+    ) from error
 
 
 def _one_line(path: str | os.PathLike, message: str) -> str:
@@ -81,7 +83,7 @@ class _BoundedReader(io.FileIO):
 
   def read(self, size: int | None = -1) -> bytes:
     if size is not None and size > _LONGEST_DIRECTORY:
-      raise FileError(f"the directory of the archive has {size} bytes; {_AGAIN}")
+      raise FileError(f"the directory of the archive has {size} bytes; {DAMAGED}")
     return super().read(size)
 
 
@@ -151,7 +153,7 @@ def _read_zip(file: io.FileIO, data: mmap.mmap) -> object:
   if f"{folder}/byteorder" in entries:
     start, end = _locate(data, entries[f"{folder}/byteorder"])
     if data[start : min(end, start + 16)] != b"little":
-      raise FileError("written on a big-endian machine; load it there and save it on another")
+      raise FileError(_BIG_ENDIAN)
   raw = np.frombuffer(data, np.uint8)
   storages: dict[str, np.ndarray] = {}
 
@@ -162,13 +164,13 @@ def _read_zip(file: io.FileIO, data: mmap.mmap) -> object:
     if storage.key not in storages:
       entry = entries.get(f"{folder}/data/{storage.key}")
       if entry is None and storage.count > 0:
-        raise FileError(f"storage {storage.key!a} is missing from the archive; {_AGAIN}")
+        raise FileError(f"storage {storage.key!a} is missing from the archive; {DAMAGED}")
       start, end = (0, 0) if entry is None else _locate(data, entry)
       storages[storage.key] = raw[start:end]
     held = storages[storage.key]
     if len(held) != storage.nbytes:
       raise FileError(
-        f"storage {storage.key!a} has {len(held)} bytes, expected {storage.nbytes}; {_AGAIN}"
+        f"storage {storage.key!a} has {len(held)} bytes, expected {storage.nbytes}; {DAMAGED}"
       )
     return held.view(storage.dtype)
 
@@ -178,7 +180,7 @@ def _read_zip(file: io.FileIO, data: mmap.mmap) -> object:
 
 def _locate(data: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
   """Start and end of the bytes of an entry."""
-  name = ascii(entry.filename[:_LONGEST_NAME])
+  name = ascii(entry.filename[:_LONGEST_ENTRY_NAME])
   if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
     raise FileError(
       f"{name} in the archive is compressed or encrypted, which torch.save never does; "
@@ -187,12 +189,12 @@ def _locate(data: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
   offset = entry.header_offset
   header = data[offset : offset + _LOCAL_HEADER_BYTES] if offset >= 0 else b""
   if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(b"PK\x03\x04"):
-    raise FileError(f"{name} is not where the archive says; {_AGAIN}")
+    raise FileError(f"{name} is not where the archive says; {DAMAGED}")
   lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
   start = offset + _LOCAL_HEADER_BYTES + lengths
   if entry.compress_size != entry.file_size or start + entry.file_size > len(data):
     raise FileError(
-      f"{name} should have {entry.file_size} bytes, which the file does not; {_AGAIN}"
+      f"{name} should have {entry.file_size} bytes, which the file does not; {DAMAGED}"
     )
   return start, start + entry.file_size
 
@@ -204,7 +206,7 @@ def _read_legacy(data: mmap.mmap) -> object:
     return pickles.load(data, position, len(data), CALLS, CONSTANTS, load_storage)
 
   def refuse(saved_id: object):
-    raise FileError(f"its pickle refers to a storage out of place; {_AGAIN}")
+    raise FileError(f"its pickle refers to a storage out of place; {DAMAGED}")
 
   try:
     magic, position = load(0, refuse)
@@ -215,9 +217,9 @@ def _read_legacy(data: mmap.mmap) -> object:
   protocol, position = load(position, refuse)
   system, position = load(position, refuse)
   if protocol != _LEGACY_PROTOCOL:
-    raise FileError(f"of an unknown version of PyTorch's legacy format; {_AGAIN}")
+    raise FileError(f"of an unknown version of PyTorch's legacy format; {DAMAGED}")
   if not isinstance(system, dict) or system.get("little_endian") is not True:
-    raise FileError("written on a big-endian machine; load it there and save it on another")
+    raise FileError(_BIG_ENDIAN)
 
   # The storages come after the object that is made of them: read it once to learn their types.
   declared: dict[str, StorageId] = {}
@@ -228,7 +230,7 @@ def _read_legacy(data: mmap.mmap) -> object:
       storage = parse_storage_id(saved_id)
       known = declared.setdefault(storage.key, storage)
       if storage.dtype is None or (known.dtype, known.count) != (storage.dtype, storage.count):
-        raise FileError(f"storage {storage.key!a} has an unknown or a second type; {_AGAIN}")
+        raise FileError(f"storage {storage.key!a} has an unknown or a second type; {DAMAGED}")
     return Placeholder("torch.storage")
 
   object_position = position
@@ -241,7 +243,7 @@ def _read_legacy(data: mmap.mmap) -> object:
       return saved_id[1]
     storage = parse_storage_id(saved_id)
     if storage.key not in storages:
-      raise FileError(f"storage {storage.key!a} is missing from the file; {_AGAIN}")
+      raise FileError(f"storage {storage.key!a} is missing from the file; {DAMAGED}")
     held = storages[storage.key]
     if storage.view is None:
       return held
@@ -249,7 +251,7 @@ def _read_legacy(data: mmap.mmap) -> object:
       case (_, offset, count) if is_count(offset) and is_count(count):
         if offset + count <= len(held):
           return held[offset : offset + count]
-    raise FileError(f"a view of storage {storage.key!a} goes beyond it; {_AGAIN}")
+    raise FileError(f"a view of storage {storage.key!a} goes beyond it; {DAMAGED}")
 
   return load(object_position, load_storage)[0]
 
@@ -258,7 +260,7 @@ def _map_storages(
   data: mmap.mmap, position: int, declared: dict[str, StorageId], keys: object
 ) -> dict[str, np.ndarray]:
   if type(keys) is not list or not all(type(key) is str and key in declared for key in keys):
-    raise FileError(f"its list of storages does not match its object; {_AGAIN}")
+    raise FileError(f"its list of storages does not match its object; {DAMAGED}")
   raw = np.frombuffer(data, np.uint8)
   storages = {}
   for key in keys:
@@ -271,6 +273,6 @@ def _map_storages(
         f"{max(len(data) - start, 0)} left; download or save it again"
       )
     if count != storage.count:
-      raise FileError(f"storage {key!a} has {count} elements, expected {storage.count}; {_AGAIN}")
+      raise FileError(f"storage {key!a} has {count} elements, expected {storage.count}; {DAMAGED}")
     storages[key] = raw[start:position].view(storage.dtype)
   return storages

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from vswin_jax.conversion.pickles import FileError, Placeholder
+from vswin_jax.conversion.file_errors import DAMAGED, MOST_AXES, FileError, is_count
+from vswin_jax.conversion.pickles import Placeholder
 
 # How far expanded tensors may go beyond what they hold: so many times, and so many elements more.
 _MOST_REPEATS = 16
 _MOST_EXTRA = 2**24
-_MOST_AXES = 64
 _MOST_ARGUMENTS = 16
 # Keys of storages are numbers in decimal.
-_LONGEST_KEY = 100
+_LONGEST_STORAGE_KEY = 100
 
 _LAZY = "torch.Tensor (conjugated or negated lazily)"
-_AGAIN = "the file is damaged; download or save it again"
 
 _DTYPES = {
   name: np.dtype(kind)
@@ -100,17 +99,12 @@ def parse_storage_id(saved_id: object) -> StorageId:
     case ("storage", Placeholder() as kind, str(key), _, count, view):
       pass
     case _:
-      raise FileError(f"its pickle refers to an object that is no storage; {_AGAIN}")
-  if not is_count(count) or len(key) > _LONGEST_KEY:
-    raise FileError(f"its pickle describes an impossible storage; {_AGAIN}")
+      raise FileError(f"its pickle refers to an object that is no storage; {DAMAGED}")
+  if not is_count(count) or len(key) > _LONGEST_STORAGE_KEY:
+    raise FileError(f"its pickle describes an impossible storage; {DAMAGED}")
   package, _, name = kind.name.rpartition(".")
   dtype = _STORAGE_DTYPES.get(name) if package.partition(".")[0] == "torch" else None
   return StorageId(kind.name, dtype, key, count, view)
-
-
-def is_count(value: object) -> bool:
-  """Whether it is an int that can count elements or bytes."""
-  return type(value) is int and 0 <= value < 2**62
 
 
 def _view(
@@ -120,18 +114,18 @@ def _view(
   if isinstance(storage, Placeholder) or isinstance(dtype, Placeholder):
     return Placeholder("torch.Tensor")
   if not isinstance(storage, np.ndarray) or not storage.flags.c_contiguous:
-    raise FileError(f"a tensor in it has no storage; {_AGAIN}")
-  if len(shape) > _MOST_AXES:
-    raise FileError(f"a tensor in it has {len(shape)} axes, more than {_MOST_AXES}; {_AGAIN}")
+    raise FileError(f"a tensor in it has no storage; {DAMAGED}")
+  if len(shape) > MOST_AXES:
+    raise FileError(f"a tensor in it has {len(shape)} axes, more than {MOST_AXES}; {DAMAGED}")
   if len(shape) != len(strides) or not all(map(is_count, (offset, *shape, *strides))):
-    raise FileError(f"a tensor in it has an impossible shape; {_AGAIN}")
+    raise FileError(f"a tensor in it has an impossible shape; {DAMAGED}")
   dtype = storage.dtype if dtype is None else dtype
   held = storage.nbytes // dtype.itemsize
   count = math.prod(shape)
   if count == 0:
     offset = 0
   elif offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) >= held:
-    raise FileError(f"a tensor in it goes beyond its storage of {held} elements; {_AGAIN}")
+    raise FileError(f"a tensor in it goes beyond its storage of {held} elements; {DAMAGED}")
   if count > _MOST_REPEATS * held + _MOST_EXTRA:
     raise FileError(
       f"a tensor in it repeats a storage of {held} elements far too often, which would fill the "
@@ -154,7 +148,7 @@ def _rebuild_v2(storage, offset, shape, strides, requires_grad=False, hooks=None
 
 def _rebuild_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
   if not isinstance(dtype, np.dtype | Placeholder):
-    raise FileError(f"a tensor in it has no dtype; {_AGAIN}")
+    raise FileError(f"a tensor in it has no dtype; {DAMAGED}")
   if _is_lazy(metadata):
     return Placeholder(_LAZY)
   return _view(storage, offset, shape, strides, dtype)
@@ -167,7 +161,7 @@ def _is_lazy(metadata: object) -> bool:
 
 def _rebuild_parameter(data, requires_grad=True, hooks=None, state=None):
   if not isinstance(data, np.ndarray | Placeholder):
-    raise FileError(f"a parameter in it is no tensor; {_AGAIN}")
+    raise FileError(f"a parameter in it is no tensor; {DAMAGED}")
   return data
 
 
@@ -181,13 +175,13 @@ def _rebuild_with_attributes(function, kind, arguments, state):
 
 def _make_size(sizes=()) -> tuple:
   if type(sizes) is not tuple:
-    raise FileError(f"a torch.Size in it is no tuple; {_AGAIN}")
+    raise FileError(f"a torch.Size in it is no tuple; {DAMAGED}")
   return sizes
 
 
 def _make_device(kind, index=None) -> str:
   if type(kind) is not str or len(kind) > 100 or not (index is None or is_count(index)):
-    raise FileError(f"a torch.device in it is none; {_AGAIN}")
+    raise FileError(f"a torch.device in it is none; {DAMAGED}")
   return kind if index is None else f"{kind}:{index}"
 
 

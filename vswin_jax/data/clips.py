@@ -3,6 +3,8 @@
 import dataclasses
 import fractions
 import math
+import types
+from collections.abc import Collection
 
 import numpy as np
 
@@ -11,7 +13,8 @@ from vswin_jax.data.decoding import VideoError, decode_frames
 
 FRAME_ORDERS = ("ordered", "shuffled", "single")
 SAMPLINGS = ("dense", "uniform")
-CROPS = ("center", "three")
+# Name -> crops of each clip.
+CROPS = types.MappingProxyType({"center": 1, "three": 3})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Views:
     check_at_least(1, num_clips=self.num_clips, short_side=self.short_side)
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, known: Collection[str]) -> None:
   if value not in known:
     raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
@@ -104,10 +107,19 @@ def check_views(spec: ClipSpec, views: Views) -> None:
     )
 
 
+def count_clips(spec: ClipSpec, views: Views) -> int:
+  """Clips of one video; uniform sampling has only one."""
+  return 1 if spec.sampling == "uniform" else views.num_clips
+
+
 def count_views(spec: ClipSpec, views: Views) -> int:
   """Views of one video."""
-  clips = 1 if spec.sampling == "uniform" else views.num_clips
-  return clips * (3 if views.crops == "three" else 1)
+  return count_clips(spec, views) * CROPS[views.crops]
+
+
+def describe_views(spec: ClipSpec, views: Views) -> str:
+  """Clips x crops, as in "4x3"."""
+  return f"{count_clips(spec, views)}x{CROPS[views.crops]}"
 
 
 def train_clip(record: dict, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:
@@ -149,41 +161,46 @@ def eval_clips(
     shown = _resample(record, spec)
     indices = sampling.dense_eval(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)
     indices = shown[indices]
-  return _views(record, np.stack([_reorder(clip, spec, random) for clip in indices]), spec, views)
+  return _decode_views(
+    record, np.stack([_reorder(clip, spec, random) for clip in indices]), spec, views
+  )
 
 
-def window_clip(record: dict, spec: ClipSpec, views: Views, start: int) -> np.ndarray:
-  """Every crop of one dense clip: uint8 `[crops, num_frames, size, size, 3]`.
+def sliding_clip(record: dict, spec: ClipSpec, views: Views, start: int) -> np.ndarray:
+  """Every crop of one clip of a timeline: uint8 `[crops, num_frames, size, size, 3]`.
+
+  Its frames are `frame_interval` apart for models of uniform sampling too, whose clips otherwise
+  span a whole video.
 
   Args:
-    start: first frame, counted as in `window_starts`.
+    start: first frame, counted as in `sliding_starts`.
 
   Raises:
     VideoError: the video can't be decoded.
   """
   shown = _resample(record, spec)
   indices = start + np.arange(spec.num_frames) * spec.frame_interval
-  return _views(record, shown[indices % len(shown)][None], spec, views)
+  return _decode_views(record, shown[indices % len(shown)][None], spec, views)
 
 
-def window_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray]:
-  """The dense clips that follow each other through a video.
+def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray]:
+  """The clips that follow each other through a video.
 
   Returns:
-    The first frame of each clip, counted after resampling, and the position in the video from
-    which on the clip stands for it: int `[clips]` both. The last clip ends with the video, so it
-    may begin before its part does.
+    int `[clips]` both: the first frame of each clip, counted after resampling; and the position in
+    the video from which on the clip stands for it. The last clip ends with the video, so it may
+    begin before its part does.
 
   Raises:
     VideoError: no frame rate is known and `spec` asks for one.
   """
   shown = _resample(record, spec)
   span = spec.num_frames * spec.frame_interval
-  begins = np.arange(0, len(shown), span)
-  return np.minimum(begins, max(len(shown) - span, 0)), shown[begins]
+  parts = np.arange(0, len(shown), span)
+  return np.minimum(parts, max(len(shown) - span, 0)), shown[parts]
 
 
-def _views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
+def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
   """Decodes clips, frames `[clips, num_frames]`, and cuts out every crop, crop-major."""
   frames = decode_frames(record["video"], indices.ravel())
   frames = transforms.resize_short_side(frames, views.short_side)

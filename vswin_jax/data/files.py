@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from vswin_jax.data.clips import ClipSpec, Views, count_views, eval_clips, window_clip
+from vswin_jax.data.clips import ClipSpec, Views, count_views, eval_clips, sliding_clip
 from vswin_jax.data.decoding import VideoError, probe
 from vswin_jax.data.pipeline import LoaderOptions, iterate
 
@@ -29,18 +29,23 @@ class Item:
 
   Attributes:
     path: of the video.
-    start: first frame of the clip, see `clips.window_clip`; None: all views, spread over the video.
+    start: first frame of the clip, see `clips.sliding_clip`; None: all views of the video.
   """
 
   path: str
   start: int | None = None
 
 
-def find_videos(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+def find_videos(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
   """Expands folders (all videos in them, at any depth) and globs, in order, without repetition.
 
   A name that stands for nothing stays in the list: opening it tells what is wrong.
+
+  Args:
+    paths: one file, folder or glob, or several.
   """
+  if isinstance(paths, str | os.PathLike):
+    paths = [paths]
   found: dict[pathlib.Path, None] = {}
   for name in paths:
     path = pathlib.Path(name).expanduser()
@@ -51,7 +56,7 @@ def find_videos(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
     else:
       matches = [pathlib.Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     found |= dict.fromkeys(matches or [path])
-  return list(found)
+  return list(map(str, found))
 
 
 def file_record(path: str) -> dict:
@@ -70,7 +75,7 @@ def clip_batches(
   *,
   batch_size: int,
   options: LoaderOptions,
-) -> "Iterator[dict]":
+) -> Iterator[dict]:
   """Batches of the clips of items, in order.
 
   Args:
@@ -99,7 +104,7 @@ def _load(index: int, *, items: tuple[Item, ...], spec: ClipSpec, views: Views) 
     if item.start is None:
       video = eval_clips(record, spec, views, np.random.default_rng(0))
     else:
-      video = window_clip(record, spec, views, item.start)
+      video = sliding_clip(record, spec, views, item.start)
   except VideoError as error:
     return _loaded(empty, index, str(error))
   return _loaded(video, index, "")

@@ -30,21 +30,26 @@ class Preprocessing:
 
   def as_facts(self) -> dict:
     """JSON for a checkpoint."""
-    clip = dataclasses.asdict(self.clip)
     return {
       "mean": list(self.mean),
       "std": list(self.std),
-      **{name: clip[name] for name in _CLIP_FACTS},
+      "clip": {name: getattr(self.clip, name) for name in _CLIP_FACTS},
       "views": dataclasses.asdict(self.views),
     }
 
   @classmethod
   def from_facts(cls, facts: Mapping) -> "Preprocessing":
-    """Inverse of `as_facts`."""
-    clip = {name: facts[name] for name in _CLIP_FACTS if name in facts}
-    return cls(
-      mean=tuple(facts["mean"]),
-      std=tuple(facts["std"]),
-      clip=ClipSpec(**clip),
-      views=Views(**facts["views"]),
-    )
+    """Inverse of `as_facts`.
+
+    Raises:
+      ValueError: facts of something else.
+    """
+    try:
+      return cls(
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        clip=ClipSpec(**facts["clip"]),
+        views=Views(**facts["views"]),
+      )
+    except (KeyError, TypeError) as error:
+      raise ValueError(f"incomplete facts about preprocessing: {error!r}") from error

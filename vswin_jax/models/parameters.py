@@ -12,13 +12,10 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
     such as `params["stages"]["0"]["blocks"]["1"]["mlp"]["fc1"]["kernel"]`.
   """
   graph, state = nnx.split(model, nnx.Param)
-  params: dict = {}
-  for path, variable in nnx.to_flat_state(state):
-    node = params
-    for part in path[:-1]:
-      node = node.setdefault(str(part), {})
-    node[str(path[-1])] = variable.get_value()
-  return graph, params
+  flat = {
+    ".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)
+  }
+  return graph, unflatten(flat)
 
 
 def merge_model(graph: nnx.GraphDef, params: dict) -> nnx.Module:
@@ -30,6 +27,23 @@ def merge_model(graph: nnx.GraphDef, params: dict) -> nnx.Module:
 
 def _graph_key(key: str) -> str | int:
   return int(key) if key.isdigit() else key
+
+
+def flatten(tree) -> dict[str, object]:
+  """The leaves of a tree by dotted path, see `parameter_path`."""
+  return {parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(leaves: dict[str, object]) -> dict:
+  """Nested dicts from leaves by dotted path."""
+  tree: dict = {}
+  for path, leaf in leaves.items():
+    *parents, name = path.split(".")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
 
 
 def parameter_path(path) -> str:

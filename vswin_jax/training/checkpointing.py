@@ -13,7 +13,7 @@ import tempfile
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from vswin_jax.models.parameters import parameter_path
+from vswin_jax.models.parameters import flatten, parameter_path, unflatten
 from vswin_jax.training.step import TrainState
 
 
@@ -79,7 +79,7 @@ def restore(checkpoints: ocp.training.Checkpointer, shapes: TrainState) -> tuple
   step = _newest(checkpoints)
   with _explained(checkpoints, "read"):
     metadata = checkpoints.metadata(step)
-    _check_fit(checkpoints, step, _flatten(metadata.metadata), _flatten(shapes))
+    _check_fit(checkpoints, step, _arrays(metadata.metadata), _arrays(shapes))
     return checkpoints.load(step, shapes), metadata.custom_metadata or {}
 
 
@@ -99,15 +99,18 @@ def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> Non
   try:
     directory.parent.mkdir(parents=True, exist_ok=True)
     incomplete = tempfile.mkdtemp(prefix=f".{directory.name}.incomplete-", dir=directory.parent)
+    # Temporary folders are for their owner alone; this one is to be like its neighbours.
+    os.chmod(incomplete, directory.parent.stat().st_mode & 0o777)
   except OSError as error:
     raise CheckpointError(f"can't write {directory}: {error}") from error
   try:
-    os.chmod(incomplete, directory.parent.stat().st_mode & 0o777)
     with open_checkpoints(checkpoints_of(incomplete), copy_host_arrays=False) as checkpoints:
       with _explained(checkpoints, "write"):
         checkpoints.save_async(0, {"params": params}, custom_metadata=facts)
     check_absent(directory)
     os.rename(incomplete, directory)
+  except OSError as error:
+    raise CheckpointError(f"can't write {directory}: {error}") from error
   finally:
     shutil.rmtree(incomplete, ignore_errors=True)
 
@@ -136,11 +139,6 @@ def checkpoints_of(workdir: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
 
 
-def _check_folder(directory: str | os.PathLike) -> None:
-  if not os.path.isdir(directory):
-    raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run")
-
-
 def restore_params(
   directory: str | os.PathLike, shapes: dict, *, replaceable: str | None = None
 ) -> tuple[int, dict, dict]:
@@ -163,7 +161,7 @@ def restore_params(
     with _explained(checkpoints, "read"):
       metadata = checkpoints.metadata(step)
       source = "average" if metadata.metadata.get("average") else "params"
-      saved, expected = _flatten(metadata.metadata[source]), _flatten(shapes)
+      saved, expected = _arrays(metadata.metadata[source]), _arrays(shapes)
       for path in saved.keys() | expected.keys():
         shape, wanted_shape = (
           getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)
@@ -172,11 +170,16 @@ def restore_params(
           saved.pop(path, None)
           expected.pop(path, None)
       _check_fit(checkpoints, step, saved, expected)
-      loaded = _flatten(checkpoints.load(step, {source: unflatten(expected)})[source])
+      loaded = _arrays(checkpoints.load(step, {source: unflatten(expected)})[source])
   params = jax.tree_util.tree_map_with_path(
     lambda path, leaf: loaded.get(parameter_path(path), leaf), shapes
   )
   return step, params, metadata.custom_metadata or {}
+
+
+def _check_folder(directory: str | os.PathLike) -> None:
+  if not os.path.isdir(directory):
+    raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run")
 
 
 @contextlib.contextmanager
@@ -217,28 +220,12 @@ def _check_fit(checkpoints, step, saved: dict, expected: dict) -> None:
   ]
   if differences:
     raise CheckpointError(
-      f"step {step} in {checkpoints.directory} does not fit this config in {len(differences)} "
-      f"places: {'; '.join(differences[:3])}. Use the config it was trained with, or another "
-      "workdir"
+      f"step {step} in {checkpoints.directory} does not fit the model that was asked for in "
+      f"{len(differences)} places: {'; '.join(differences[:3])}. Ask for the model it holds, or "
+      "name another checkpoint"
     )
 
 
-def unflatten(leaves: dict) -> dict:
-  """Nested dicts from leaves by dotted path."""
-  tree: dict = {}
-  for path, leaf in leaves.items():
-    *parents, name = path.split(".")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return tree
-
-
-def _flatten(tree) -> dict:
+def _arrays(tree) -> dict:
   """Arrays, or descriptions of arrays, by dotted path."""
-  return {
-    parameter_path(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    if hasattr(leaf, "shape")
-  }
+  return {path: leaf for path, leaf in flatten(tree).items() if hasattr(leaf, "shape")}

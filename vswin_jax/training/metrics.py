@@ -6,6 +6,8 @@ import pathlib
 
 from tensorboardX import SummaryWriter
 
+from vswin_jax.atomic import replacing
+
 
 class MetricsWriter:
   """Writes one JSON line per logged step and the same scalars as TensorBoard events.
@@ -18,7 +20,8 @@ class MetricsWriter:
     directory = pathlib.Path(directory)
     self.path = directory / "metrics.jsonl"
     kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-    write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+    with replacing(self.path) as path:
+      path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     self._file = self.path.open("a", buffering=1)
     self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
@@ -33,13 +36,6 @@ class MetricsWriter:
   def close(self) -> None:
     self._file.close()
     self._events.close()
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Replaces a file so that a kill leaves either the old or the new one, whole."""
-  temporary = path.with_suffix(path.suffix + ".tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

@@ -53,7 +53,7 @@ def write_report(
     _draw_accuracy(accuracy_axes, metrics)
     _draw_classes(class_axes, evaluation, class_names)
     _draw_confusion(right, evaluation, class_names)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def _draw_header(figure, title, subtitle, evaluation) -> None:

@@ -58,6 +58,22 @@ def state_shardings(mesh: Mesh, state):
   return jax.tree.map(sharding, state)
 
 
+def with_shardings(shapes, shardings):
+  """`jax.ShapeDtypeStruct`s with shardings.
+
+  Args:
+    shapes: a tree of arrays or descriptions of arrays.
+    shardings: a tree like `shapes`, or one sharding for all.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, shapes)
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    shapes,
+    shardings,
+  )
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
   """Sends this host's part of a batch to its devices, as parts of global arrays."""
   return jax.tree.map(

@@ -1,19 +1,21 @@
 """From a PyTorch file to a checkpoint of this library."""
 
 import dataclasses
-import hashlib
 import math
 import os
 import pathlib
 from collections.abc import Mapping
 
 from vswin_jax.conversion import released
-from vswin_jax.conversion.families import Converted, Options, convert
+from vswin_jax.conversion.download import file_sha256
+from vswin_jax.conversion.families import Converted, Options, convert_tensors
 from vswin_jax.conversion.matching import ConversionError, find_tensors
 from vswin_jax.conversion.torch_files import read_file
+from vswin_jax.data.clips import describe_views
 from vswin_jax.data.label_names import label_names
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models import model_config
+from vswin_jax.models.parameters import unflatten
 from vswin_jax.training import checkpointing
 
 _LICENCE = "the reference code is Apache-2.0; no licence is stated for the weights themselves"
@@ -33,7 +35,7 @@ class Request(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Conversion:
   """What `convert_file` did."""
 
   source: pathlib.Path
@@ -45,7 +47,7 @@ class Report:
 
 def convert_file(
   source: str | os.PathLike, destination: str | os.PathLike, request: Request
-) -> Report:
+) -> Conversion:
   """Converts a PyTorch file to a checkpoint; it appears whole or not at all.
 
   Raises:
@@ -56,7 +58,7 @@ def convert_file(
   source = pathlib.Path(source)
   checkpointing.check_absent(pathlib.Path(destination).expanduser())
   content = read_file(source)
-  converted = convert(find_tensors(content), request)
+  converted = convert_tensors(find_tensors(content), request)
   num_classes = converted.model["num_classes"]
   labels = _labels(request, content, converted.dataset, num_classes)
   try:
@@ -68,7 +70,7 @@ def convert_file(
     short_side = round(views.short_side * clip.size / converted.preprocessing.clip.size)
     views = dataclasses.replace(views, short_side=short_side)
   preprocessing = dataclasses.replace(converted.preprocessing, clip=clip, views=views)
-  digest = _sha256(source)
+  digest = file_sha256(source)
   facts = {
     "model": converted.model,
     "preprocessing": preprocessing.as_facts(),
@@ -81,9 +83,9 @@ def convert_file(
       "notes": list(converted.notes),
     },
   }
-  checkpointing.write_params(destination, checkpointing.unflatten(converted.params), facts)
+  checkpointing.write_params(destination, unflatten(converted.params), facts)
   known = released.identify(source.name, digest)
-  return Report(source, known, converted, labels, preprocessing)
+  return Conversion(source, known, converted, labels, preprocessing)
 
 
 def _labels(request: Request, content, dataset: str | None, num_classes: int):
@@ -102,8 +104,7 @@ def _labels(request: Request, content, dataset: str | None, num_classes: int):
   meta = content.get("meta") if isinstance(content, Mapping) else None
   in_file = meta.get("CLASSES") if isinstance(meta, Mapping) else None
   if (
-    dataset is not None
-    and isinstance(in_file, list | tuple)
+    isinstance(in_file, list | tuple)
     and len(in_file) == num_classes
     and all(isinstance(name, str) for name in in_file)
   ):
@@ -111,23 +112,19 @@ def _labels(request: Request, content, dataset: str | None, num_classes: int):
   return None if dataset is None else label_names(dataset)
 
 
-def _sha256(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe(report: Report) -> str:
+def describe(conversion: Conversion) -> str:
   """What was found in the file, for a person: one fact a line."""
-  converted, clip, views = report.converted, report.preprocessing.clip, report.preprocessing.views
+  converted, preprocessing = conversion.converted, conversion.preprocessing
+  clip, views = preprocessing.clip, preprocessing.views
   model = dict(converted.model)
-  known = report.released
+  known = conversion.released
   lines = {
-    "file": f"{report.source} ({report.source.stat().st_size / 1e6:.1f} MB)",
+    "file": f"{conversion.source} ({conversion.source.stat().st_size / 1e6:.1f} MB)",
     "released as": None if known is None else f"{known.name}: {known.dataset}, {known.url}",
     "family": converted.family,
     "model": model.pop("name"),
     "classes": f"{model.pop('num_classes')} ({converted.dataset or 'data set unknown'}, "
-    + ("names known)" if report.labels else "no names: --labels=FILE)"),
+    + ("names known)" if conversion.labels else "no names: --labels=FILE)"),
     "window": " x ".join(map(str, model_config(**converted.model).window_size)),
     "differs in": ", ".join(f"{name}={value}" for name, value in model.items()) or None,
     "parameters": f"{sum(math.prod(p.shape) for p in converted.params.values()):,}",
@@ -135,8 +132,7 @@ def describe(report: Report) -> str:
     + ("uniform" if clip.sampling == "uniform" else f"every {clip.frame_interval}")
     + (f" at {clip.frame_rate:g} a second" if clip.frame_rate else "")
     + f", {clip.size} x {clip.size}",
-    "views": f"{1 if clip.sampling == 'uniform' else views.num_clips} clips x "
-    f"{views.crops} crop, short side {views.short_side}",
+    "views": f"{describe_views(clip, views)} (clips x crops), short side {views.short_side}",
     "note": "; ".join(converted.notes) or None,
   }
   return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value is not None)
