@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -156,7 +157,7 @@ def test_a_timeline_covers_a_video_without_gap(model, videos):
 
 def eval_clips_of(frames: np.ndarray) -> np.ndarray:
   """The three crops of one clip."""
-  frames = transforms.resize_short_side(frames, 32)
+  frames = np.stack([transforms.resize_short_side(frame, 32) for frame in frames])
   boxes = transforms.three_crop_boxes(*frames.shape[1:3], 32)
   return np.stack([transforms.crop(frames, box) for box in boxes])
 
@@ -168,17 +169,23 @@ def test_folders_and_globs_stand_for_their_videos(tmp_path):
   inside = [str(tmp_path / name) for name in ("a.MOV", "b.mp4", "deep/c.webm")]
   assert find_videos([tmp_path]) == inside
   assert find_videos([tmp_path / "*.mp4", tmp_path]) == [inside[1], inside[0], inside[2]]
+  (tmp_path / "deep" / "folder.mp4").mkdir()
+  assert find_videos(str(tmp_path / "d*")) == [inside[2]]
+  long = "x" * 400
+  assert find_videos([long, "~no such user/v.mp4"]) == [long, "~no such user/v.mp4"]
   assert find_videos([tmp_path / "notes.txt"]) == [str(tmp_path / "notes.txt")]
   assert find_videos([tmp_path / "no*thing"]) == [str(tmp_path / "no*thing")]
 
 
-def command(checkpoint, *arguments, cwd) -> subprocess.CompletedProcess:
+def command(checkpoint, *arguments, cwd, **environment) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, "-m", "vswin_jax.predict", f"--model={checkpoint}", *map(str, arguments)],
     capture_output=True,
     text=True,
     cwd=cwd,
-    env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)},
+    env=os.environ
+    | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
+    | environment,
   )
 
 
@@ -218,6 +225,21 @@ def test_the_command_keeps_good_results_and_names_bad_files(checkpoint, model, v
   name, probability = expected[videos[0]][0]
   assert f"{100 * probability:.1f} %" in done.stdout
   assert name in done.stdout
+
+
+@pytest.mark.slow
+def test_odd_file_names_and_a_narrow_terminal_stop_nothing(checkpoint, videos, tmp_path):
+  odd = [os.fsdecode(b"bad\xff.mp4"), "gr\u00f6\u00dfe\u65e5.mp4", "$x_{$.mp4"]
+  for name in odd:
+    shutil.copy(videos[0], tmp_path / name)
+  done = command(checkpoint, "--top=1", *odd, "x" * 400, cwd=tmp_path, PYTHONIOENCODING="ascii")
+  assert done.returncode == 1, done.stderr
+  assert done.stdout.count(" %  ") == 3
+  done = command(checkpoint, "--json", *odd, cwd=tmp_path, PYTHONIOENCODING="ascii")
+  assert [json.loads(line)["video"] for line in done.stdout.splitlines()] == odd
+  done = command(checkpoint, "--whole", *odd, cwd=tmp_path, PYTHONIOENCODING="ascii")
+  assert done.returncode == 0, done.stderr
+  assert len(list(tmp_path.glob("*.timeline.png"))) == 3
 
 
 @pytest.mark.slow

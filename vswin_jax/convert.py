@@ -5,6 +5,7 @@ SOURCE is a file (.pth, .pt, .pyth, .safetensors; its contents decide, not its n
 --config.init_from` and `--checkpoint`, and `vswin_jax.load_model` accept.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -66,7 +67,11 @@ _USER_ERRORS = (
 def main(arguments: list[str]) -> None:
   set_up_logging()
   if _LIST.value:
-    print(released.table())
+    # Whoever reads the list may stop early.
+    with contextlib.suppress(BrokenPipeError):
+      print(released.table(), flush=True)
+      return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return
   if len(arguments) != 3:
     sys.exit("usage: python -m vswin_jax.convert SOURCE DEST [--flags]; see --help, --list")
@@ -77,7 +82,7 @@ def main(arguments: list[str]) -> None:
       window=_window(_WINDOW),
       source_window=_window(_SOURCE_WINDOW),
       inflation=_INFLATION.value,
-      labels=None if _LABELS.value is None else pathlib.Path(_LABELS.value),
+      labels=None if _LABELS.value is None else pathlib.Path(os.path.expanduser(_LABELS.value)),
       clip={
         flag.name: flag.value
         for flag in (_NUM_FRAMES, _FRAME_INTERVAL, _SAMPLING, _SIZE)
@@ -96,7 +101,7 @@ def main(arguments: list[str]) -> None:
 
 def _find_source(source: str) -> pathlib.Path:
   """A file as it is; a name of the catalog from the cache or the network."""
-  path = pathlib.Path(source).expanduser()
+  path = pathlib.Path(os.path.expanduser(source))
   if os.path.lexists(path) or os.sep in source:
     return path
   try:

@@ -30,6 +30,7 @@ from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.loading import read_usage
+from vswin_jax.local_files import local_path
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import split_model
 from vswin_jax.training import checkpointing, loop, sharding
@@ -117,10 +118,13 @@ def run(
   Raises:
     one of `USER_ERRORS`, or OSError.
   """
-  folder = pathlib.Path(workdir).expanduser().absolute()
+  try:
+    folder = local_path(workdir)
+    source = folder if checkpoint is None else local_path(checkpoint)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")
-  source = folder if checkpoint is None else pathlib.Path(checkpoint).expanduser().absolute()
   if mode == "eval":
     config = _with_preprocessing_of(source, config, explicit)
   experiment = _build(config, folder)

@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> None:
     count = export_file(source, destination, _TO.value)
   except (CheckpointError, ConversionError, OSError) as error:
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("error: interrupted; nothing was written")
   print(f"{count} tensors written to {destination} for {_TO.value}")
 
 

@@ -27,8 +27,6 @@ def main(arguments: list[str]) -> None:
     sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
   if _CHECKPOINT.value and _MODE.value != "eval":
     sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
-  if "://" in _WORKDIR.value:
-    sys.exit(f"error: --workdir={_WORKDIR.value} is not a folder of this machine")
 
   from vswin_jax import experiment
 

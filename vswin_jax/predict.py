@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> None:
   from vswin_jax.training.progress import set_up_logging
 
   set_up_logging()
+  for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors="backslashreplace")
   try:
     failed = prediction_files.predict_files(
       _MODEL.value,
@@ -64,6 +66,10 @@ def main(arguments: list[str]) -> None:
       batch_size=_BATCH_SIZE.value,
       num_workers=_WORKERS.value,
     )
+  except BrokenPipeError:
+    # Whoever read the results has enough; Python's own flush at exit would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
   # Every error of this library's own is a ValueError.
   except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")

@@ -162,10 +162,14 @@ def iterate_timelines(
   *,
   batch_size: int,
   num_workers: int,
+  progress: Callable[[Iterator, int], Iterator] = lambda results, total: results,
 ) -> Iterator[Timeline]:
   """A timeline of each video: clips that follow each other without a gap, the last one whole.
 
   Frames in memory are those of a few batches, however long a video is.
+
+  Args:
+    progress: passes on the results of clips, of which there will be `total`.
   """
   labels = class_names(model)
   one_clip = dataclasses.replace(preprocessing.views, num_clips=1)
@@ -175,17 +179,19 @@ def iterate_timelines(
   results = iterate_outputs(
     model, items, preprocessing, "probabilities", batch_size=batch_size, num_workers=num_workers
   )
+  results = progress(results, len(items))
   for plan in plans:
     probabilities = np.full((len(plan.starts), len(labels)), np.nan, np.float32)
-    errors = [plan.error] if plan.error else []
+    first_error, failed = plan.error, 0
     for clip, (_, output, error) in enumerate(itertools.islice(results, len(plan.starts))):
       if error:
-        errors.append(f"from {plan.edges[clip]:.1f} s: {error}")
+        failed += 1
+        first_error = first_error or f"from {plan.edges[clip]:.1f} s on: {error}"
       else:
         probabilities[clip] = output.mean(0)
-    yield Timeline(
-      plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, "; ".join(errors) or None
-    )
+    if failed:
+      first_error = f"{failed} of {len(plan.starts)} clips can't be decoded; {first_error}"
+    yield Timeline(plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, first_error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +208,16 @@ class _Plan:
 def _plan(path: str, spec: ClipSpec) -> _Plan:
   try:
     times = frame_times(path)
-    starts, parts = sliding_starts(file_record(path), spec)
+    record = file_record(path)
+    starts, parts = sliding_starts(record, spec)
   except VideoError as error:
     return _Plan(path, error=str(error))
   # The last frame is shown as long as the others.
-  duration = times[-1] + (float(np.median(np.diff(times))) if len(times) > 1 else 0.0)
-  return _Plan(path, tuple(map(int, starts)), np.append(times[parts], duration))
+  if len(times) > 1:
+    frame_seconds = float(np.median(np.diff(times)))
+  else:
+    frame_seconds = record["fps_denominator"] / (record["fps_numerator"] or 25)
+  return _Plan(path, tuple(map(int, starts)), np.append(times[parts], times[-1] + frame_seconds))
 
 
 def iterate_outputs(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tqdm
 
-from vswin_jax.atomic import replacing
 from vswin_jax.data.clips import CROPS, Views
 from vswin_jax.data.files import find_videos
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.loading import load_model
+from vswin_jax.local_files import local_path, replacing
 from vswin_jax.prediction import (
   Prediction,
   Timeline,
@@ -64,12 +64,12 @@ def predict_files(
   if kind in _PRINTERS:
     results = iterate_predictions(*arguments, **loading)
     return _print_labels(_progress(results, len(videos)), _PRINTERS[kind], top)
-  folder = pathlib.Path(output_dir).expanduser()
+  folder = local_path(output_dir)
   folder.mkdir(parents=True, exist_ok=True)
   names = dict(zip(videos, _distinct_names(videos)))
   if kind == "whole":
-    results = iterate_timelines(*arguments, **loading)
-    return _write_timelines(_progress(results, len(videos)), folder, names, top)
+    timelines = iterate_timelines(*arguments, **loading, progress=_progress)
+    return _write_timelines(timelines, folder, names, top)
   results = iterate_features(*arguments, kind, **loading)
   return _write_features(_progress(results, len(videos)), folder, names)
 
@@ -92,10 +92,8 @@ def parse_views(text: str | None, preprocessing: Preprocessing) -> Views | None:
 
 
 def _progress(results: Iterable, total: int) -> Iterator:
-  """Shows progress on stderr; leaves nothing there when done."""
-  yield from tqdm.tqdm(
-    results, total=total, unit="video", leave=False, disable=not sys.stderr.isatty()
-  )
+  """Shows progress on stderr, if that is a terminal; leaves nothing there when done."""
+  yield from tqdm.tqdm(results, total=total, leave=False, disable=not sys.stderr.isatty())
 
 
 def _say_failed(path: str, error: str) -> None:
@@ -130,7 +128,7 @@ def _print_table(prediction: Prediction, top: int, is_first: bool) -> None:
 def _print_json(prediction: Prediction, top: int, is_first: bool) -> None:
   del is_first
   best = [{"label": name, "probability": value} for name, value in prediction.top(top)]
-  print(json.dumps({"video": prediction.path, "top": best}, ensure_ascii=False))
+  print(json.dumps({"video": prediction.path, "top": best}))
 
 
 def _print_csv(prediction: Prediction, top: int, is_first: bool) -> None:
@@ -157,10 +155,15 @@ def _write_timelines(
     if np.isnan(timeline.probabilities).all():
       continue
     table, picture = (folder / f"{names[timeline.path]}.timeline.{end}" for end in ("csv", "png"))
-    with replacing(table) as path:
-      _write_rows(path, timeline, top)
-    with replacing(picture) as path:
-      draw_timeline(path, timeline)
+    try:
+      with replacing(table) as path:
+        _write_rows(path, timeline, top)
+      with replacing(picture) as path:
+        draw_timeline(path, timeline)
+    except OSError as error:
+      failed += 1
+      _say_failed(timeline.path, str(error))
+      continue
     tqdm.tqdm.write(f"{timeline.path}: {table}, {picture}")
   return failed
 
@@ -184,8 +187,13 @@ def _write_features(results: Iterable[tuple], folder: pathlib.Path, names: dict[
       _say_failed(video, error)
       continue
     target = folder / f"{names[video]}.npz"
-    with replacing(target) as path, path.open("wb") as file:
-      np.savez(file, features=features, video=video)
+    try:
+      with replacing(target) as path, path.open("wb") as file:
+        np.savez(file, features=features, video=video)
+    except OSError as error:
+      failed += 1
+      _say_failed(video, str(error))
+      continue
     tqdm.tqdm.write(f"{video}: {target} {list(features.shape)}")
   return failed
 

@@ -6,7 +6,7 @@ import pathlib
 
 from ml_collections import config_dict
 
-from vswin_jax.atomic import replacing
+from vswin_jax.local_files import replacing
 from vswin_jax.training.evaluation import Evaluation
 from vswin_jax.training.metrics import read_metrics
 from vswin_jax.training.progress import logger

@@ -23,7 +23,9 @@ def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int =
   figure = Figure(figsize=(12, 2.2 + 0.4 * len(shown)), layout="constrained")
   strip, heat = figure.subplots(2, 1, height_ratios=(1.2, 0.4 * len(shown)))
   _draw_thumbnails(strip, timeline.path)
-  strip.set_title(os.path.basename(timeline.path), loc="left")
+  # A file name need not be text.
+  name = os.fsencode(os.path.basename(timeline.path)).decode(errors="replace")
+  strip.set_title(name, loc="left", parse_math=False)
   edges = np.append(timeline.start, timeline.end[-1:])
   mesh = heat.pcolormesh(
     edges,
@@ -35,7 +37,7 @@ def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int =
   )
   heat.set_facecolor("lightgrey")
   names = [textwrap.shorten(timeline.labels[index], 34, placeholder="...") for index in shown]
-  heat.set_yticks(np.arange(len(shown)) + 0.5, names)
+  heat.set_yticks(np.arange(len(shown)) + 0.5, names, parse_math=False)
   heat.invert_yaxis()
   heat.set_xlabel("seconds (grey: could not be decoded)" if timeline.error else "seconds")
   figure.colorbar(mesh, ax=[strip, heat], label="probability", pad=0.01)

@@ -150,6 +150,15 @@ def test_a_new_head_needs_permission_and_leaves_the_rest(reference, tmp_path):
   assert_same_params(model, reference, but=("head.kernel", "head.bias"))
 
 
+def test_a_new_head_of_the_same_size_is_new_when_asked_for(reference, tmp_path):
+  file = save_official(tmp_path / "file.pth", official_tensors(CASE))
+  convert_file(file, tmp_path / "kept", Request(allow_missing=("head",)))
+  assert_same_params(load_model(tmp_path / "kept"), reference)
+  report = convert_file(file, tmp_path / "new", Request(num_classes=11, allow_missing=("head",)))
+  assert report.converted.has_new_head
+  assert (params_of(load_model(tmp_path / "new"))["head.bias"] == 0).all()
+
+
 def test_a_file_without_head_says_how_to_get_one(tmp_path):
   tensors = {n: t for n, t in official_tensors(CASE).items() if not n.startswith("cls_head")}
   file = save_official(tmp_path / "file.pth", tensors)
@@ -236,7 +245,8 @@ def test_every_released_file_is_recognised_by_its_tensors(entry):
   assert converted.dataset == entry.dataset
   clip, views = converted.preprocessing.clip, converted.preprocessing.views
   assert (clip.num_frames, clip.size) == (32, 224)
-  assert clip.sampling == ("uniform" if classes == 174 else "dense")
+  dense = "dense" if entry.family == "official" else "dense_to_ends"
+  assert clip.sampling == ("uniform" if classes == 174 else dense)
   assert entry.views in (None, describe_views(clip, views))
 
 
@@ -294,6 +304,45 @@ def test_weights_of_another_model_are_refused_by_name():
     families.convert_tensors(_zeros(v2), families.Options())
 
 
+def test_malformed_2d_weights_are_listed():
+  tensors = {
+    "patch_embed.proj.weight": np.zeros((4, 3, 4, 4), np.float32),
+    "layers.0.blocks.0.attn.relative_position_bias_table": np.zeros((169, 2), np.float32),
+    "layers.0.blocks.1.attn.relative_position_bias_table": np.zeros((170, 2), np.float32),
+    "layers.1.blocks.0.attn.relative_position_bias_table": np.zeros((), np.float32),
+  }
+  with pytest.raises(ConversionError, match=r"0.blocks.1.*\[170, 2\].*1.blocks.0.* \[\]"):
+    families.convert_tensors(tensors, families.Options())
+
+
+@pytest.mark.parametrize("damage", ["far block", "no channels", "no tables", "flat table"])
+def test_tensors_that_describe_no_model_get_an_error_of_ours(damage):
+  tensors = dict(official_tensors(CASE))
+  table = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+  if damage == "far block":
+    tensors[table.replace("blocks.0", "blocks.2000")] = tensors[table]
+  elif damage == "no channels":
+    tensors["backbone.patch_embed.proj.weight"] = np.zeros((0, 3, 2, 4, 4), np.float32)
+  elif damage == "no tables":
+    tensors = {name: t for name, t in tensors.items() if "bias_table" not in name}
+  else:
+    tensors[table] = np.zeros(5, np.float32)
+  with pytest.raises(ConversionError):
+    families.convert_tensors(tensors, families.Options())
+
+
+def test_values_that_are_not_finite_are_named():
+  tensors = dict(official_tensors(CASE))
+  tensors["backbone.norm.bias"] = np.full(128, np.nan, np.float32)
+  with pytest.raises(ConversionError, match=r"not finite: backbone\.norm\.bias"):
+    families.convert_tensors(tensors, families.Options())
+
+
+def test_nested_wrappers_are_taken_off():
+  tensors = {"_orig_mod.module.a": np.zeros(1), "_orig_mod.module.b": np.zeros(2)}
+  assert set(find_tensors({"state_dict": tensors})) == {"a", "b"}
+
+
 def test_label_names_come_from_the_request_the_file_or_the_data_set(tmp_path):
   tensors = official_tensors(CASE)
   tensors["cls_head.fc_cls.weight"] = np.zeros((400, 128), np.float32)
@@ -313,6 +362,12 @@ def test_label_names_come_from_the_request_the_file_or_the_data_set(tmp_path):
   )
   convert_file(in_file, tmp_path / "in_file", Request())
   assert load_model(tmp_path / "in_file").labels == names
+  newer = save_torch(
+    tmp_path / "newer.pth",
+    {"meta": {"dataset_meta": {"classes": list(names)}}, "state_dict": tensors},
+  )
+  convert_file(newer, tmp_path / "newer", Request())
+  assert load_model(tmp_path / "newer").labels == names
   (tmp_path / "labels.txt").write_text("\n".join(reversed(names)) + "\n")
   request = Request(labels=tmp_path / "labels.txt")
   convert_file(in_file, tmp_path / "asked", request)

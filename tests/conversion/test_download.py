@@ -116,9 +116,9 @@ def test_downloads_into_a_new_folder_and_only_once(server, tmp_path):
 
 
 def test_a_file_put_there_by_hand_needs_no_network(tmp_path):
-  (tmp_path / "weights.pth").write_bytes(b"by hand")
+  (tmp_path / "weights.pth").write_bytes(_CONTENT)
   released = _released(_Server(url="http://127.0.0.1:9/weights.pth"))
-  assert fetch(released, tmp_path).read_bytes() == b"by hand"
+  assert fetch(released, tmp_path).read_bytes() == _CONTENT
 
 
 def test_continues_an_earlier_download(server, tmp_path):
@@ -233,6 +233,14 @@ def test_a_folder_that_can_not_be_made(server, tmp_path):
   (tmp_path / "file").write_text("in the way")
   with _error("can't be written", str(tmp_path / "file" / "weights.pth")):
     fetch(_released(server), tmp_path / "file")
+
+
+def test_a_file_that_was_put_there_is_verified_and_kept(server, tmp_path):
+  path = tmp_path / "weights.pth"
+  path.write_bytes(b"other")
+  with _error(str(path), "is a file of 5 bytes instead of"):
+    fetch(_released(server), tmp_path)
+  assert path.read_bytes() == b"other"
 
 
 def test_default_cache(monkeypatch):

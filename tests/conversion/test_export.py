@@ -17,7 +17,10 @@ from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.exporting import export_file
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.conversion.torch_files import read_file
-from vswin_jax.training.checkpointing import CheckpointError
+from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.models import create_model
+from vswin_jax.models.parameters import split_model
+from vswin_jax.training.checkpointing import CheckpointError, write_params
 
 CASE = "nano_16x56x56"
 
@@ -78,6 +81,21 @@ def test_one_family_becomes_another(tmp_path):
   for name, tensor in official_tensors(CASE).items():
     if tensor.dtype != np.int64:
       np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+
+
+def test_files_are_as_readable_as_others_and_float32(tmp_path):
+  model = {"name": "video_swin_t", "num_classes": 3, "embed_dim": 8, "depths": (1,)}
+  model |= {"num_heads": (1,), "window_size": (2, 2, 2), "param_dtype": "bfloat16"}
+  _, params = split_model(create_model(**model))
+  facts = {"model": model, "preprocessing": Preprocessing().as_facts()}
+  write_params(tmp_path / "model", params, facts)
+  (tmp_path / "other").touch()
+  (tmp_path / "folder").mkdir()
+  export_file(tmp_path / "model", tmp_path / "out.safetensors", "official")
+  for ours, other in (("out.safetensors", "other"), ("model", "folder")):
+    assert (tmp_path / ours).stat().st_mode == (tmp_path / other).stat().st_mode
+  dtypes = {tensor.dtype.name for tensor in read_file(tmp_path / "out.safetensors").values()}
+  assert dtypes == {"float32", "int64"}
 
 
 def test_torch_loads_what_is_written(tmp_path):

@@ -106,16 +106,19 @@ def test_find_names_the_nearest(wrong, nearest):
 def test_identify_goes_by_hash_where_one_is_known():
   torchvision = find("swin_t_k400_torchvision")
   digest = torchvision.sha256 + "0" * 56
-  assert identify("/somewhere/" + torchvision.file, digest) is torchvision
-  assert identify("renamed.pth", digest.upper()) is torchvision
-  assert identify(torchvision.file, _NOTHING_KNOWN) is None
+  assert identify("/somewhere/" + torchvision.file, digest, 1) is torchvision
+  assert identify("renamed.pth", digest.upper(), 1) is torchvision
+  assert identify(torchvision.file, _NOTHING_KNOWN, 1) is None
 
 
 def test_identify_goes_by_name_where_no_hash_is_known():
   official = find("swin_t_k400_official")
-  assert identify(official.file, _NOTHING_KNOWN) is official
-  assert identify(f"C:\\files\\{official.file}", _NOTHING_KNOWN) is official
-  assert identify("my_" + official.file, _NOTHING_KNOWN) is None
+  assert identify(official.file, _NOTHING_KNOWN, 1) is official
+  assert identify(f"C:\\files\\{official.file}", _NOTHING_KNOWN, 1) is official
+  assert identify("my_" + official.file, _NOTHING_KNOWN, 1) is None
+  sized = find("swin_b_in22k_k600_official")
+  assert identify(sized.file, _NOTHING_KNOWN, sized.size) is sized
+  assert identify(sized.file, _NOTHING_KNOWN, sized.size - 1) is None
 
 
 def test_table_is_aligned_text():

@@ -88,6 +88,17 @@ def test_resampling_does_not_round():
   assert sampling.resample(1000, fractions.Fraction(25), 24.0)[120] == 125
 
 
+def test_clips_to_the_ends_are_those_of_mmaction2():
+  """Starts worked out by hand from its rule: 0 to 300 - 63, in three equal steps, rounded."""
+  clips = sampling.dense_eval_to_ends(300, 32, 2, 4)
+  assert clips[:, 0].tolist() == [0, 79, 158, 237]
+  assert clips[3, -1] == 299
+  assert sampling.dense_eval_to_ends(300, 32, 2, 1)[0, 0] == 118
+  short = sampling.dense_eval_to_ends(40, 32, 2, 4)
+  assert short[:, 0].tolist() == [0, 0, 0, 0]
+  assert short[0].tolist() == [2 * i % 40 for i in range(32)]
+
+
 def test_clips_of_a_timeline_follow_each_other_and_the_last_one_ends_with_the_video():
   record = {"num_frames": 77, "fps_numerator": 10, "fps_denominator": 1}
   starts, parts = sliding_starts(record, ClipSpec(num_frames=4, frame_interval=3))

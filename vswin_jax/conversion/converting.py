@@ -14,6 +14,7 @@ from vswin_jax.conversion.torch_files import read_file
 from vswin_jax.data.clips import describe_views
 from vswin_jax.data.label_names import label_names
 from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.local_files import local_path
 from vswin_jax.models import model_config
 from vswin_jax.models.parameters import unflatten
 from vswin_jax.training import checkpointing
@@ -55,12 +56,14 @@ def convert_file(
     ConversionError: its weights are of no known model, incomplete, or the request does not fit.
     CheckpointError: the destination exists or can't be written.
   """
-  source = pathlib.Path(source)
-  checkpointing.check_absent(pathlib.Path(destination).expanduser())
+  try:
+    source, destination = local_path(source), local_path(destination)
+  except ValueError as error:
+    raise ConversionError(str(error)) from error
+  checkpointing.check_absent(destination)
   content = read_file(source)
   converted = convert_tensors(find_tensors(content), request)
-  num_classes = converted.model["num_classes"]
-  labels = _labels(request, content, converted.dataset, num_classes)
+  labels = _labels(request, content, converted)
   try:
     clip = dataclasses.replace(converted.preprocessing.clip, **request.clip)
   except ValueError as error:
@@ -84,15 +87,16 @@ def convert_file(
     },
   }
   checkpointing.write_params(destination, unflatten(converted.params), facts)
-  known = released.identify(source.name, digest)
+  known = released.identify(source.name, digest, source.stat().st_size)
   return Conversion(source, known, converted, labels, preprocessing)
 
 
-def _labels(request: Request, content, dataset: str | None, num_classes: int):
+def _labels(request: Request, content, converted: Converted) -> tuple[str, ...] | None:
   """Class names from the request, the file or the data set; None if none of them has any."""
+  num_classes = converted.model["num_classes"]
   if request.labels is not None:
     try:
-      text = request.labels.expanduser().read_text(encoding="utf-8")
+      text = request.labels.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
       raise ConversionError(f"{request.labels} is no UTF-8 text: {error}") from error
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
@@ -101,22 +105,31 @@ def _labels(request: Request, content, dataset: str | None, num_classes: int):
         f"{request.labels} names {len(labels)} classes, the head has {num_classes}"
       )
     return labels
-  meta = content.get("meta") if isinstance(content, Mapping) else None
-  in_file = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+  in_file = None if converted.has_new_head else _labels_in_file(content)
   if (
     isinstance(in_file, list | tuple)
     and len(in_file) == num_classes
     and all(isinstance(name, str) for name in in_file)
   ):
     return tuple(in_file)
-  return None if dataset is None else label_names(dataset)
+  return None if converted.dataset is None else label_names(converted.dataset)
+
+
+def _labels_in_file(content) -> object:
+  """What mmcv ("CLASSES") or mmengine ("dataset_meta") put beside the weights, if anything."""
+
+  def get(mapping, name):
+    return mapping.get(name) if isinstance(mapping, Mapping) else None
+
+  meta = get(content, "meta")
+  return get(meta, "CLASSES") or get(get(meta, "dataset_meta"), "classes")
 
 
 def describe(conversion: Conversion) -> str:
   """What was found in the file, for a person: one fact a line."""
   converted, preprocessing = conversion.converted, conversion.preprocessing
   clip, views = preprocessing.clip, preprocessing.views
-  model = dict(converted.model)
+  model, config = dict(converted.model), model_config(**converted.model)
   known = conversion.released
   lines = {
     "file": f"{conversion.source} ({conversion.source.stat().st_size / 1e6:.1f} MB)",
@@ -125,14 +138,21 @@ def describe(conversion: Conversion) -> str:
     "model": model.pop("name"),
     "classes": f"{model.pop('num_classes')} ({converted.dataset or 'data set unknown'}, "
     + ("names known)" if conversion.labels else "no names: --labels=FILE)"),
-    "window": " x ".join(map(str, model_config(**converted.model).window_size)),
+    "channels": config.embed_dim,
+    "blocks": _listed(config.depths),
+    "heads": _listed(config.num_heads),
+    "patch": _listed(config.patch_size, " x "),
+    "window": _listed(config.window_size, " x "),
     "differs in": ", ".join(f"{name}={value}" for name, value in model.items()) or None,
     "parameters": f"{sum(math.prod(p.shape) for p in converted.params.values()):,}",
-    "clips": f"{clip.num_frames} frames, "
-    + ("uniform" if clip.sampling == "uniform" else f"every {clip.frame_interval}")
-    + (f" at {clip.frame_rate:g} a second" if clip.frame_rate else "")
-    + f", {clip.size} x {clip.size}",
+    "clips": f"{clip.num_frames} frames of {clip.size} x {clip.size}, {clip.sampling}"
+    + ("" if clip.sampling == "uniform" else f", interval {clip.frame_interval}")
+    + (f" at {clip.frame_rate:g} a second" if clip.frame_rate else ""),
     "views": f"{describe_views(clip, views)} (clips x crops), short side {views.short_side}",
     "note": "; ".join(converted.notes) or None,
   }
   return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value is not None)
+
+
+def _listed(sizes: tuple[int, ...], separator: str = ", ") -> str:
+  return separator.join(map(str, sizes))

@@ -29,7 +29,7 @@ def fetch(released: Released, cache: str | os.PathLike) -> pathlib.Path:
   """Path of a released file in the cache folder, downloaded if it is not there yet.
 
   A download goes to `<file>.part`, which a later call continues, and gets its name when it is
-  complete and as large and of the SHA-256 as known.
+  complete and as large and of the SHA-256 as known; a file that is there already must be so too.
 
   Raises:
     DownloadError: no network, no such file on the server, or another file than was released.
@@ -38,6 +38,11 @@ def fetch(released: Released, cache: str | os.PathLike) -> pathlib.Path:
   part = path.with_name(f"{path.name}.part")
   try:
     if path.is_file():
+      problem = _find_problem(released, path, None)
+      if problem is not None:
+        raise DownloadError(
+          f"{path} is {problem}; remove it, or put the right file from {released.url} there"
+        )
       return path
     path.parent.mkdir(parents=True, exist_ok=True)
     size = _download(released.url, part, path)

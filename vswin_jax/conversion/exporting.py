@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from vswin_jax import __version__
-from vswin_jax.atomic import replacing
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.loading import load_model
+from vswin_jax.local_files import local_path, replacing
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.video_swin import VideoSwin
 
@@ -35,7 +35,10 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
     CheckpointError: no checkpoint there.
     ConversionError: a model that the family does not have, or an ending that is not supported.
   """
-  destination = pathlib.Path(destination).expanduser().absolute()
+  try:
+    destination = local_path(destination)
+  except ValueError as error:
+    raise ConversionError(str(error)) from error
   if not destination.parent.is_dir():
     raise ConversionError(f"there is no folder {destination.parent} to write to; make it first")
   write = _writer(destination.suffix)
@@ -46,7 +49,7 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
   name_of = video_swin.name_in(family)
   tensors = video_swin.index_buffers(family, config.depths, config.window_size)
   for path, parameter in flatten(split_model(model)[1]).items():
-    tensor = video_swin.to_source(path, np.asarray(parameter), config.patch_size)
+    tensor = video_swin.to_source(path, np.asarray(parameter, np.float32), config.patch_size)
     # A copy of its own: PyTorch takes no read-only memory.
     tensors[name_of(path)] = np.array(tensor, order="C")
   with replacing(destination) as incomplete:
@@ -82,4 +85,8 @@ def _write_safetensors(tensors: dict, path: pathlib.Path, family: str, labels) -
 
   # The format has room for text only.
   metadata = {"format": "pt", "family": family, "labels": json.dumps(labels)}
+  # Made here first, for the usual permissions: the library gives them to the owner alone.
+  path.touch()
+  mode = path.stat().st_mode
   save_file(tensors, path, metadata=metadata)
+  path.chmod(mode)

@@ -1,7 +1,6 @@
 """Recognises the weights of a file and turns them into a model of this library."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -27,8 +26,9 @@ class Options:
   """What a file can't tell, or what shall become different.
 
   Attributes:
-    num_classes: of a new head; None: the file's head.
-    allow_missing: parts that may be absent from the file and then start at random: "head".
+    num_classes: of the head; None: as many as in the file.
+    allow_missing: parts that may be absent from the file and then start at random: "head". With
+      `num_classes`, the head is a new one even if the file has one of so many.
     window: of the result, in tokens; None: that of the file, for 2D weights (8, side, side).
     source_window: of the file, if its bias tables leave that open.
     inflation: a name in `inflation.INFLATIONS`, for 2D weights.
@@ -50,6 +50,7 @@ class Converted:
     model: name in the catalog, and the fields of its configuration that differ.
     params: float32 arrays by dotted path; may be views of the file.
     preprocessing: how the released models of this kind were evaluated.
+    has_new_head: whether the head is random.
     dataset: whose classes the head has, assumed from their number; None: unknown, or a new head.
     notes: what a user should know.
   """
@@ -58,6 +59,7 @@ class Converted:
   model: dict
   params: dict[str, np.ndarray]
   preprocessing: Preprocessing
+  has_new_head: bool
   dataset: str | None
   notes: tuple[str, ...]
 
@@ -87,7 +89,8 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
   config = video_swin.infer_options(tensors, name_of, options.source_window)
   source_window = config["window_size"]
   config["window_size"] = options.window or source_window
-  has_new_head = _choose_head(config, options)
+  is_complete = all(name_of(path) in tensors for path in ("head.kernel", "head.bias"))
+  has_new_head = _choose_head(config, options, is_complete)
   if family == "torchvision":
     config["head_dropout_rate"] = 0.0
 
@@ -112,27 +115,33 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
     model=model,
     params=params,
     preprocessing=_preprocessing(family, config, dataset),
+    has_new_head=has_new_head,
     dataset=dataset,
     notes=tuple(notes),
   )
 
 
-def _choose_head(config: dict, options: Options) -> bool:
-  """Settles `num_classes`; returns whether the head is new."""
+def _choose_head(config: dict, options: Options, is_complete: bool) -> bool:
+  """Settles `num_classes`; returns whether the head is new.
+
+  Args:
+    is_complete: whether all of a head is in the file.
+  """
   in_file = config.get("num_classes")
-  wanted = options.num_classes or in_file
-  may_miss = "head" in options.allow_missing
-  if wanted is None:
+  config["num_classes"] = options.num_classes or in_file
+  if config["num_classes"] is None:
     raise ConversionError(
       "the file has no head; give --num_classes=N and --allow_missing=head for a new, random one"
     )
-  if in_file != wanted and not may_miss:
+  if "head" in options.allow_missing:
+    return options.num_classes is not None or not is_complete
+  if in_file != config["num_classes"]:
     there = "no head" if in_file is None else f"a head of {in_file} classes"
     raise ConversionError(
-      f"the file has {there}; for a new, random one of {wanted} classes add --allow_missing=head"
+      f"the file has {there}; for a new, random one of {config['num_classes']} classes add "
+      "--allow_missing=head"
     )
-  config["num_classes"] = wanted
-  return in_file != wanted
+  return False
 
 
 def _recognise_swin_2d(tensors: Mapping) -> str | None:
@@ -148,9 +157,9 @@ def _recognise_swin_2d(tensors: Mapping) -> str | None:
 
 def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Converted:
   table = tensors.get(f"layers.0.blocks.0.{video_swin.BIAS_TABLE}")
-  side = None if table is None else (math.isqrt(table.shape[0]) + 1) // 2
-  if side is None or (2 * side - 1) ** 2 != table.shape[0]:
-    raise ConversionError("the bias tables of this 2D Swin are missing or not square")
+  side = None if table is None else inflation.table_side(table)
+  if side is None:
+    raise ConversionError("the first bias table of this 2D Swin is missing or of no square window")
   window = options.window or (8, side, side)
   patch_time = CATALOG["video_swin_t"].patch_size[0]
   classifier = {name for name in tensors if re.fullmatch(r"head\.(weight|bias)", name)}
@@ -215,12 +224,13 @@ def _preprocessing(family: str, config: dict, dataset: str | None) -> Preprocess
   # Grids of the last stage are one window, in all released models.
   size = config["patch_size"][1] * 2 ** (len(config["depths"]) - 1) * config["window_size"][1]
   if family == "torchvision":
-    clip = ClipSpec(frame_interval=1, frame_rate=15.0, size=size)
+    clip = ClipSpec(frame_interval=1, frame_rate=15.0, sampling="dense_to_ends", size=size)
     return Preprocessing(clip=clip, views=Views(12, "center", round(size * 256 / 224)))
   if dataset == "something_something_v2":
     clip = ClipSpec(sampling="uniform", size=size)
     return Preprocessing(clip=clip, views=Views(1, "three", size))
-  return Preprocessing(clip=ClipSpec(size=size), views=Views(4, "three", size))
+  sampling = "dense_to_ends" if family == "mmaction2" else "dense"
+  return Preprocessing(clip=ClipSpec(sampling=sampling, size=size), views=Views(4, "three", size))
 
 
 # (recognise(tensors) -> family or None, convert(family, tensors, options)), asked in order.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.models.windows import Size3D
 
 INFLATIONS = ("mean", "center")
@@ -34,17 +35,33 @@ def inflate(
 
   Returns:
     The tensors; those that follow from the window are left as they are.
+
+  Raises:
+    ConversionError: bias tables that are not those of square windows.
   """
   if how not in INFLATIONS:
     raise ValueError(f"unknown inflation {how!r}; expected one of {', '.join(INFLATIONS)}")
-  inflated = {}
+  inflated, malformed = {}, []
   for name, tensor in tensors.items():
-    if name == "patch_embed.proj.weight":
+    if name == "patch_embed.proj.weight" and tensor.ndim == 4:
       tensor = _inflate_patch(np.asarray(tensor, np.float32), patch_time, how)
     elif name.endswith("relative_position_bias_table"):
+      if table_side(tensor) is None:
+        malformed.append(f"{name} {list(tensor.shape)}")
+        continue
       tensor = _inflate_table(np.asarray(tensor, np.float32), window, how)
     inflated[name] = tensor
+  if malformed:
+    raise ConversionError(f"bias tables of no square window: {', '.join(malformed)}")
   return inflated
+
+
+def table_side(table: np.ndarray) -> int | None:
+  """Side of the square window that a 2D bias table belongs to; None if to none."""
+  if table.ndim != 2 or table.size == 0:
+    return None
+  offsets = math.isqrt(table.shape[0])
+  return (offsets + 1) // 2 if offsets**2 == table.shape[0] and offsets % 2 else None
 
 
 def _inflate_patch(kernel: np.ndarray, patch_time: int, how: str) -> np.ndarray:
@@ -56,7 +73,7 @@ def _inflate_patch(kernel: np.ndarray, patch_time: int, how: str) -> np.ndarray:
 
 
 def _inflate_table(table: np.ndarray, window: Size3D, how: str) -> np.ndarray:
-  offsets = math.isqrt(table.shape[0])
+  offsets = 2 * table_side(table) - 1
   table = table.reshape(offsets, offsets, -1)
   for axis in (0, 1):
     table = _resize(table, axis, 2 * window[axis + 1] - 1, _cubic)

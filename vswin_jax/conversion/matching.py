@@ -42,9 +42,8 @@ def find_tensors(content: object) -> dict[str, np.ndarray]:
   if strange:
     raise ConversionError(_listing("not tensors, where weights should be", strange))
   tensors = {str(name): value for name, value in candidate.items()}
-  for wrapper in _WRAPPERS:
-    if all(name.startswith(wrapper) for name in tensors):
-      tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+  while wrapper := next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None):
+    tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
   return tensors
 
 
@@ -82,7 +81,7 @@ def match(
     float32 parameters by path, but for those `replaced`.
 
   Raises:
-    ConversionError: lists all that is missing, left over or of a wrong shape or type.
+    ConversionError: lists all that is missing, left over, of a wrong shape or type, or not finite.
   """
   params, problems, used = {}, [], set()
   for path, shape in shapes.items():
@@ -103,8 +102,10 @@ def match(
       fits = parameter.shape == tuple(shape)
     except ValueError:
       fits = False
-    if fits:
+    if fits and np.isfinite(parameter).all():
       params[path] = parameter.astype(np.float32, copy=False)
+    elif fits:
+      problems.append(f"not finite: {name} holds infinite values or NaN")
     else:
       problems.append(f"wrong shape: {name} {list(tensor.shape)} does not fit {path} {list(shape)}")
   for name in tensors:

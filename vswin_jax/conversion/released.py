@@ -394,20 +394,21 @@ def find(name: str) -> Released:
   raise UnknownName(f"no released checkpoint is called {name!r}: {closest(name, known)}")
 
 
-def identify(path_name: str, sha256: str) -> Released | None:
+def identify(path_name: str, sha256: str, size: int) -> Released | None:
   """Recognises a file, None if it is none of these.
 
   Where digits of the SHA-256 are known they decide, so a renamed file is recognised and another
-  of the same name is not; elsewhere the name has to do.
+  of the same name is not; elsewhere the name has to do, and the size if known.
 
   Args:
     path_name: the file's name, or a path to it.
     sha256: of its contents, 64 hexadecimal digits.
+    size: of the file in bytes.
   """
   file = path_name.replace("\\", "/").rsplit("/", 1)[-1]
   for released in RELEASED:
     if released.sha256 is None:
-      if released.file == file:
+      if released.file == file and released.size in (None, size):
         return released
     elif sha256.lower().startswith(released.sha256):
       return released

@@ -45,7 +45,8 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
   if f"features.0.0.{BIAS_TABLE}" in tensors:
     return "torchvision"
   if any(name.removeprefix("backbone.").startswith("layers.0.") for name in tensors):
-    return "mmaction2" if "backbone.norm3.weight" in tensors else "official"
+    is_mmaction2 = any(f"{prefix}norm3.weight" in tensors for prefix in ("backbone.", ""))
+    return "mmaction2" if is_mmaction2 else "official"
   return None
 
 
@@ -117,6 +118,8 @@ def infer_options(
     ConversionError: a tensor is missing or of a shape that tells nothing.
   """
   depths = _count_blocks(tensors, name_of)
+  if not depths:
+    raise ConversionError("the file holds no block of a Video Swin; expected its complete weights")
   first = [f"stages.{stage}.blocks.0." for stage in range(len(depths))]
   try:
     patch = tensors[name_of("patch_embed.proj.kernel")]
@@ -134,25 +137,33 @@ def infer_options(
     head = tensors.get(name_of("head.kernel"))
     if head is not None:
       options["num_classes"] = head.shape[0]
-  except (KeyError, IndexError) as error:
+  except KeyError as error:
     raise ConversionError(
-      f"the size of the model can't be read off the file: {error} is missing or has too few "
-      "axes; expected the complete weights of a Video Swin"
+      f"the size of the model can't be read off the file: {error} is missing; expected the "
+      "complete weights of a Video Swin"
+    ) from error
+  except (IndexError, ZeroDivisionError) as error:
+    raise ConversionError(
+      "the size of the model can't be read off the file: its first kernels or bias tables are "
+      "empty or have too few axes; expected the complete weights of a Video Swin"
     ) from error
   return options
 
 
 def _count_blocks(tensors, name_of) -> tuple[int, ...]:
-  """Blocks of each stage, by their bias tables; a gap shows later as a missing tensor."""
+  """Blocks of each stage, up to the first gap; what is beyond it belongs nowhere."""
+
+  def exists(stage: int, block: int) -> bool:
+    prefix = name_of(f"stages.{stage}.blocks.{block}.")
+    return any(name.startswith(prefix) for name in tensors)
+
   depths = []
-  while True:
-    block = f"stages.{len(depths)}.blocks.BLOCK.attention.relative_position_bias_table"
-    pattern = re.escape(name_of(block)).replace("BLOCK", r"(\d+)")
-    found = [re.fullmatch(pattern, name) for name in tensors]
-    blocks = [int(match[1]) for match in found if match]
-    if not blocks:
-      return tuple(depths)
-    depths.append(max(blocks) + 1)
+  while exists(len(depths), 0):
+    depth = 1
+    while exists(len(depths), depth):
+      depth += 1
+    depths.append(depth)
+  return tuple(depths)
 
 
 def infer_window(rows: int, index: np.ndarray | None) -> Size3D:

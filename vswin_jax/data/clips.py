@@ -5,6 +5,7 @@ import fractions
 import math
 import types
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from vswin_jax.data import sampling, transforms
 from vswin_jax.data.decoding import VideoError, decode_frames
 
 FRAME_ORDERS = ("ordered", "shuffled", "single")
-SAMPLINGS = ("dense", "uniform")
+SAMPLINGS = ("dense", "dense_to_ends", "uniform")
 # Name -> crops of each clip.
 CROPS = types.MappingProxyType({"center": 1, "three": 3})
 
@@ -26,7 +27,8 @@ class ClipSpec:
     frame_interval: frames of the video from one frame of the clip to the next (dense sampling).
     frame_rate: frames per second to which the video is resampled before dense sampling; 0: its own
       frames.
-    sampling: "dense", or "uniform" (one frame of each of `num_frames` segments).
+    sampling: "dense"; "dense_to_ends" (the same, but the clips of an evaluation reach from the
+      beginning of a video to its end); or "uniform" (one frame of each of `num_frames` segments).
     frame_order: "ordered"; "shuffled" (the same frames in random order) and "single" (one of them,
       repeated) take the motion away, to show what a model owes to it.
     size: height and width of a clip.
@@ -134,8 +136,11 @@ def train_clip(record: dict, spec: ClipSpec, random: np.random.Generator) -> np.
     shown = _resample(record, spec)
     indices = sampling.dense_train(len(shown), spec.num_frames, spec.frame_interval, random)
     indices = shown[indices]
-  frames = decode_frames(record["video"], _reorder(indices[0], spec, random))
-  frames = transforms.resize_short_side(frames, spec.train_short_side)
+  frames = decode_frames(
+    record["video"],
+    _reorder(indices[0], spec, random),
+    partial(transforms.resize_short_side, size=spec.train_short_side),
+  )
   box = transforms.random_resized_crop_box(
     *frames.shape[1:3], random, spec.area_range, spec.aspect_ratio_range
   )
@@ -159,8 +164,8 @@ def eval_clips(
     indices = sampling.uniform_eval(int(record["num_frames"]), spec.num_frames)
   else:
     shown = _resample(record, spec)
-    indices = sampling.dense_eval(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)
-    indices = shown[indices]
+    rule = sampling.dense_eval if spec.sampling == "dense" else sampling.dense_eval_to_ends
+    indices = shown[rule(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)]
   return _decode_views(
     record, np.stack([_reorder(clip, spec, random) for clip in indices]), spec, views
   )
@@ -202,8 +207,11 @@ def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray
 
 def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
   """Decodes clips, frames `[clips, num_frames]`, and cuts out every crop, crop-major."""
-  frames = decode_frames(record["video"], indices.ravel())
-  frames = transforms.resize_short_side(frames, views.short_side)
+  frames = decode_frames(
+    record["video"],
+    indices.ravel(),
+    partial(transforms.resize_short_side, size=views.short_side),
+  )
   height, width = frames.shape[1:3]
   if views.crops == "three":
     boxes = transforms.three_crop_boxes(height, width, spec.size)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import av
@@ -133,7 +133,11 @@ def frame_times(video: bytes | str | os.PathLike) -> np.ndarray:
   return _index(video).seconds.copy()
 
 
-def decode_frames(video: bytes | str | os.PathLike, indices: Sequence[int]) -> np.ndarray:
+def decode_frames(
+  video: bytes | str | os.PathLike,
+  indices: Sequence[int],
+  transform: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
   """Decodes frames of an encoded video by their position in presentation order.
 
   The positions are counted over the frames a player would show, so variable frame rates and
@@ -142,9 +146,11 @@ def decode_frames(video: bytes | str | os.PathLike, indices: Sequence[int]) -> n
   Args:
     video: the bytes or the path of a video file; a file is not read whole into memory.
     indices: frame positions, in any order, repetitions allowed.
+    transform: applied to each frame, uint8 RGB `[height, width, 3]`, as it is decoded, so that
+      memory is that of its results.
 
   Returns:
-    uint8 RGB `[len(indices), height, width, 3]`.
+    uint8 RGB `[len(indices), height, width, 3]`, or the results of `transform`, stacked.
 
   Raises:
     VideoError: the video is damaged, or has no frame at one of the positions. Damage that the
@@ -155,18 +161,28 @@ def decode_frames(video: bytes | str | os.PathLike, indices: Sequence[int]) -> n
   wanted = sorted(set(map(int, indices)))
   index = _index(video) if isinstance(video, (str, os.PathLike)) else None
   pictures: dict[int, np.ndarray] = {}
+  convert = _converter(transform)
   with open_video(video) as (container, stream):
     index = index or _index_packets(container, stream)
     _check_range(wanted, index.num_frames if index else None)
     if index and index.clock:
-      _decode_seeking(container, stream, index, wanted, pictures)
+      _decode_seeking(container, stream, index, wanted, pictures, convert)
   missing = [position for position in wanted if position not in pictures]
   if missing:
     with open_video(video) as (container, stream):
-      _decode_in_order(container, stream, index, missing, pictures)
+      _decode_in_order(container, stream, index, missing, pictures, convert)
   if len({picture.shape for picture in pictures.values()}) > 1:
     raise VideoError("the frames of the video differ in size")
   return np.stack([pictures[int(position)] for position in indices])
+
+
+def _converter(transform) -> Callable[[av.VideoFrame], np.ndarray]:
+  # One for all frames: setting up the conversion costs more than its work.
+  reformatter = VideoReformatter()
+  if transform is None:
+    return lambda frame: to_picture(frame, reformatter)
+  # A turned picture is a view that not everything accepts.
+  return lambda frame: transform(np.ascontiguousarray(to_picture(frame, reformatter)))
 
 
 def _check_range(wanted: list[int], num_frames: int | None) -> None:
@@ -297,12 +313,11 @@ def _seconds(times: Sequence[int | None], stream) -> np.ndarray:
   return np.arange(len(times)) / float(rate)
 
 
-def _decode_seeking(container, stream, index, wanted, pictures) -> None:
+def _decode_seeking(container, stream, index, wanted, pictures, convert) -> None:
   """Decodes the frames `wanted` (sorted) into `pictures`, from the keyframes before them.
 
   Ends early at a frame that is not met, sound, where the index says.
   """
-  converter = VideoReformatter()
   position = None
   for goal in wanted:
     place = bisect.bisect_right(index.starts, goal, key=lambda start: start.position) - 1
@@ -313,7 +328,7 @@ def _decode_seeking(container, stream, index, wanted, pictures) -> None:
     position, frame, sound = next(later, (None, None, False))
     if position != goal or not sound:
       return
-    pictures[position] = to_picture(frame, converter)
+    pictures[position] = convert(frame)
 
 
 def _frames_from(container, stream, index, start) -> Iterator[tuple[int, av.VideoFrame, bool]]:
@@ -353,13 +368,12 @@ def _is_gradual(frame: av.VideoFrame) -> bool:
   return frame.pict_type in (PictureType.P, PictureType.B) and not frame.interlaced_frame
 
 
-def _decode_in_order(container, stream, index, wanted, pictures) -> None:
+def _decode_in_order(container, stream, index, wanted, pictures, convert) -> None:
   """Decodes the frames `wanted` into `pictures` from the start of the stream on.
 
   Raises:
     VideoError: one of them is damaged or missing.
   """
-  converter = VideoReformatter()
   remaining = set(wanted)
   positions = index.positions if index and index.clock == "pts" else None
   num_frames = 0
@@ -371,7 +385,7 @@ def _decode_in_order(container, stream, index, wanted, pictures) -> None:
       continue
     if not sound:
       raise VideoError(f"damaged video: frame {position} can't be decoded")
-    pictures[position] = to_picture(frame, converter)
+    pictures[position] = convert(frame)
     remaining.remove(position)
     if not remaining:
       return

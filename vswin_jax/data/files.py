@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import glob
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import grain
@@ -46,17 +45,24 @@ def find_videos(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
   """
   if isinstance(paths, str | os.PathLike):
     paths = [paths]
-  found: dict[pathlib.Path, None] = {}
-  for name in paths:
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir():
-      matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-    elif os.path.lexists(path):
-      matches = [path]
-    else:
-      matches = [pathlib.Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    found |= dict.fromkeys(matches or [path])
-  return list(map(str, found))
+  found: dict[str, None] = {}
+  for path in map(os.fspath, paths):
+    if not os.path.lexists(path):
+      path = os.path.expanduser(path)
+    matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+    for match in matches or [path]:
+      found |= dict.fromkeys(_videos_in(match) if os.path.isdir(match) else [match])
+  return list(found)
+
+
+def _videos_in(folder: str) -> list[str]:
+  paths = [
+    os.path.join(parent, name)
+    for parent, _, names in os.walk(folder, followlinks=False)
+    for name in names
+    if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+  ]
+  return sorted(paths)
 
 
 def file_record(path: str) -> dict:
@@ -107,11 +113,14 @@ def _load(index: int, *, items: tuple[Item, ...], spec: ClipSpec, views: Views) 
       video = sliding_clip(record, spec, views, item.start)
   except VideoError as error:
     return _loaded(empty, index, str(error))
+  # Whatever is wrong with one file, the others get their results.
+  except Exception as error:
+    return _loaded(empty, index, f"{type(error).__name__}: {' '.join(str(error).split())}")
   return _loaded(video, index, "")
 
 
 def _loaded(video: np.ndarray, index: int, error: str) -> dict:
-  error = error.encode()[:_LONGEST_ERROR]
+  error = error.encode(errors="backslashreplace")[:_LONGEST_ERROR]
   return {
     "video": np.ascontiguousarray(video),
     "item": np.int32(index),

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 
 import grain
@@ -195,8 +196,12 @@ def iterate(batches: grain.MapDataset, options: LoaderOptions):
 
 
 def _end_with_parent(worker: int, num_workers: int) -> None:
-  """Ends a worker whose parent was killed; it would otherwise wait forever."""
+  """Ends a worker with its parent, and not before.
+
+  Without its parent it would wait forever; an interrupt from the terminal is for the parent alone.
+  """
   del worker, num_workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
   def watch():
     multiprocessing.parent_process().join()

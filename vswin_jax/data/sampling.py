@@ -65,6 +65,21 @@ def dense_eval(
   return _frames_from(starts, num_frames, clip_length, frame_interval)
 
 
+def dense_eval_to_ends(
+  num_frames: int, clip_length: int, frame_interval: int, num_clips: int = 1
+) -> np.ndarray:
+  """Dense clips from the beginning of a video to its end: int `[num_clips, clip_length]`.
+
+  The rule of mmaction2 1.x and, but for the rounding of the starts, of torchvision.
+  """
+  last = max(num_frames - (clip_length - 1) * frame_interval - 1, 0)
+  if num_clips == 1:
+    starts = np.array([last // 2])
+  else:
+    starts = np.around(np.arange(num_clips) * (last / (num_clips - 1))).astype(np.int64)
+  return _frames_from(starts, num_frames, clip_length, frame_interval)
+
+
 def _frames_from(starts, num_frames, clip_length, frame_interval) -> np.ndarray:
   frames = starts[:, None] + np.arange(clip_length)[None, :] * frame_interval
   return frames % num_frames

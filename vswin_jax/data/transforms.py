@@ -1,4 +1,4 @@
-"""Geometry of frames: resizing and cropping uint8 clips `[time, height, width, 3]`.
+"""Geometry of frames: resizing and cropping uint8 frames `[height, width, 3]` and clips of them.
 
 Crop boxes are (top, left, height, width) in pixels. Every frame of a clip gets the same box.
 """
@@ -15,7 +15,7 @@ cv2.setNumThreads(0)
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Bilinear resize without antialiasing, as the reference's OpenCV does."""
+  """Bilinear resize of a clip, without antialiasing, as the reference's OpenCV does."""
   if frames.shape[1:3] == (height, width):
     return frames
   return np.stack(
@@ -23,11 +23,11 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
   )
 
 
-def resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
-  """Resizes, keeping the aspect ratio, until the shorter side has `size` pixels."""
-  height, width = frames.shape[1:3]
+def resize_short_side(frame: np.ndarray, size: int) -> np.ndarray:
+  """Resizes a frame, keeping the aspect ratio, until the shorter side has `size` pixels."""
+  height, width = frame.shape[:2]
   scale = size / min(height, width)
-  return resize(frames, int(height * scale + 0.5), int(width * scale + 0.5))
+  return resize(frame[None], int(height * scale + 0.5), int(width * scale + 0.5))[0]
 
 
 def crop(frames: np.ndarray, box: Box) -> np.ndarray:

@@ -8,11 +8,11 @@ import contextlib
 import os
 import pathlib
 import shutil
-import tempfile
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from vswin_jax.local_files import local_path
 from vswin_jax.models.parameters import flatten, parameter_path, unflatten
 from vswin_jax.training.step import TrainState
 
@@ -39,7 +39,7 @@ def open_checkpoints(
   context.pytree.loading.partial_load = partial_load
   context.memory.deepcopy_host_arrays = copy_host_arrays
   with ocp.training.Checkpointer(
-    os.path.abspath(os.path.expanduser(directory)),
+    directory,
     context=context,
     preservation_policy=ocp.training.preservation_policies.LatestN(keep),
   ) as checkpoints:
@@ -94,13 +94,14 @@ def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> Non
   Raises:
     CheckpointError: the folder exists, or can't be written.
   """
-  directory = pathlib.Path(directory).expanduser().absolute()
-  check_absent(directory)
   try:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    incomplete = tempfile.mkdtemp(prefix=f".{directory.name}.incomplete-", dir=directory.parent)
-    # Temporary folders are for their owner alone; this one is to be like its neighbours.
-    os.chmod(incomplete, directory.parent.stat().st_mode & 0o777)
+    directory = local_path(directory)
+  except ValueError as error:
+    raise CheckpointError(str(error)) from error
+  check_absent(directory)
+  incomplete = directory.with_name(f".{directory.name}.incomplete-{os.getpid()}")
+  try:
+    incomplete.mkdir(parents=True)
   except OSError as error:
     raise CheckpointError(f"can't write {directory}: {error}") from error
   try:
@@ -136,7 +137,10 @@ def read_facts(directory: str | os.PathLike) -> dict:
 
 def checkpoints_of(workdir: str | os.PathLike) -> pathlib.Path:
   """Where a run, or a conversion, keeps its checkpoints."""
-  return pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
+  try:
+    return local_path(workdir) / "checkpoints"
+  except ValueError as error:
+    raise CheckpointError(str(error)) from error
 
 
 def restore_params(
@@ -179,7 +183,10 @@ def restore_params(
 
 def _check_folder(directory: str | os.PathLike) -> None:
   if not os.path.isdir(directory):
-    raise CheckpointError(f"no checkpoints in {directory}; train first, or name another run")
+    raise CheckpointError(
+      f"no checkpoints in {directory}; expected a run of vswin_jax.main, or what "
+      "vswin_jax.convert makes of a file"
+    )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import pathlib
 
 from tensorboardX import SummaryWriter
 
-from vswin_jax.atomic import replacing
+from vswin_jax.local_files import replacing
 
 
 class MetricsWriter:

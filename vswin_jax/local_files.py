@@ -1,9 +1,21 @@
-"""Files that are there whole or not at all."""
+"""Names of local files and folders, and files that are there whole or not at all."""
 
 import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
+
+
+def local_path(name: str | os.PathLike) -> pathlib.Path:
+  """An absolute path; "~" is the home folder where there is one.
+
+  Raises:
+    ValueError: the name of something on another machine.
+  """
+  name = os.fspath(name)
+  if "://" in name:
+    raise ValueError(f"{name} is not a file or folder of this machine")
+  return pathlib.Path(os.path.expanduser(name)).absolute()
 
 
 @contextlib.contextmanager
