@@ -13,6 +13,9 @@ import time
 import numpy as np
 import pytest
 
+from vswin_jax.conversion.converting import Request, convert_file
+from vswin_jax.conversion.exporting import export_file
+
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
   "--config=configs/quickstart.py",
@@ -217,6 +220,37 @@ def test_a_trained_model_is_loaded_for_use(finished):
     np.testing.assert_array_equal(leaf, average[path])
 
 
+@pytest.mark.slow
+def test_an_exported_and_converted_model_is_evaluated_as_the_original(
+  finished, tiny_data_dir, tmp_path
+):
+  workdir, _ = finished
+  export_file(workdir, tmp_path / "file.safetensors", "torchvision")
+  convert_file(tmp_path / "file.safetensors", tmp_path / "converted", Request())
+  config = json.loads((workdir / "config.json").read_text())
+  # A file tells nothing of preprocessing.
+  own = {
+    f"{section}.{name}": config[section][name]
+    for section, names in (
+      ("data", ("mean", "std")),
+      ("clip", ("num_frames", "frame_interval", "frame_rate", "sampling", "size")),
+      ("test", ("num_clips", "crops", "short_side")),
+    )
+    for name in names
+  }
+  result = run(
+    tiny_data_dir,
+    tmp_path / "eval",
+    "--mode=eval",
+    f"--checkpoint={tmp_path / 'converted'}",
+    *(f"--config.{key}={tuple(v) if isinstance(v, list) else v}" for key, v in own.items()),
+  )
+  assert result.returncode == 0, result.stderr
+  ours = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+  original = json.loads((workdir / "evaluation.json").read_text())
+  assert ours | {"step": original["step"]} == original
+
+
 # Seconds after the checkpoint of a step appeared at which the first process is killed, and the
 # workers of both processes. Steps 4, 8, ... are saved and 5, 10, ... logged.
 KILLS = [(0, 0.0, 1, 0), (4, 0.0, 2, 1), (8, 0.3, 1, 2), (16, 0.15, 0, 3)]
@@ -378,7 +412,7 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
     (["--config.train.batch_size=0"], "train.batch_size is 0"),
     (["--config.train.log_every=0"], "train.log_every must be at least 1, got 0"),
     (["--config.train.epochs=nan"], "train.epochs must be a positive number"),
-    (["--workdir=gs://bucket/run"], "is not a folder of this machine"),
+    (["--workdir=gs://bucket/run"], "is not a file or folder of this machine"),
     (["stray"], "unexpected argument 'stray'"),
     (["--checkpoint=elsewhere"], "--checkpoint goes with --mode=eval"),
     (["--config=configs/quickstrat.py"], "quickstrat.py"),

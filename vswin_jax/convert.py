@@ -15,12 +15,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
 
-from vswin_jax.conversion import download, matching, released, torch_files
+from vswin_jax.conversion import download, matching, released
 from vswin_jax.conversion.converting import Request, convert_file, describe
 from vswin_jax.conversion.families import FAMILIES
 from vswin_jax.conversion.inflation import INFLATIONS
 from vswin_jax.data.clips import SAMPLINGS
-from vswin_jax.training.checkpointing import CheckpointError
+from vswin_jax.local_files import local_path
 from vswin_jax.training.progress import set_up_logging
 
 _LIST = flags.DEFINE_bool("list", False, "Print the released checkpoints and exit.")
@@ -55,14 +55,6 @@ _SIZE = flags.DEFINE_integer(
   "size", None, "Height and width of a clip in pixels; default: as published.", lower_bound=1
 )
 
-_USER_ERRORS = (
-  CheckpointError,
-  download.DownloadError,
-  matching.ConversionError,
-  released.UnknownName,
-  torch_files.FileError,
-)
-
 
 def main(arguments: list[str]) -> None:
   set_up_logging()
@@ -82,7 +74,7 @@ def main(arguments: list[str]) -> None:
       window=_window(_WINDOW),
       source_window=_window(_SOURCE_WINDOW),
       inflation=_INFLATION.value,
-      labels=None if _LABELS.value is None else pathlib.Path(os.path.expanduser(_LABELS.value)),
+      labels=None if _LABELS.value is None else local_path(_LABELS.value),
       clip={
         flag.name: flag.value
         for flag in (_NUM_FRAMES, _FRAME_INTERVAL, _SAMPLING, _SIZE)
@@ -91,7 +83,8 @@ def main(arguments: list[str]) -> None:
     )
     source = _find_source(arguments[1])
     converted = convert_file(source, arguments[2], request)
-  except (*_USER_ERRORS, OSError) as error:
+  # Every error of this library's own is a ValueError.
+  except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
     sys.exit("error: interrupted; nothing was written")
@@ -101,7 +94,7 @@ def main(arguments: list[str]) -> None:
 
 def _find_source(source: str) -> pathlib.Path:
   """A file as it is; a name of the catalog from the cache or the network."""
-  path = pathlib.Path(os.path.expanduser(source))
+  path = local_path(source)
   if os.path.lexists(path) or os.sep in source:
     return path
   try:

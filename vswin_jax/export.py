@@ -13,8 +13,6 @@ from absl import app, flags
 
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.exporting import export_file
-from vswin_jax.conversion.matching import ConversionError
-from vswin_jax.training.checkpointing import CheckpointError
 from vswin_jax.training.progress import set_up_logging
 
 _TO = flags.DEFINE_enum(
@@ -29,7 +27,8 @@ def main(arguments: list[str]) -> None:
   _, source, destination = arguments
   try:
     count = export_file(source, destination, _TO.value)
-  except (CheckpointError, ConversionError, OSError) as error:
+  # Every error of this library's own is a ValueError.
+  except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
     sys.exit("error: interrupted; nothing was written")

@@ -17,6 +17,8 @@ from tests.reference_weights import golden
 pytest.importorskip("torch")
 
 _LARGE = OFFICIAL_LARGE + TORCHVISION_LARGE
+# Compiling takes most of the time; what the padding and shifting do is the same in every dtype.
+_IN_BFLOAT16 = [*_LARGE, "nano_16x56x56", "torchvision_nano_16x56x56", *CASES["swin_2d"]]
 
 
 @pytest.mark.parametrize("case", ["nano_16x56x56", "swin_t_k400"])
@@ -41,6 +43,8 @@ def test_converted_files_give_the_logits_of_the_reference(family, case, tmp_path
   error, same_top1 = logits_error(load_case(family, case, checkpoint), case)
   assert error < 1e-5
   assert same_top1
+  if case not in _IN_BFLOAT16:
+    return
   error, same_top1 = logits_error(load_case(family, case, checkpoint, dtype="bfloat16"), case)
   assert error < 3e-2
   assert same_top1
