@@ -171,33 +171,29 @@ def test_a_checkpoint_is_evaluated_with_its_own_preprocessing(finished, tiny_dat
     "  return config\n"
   )
   options = [option for option in TINY if not option.startswith("--config=")]
-  results = {}
-  for name, more in (("own", []), ("asked", ["--config.test.num_clips=2"])):
-    done = subprocess.run(
-      [
-        sys.executable,
-        "-m",
-        "vswin_jax.main",
-        f"--config={other}",
-        *options,
-        f"--config.data.dir={tiny_data_dir}",
-        f"--workdir={tmp_path / name}",
-        "--mode=eval",
-        f"--checkpoint={workdir}",
-        *more,
-      ],
-      cwd=ROOT,
-      env=environment(tiny_data_dir) | {"PYTHONPATH": str(ROOT)},
-      capture_output=True,
-      text=True,
-      timeout=300,
-      check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "config.data.mean" in done.stderr
-    results[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
-  assert results["own"] == json.loads((workdir / "evaluation.json").read_text())
-  assert results["asked"]["views"] == 2
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "vswin_jax.main",
+      f"--config={other}",
+      *options,
+      f"--config.data.dir={tiny_data_dir}",
+      f"--workdir={tmp_path / 'eval'}",
+      "--mode=eval",
+      f"--checkpoint={workdir}",
+    ],
+    cwd=ROOT,
+    env=environment(tiny_data_dir) | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "config.data.mean" in done.stderr
+  evaluation = (tmp_path / "eval" / "evaluation.json").read_text()
+  assert json.loads(evaluation) == json.loads((workdir / "evaluation.json").read_text())
 
 
 @pytest.mark.slow
@@ -253,7 +249,7 @@ def test_an_exported_and_converted_model_is_evaluated_as_the_original(
 
 # Seconds after the checkpoint of a step appeared at which the first process is killed, and the
 # workers of both processes. Steps 4, 8, ... are saved and 5, 10, ... logged.
-KILLS = [(0, 0.0, 1, 0), (4, 0.0, 2, 1), (8, 0.3, 1, 2), (16, 0.15, 0, 3)]
+KILLS = [(0, 0.0, 1, 0), (8, 0.3, 2, 1), (16, 0.15, 0, 3)]
 
 
 @pytest.mark.slow
@@ -381,7 +377,9 @@ def test_weights_of_another_run_start_a_new_one(finished, tiny_data_dir, tmp_pat
     "--config.model.embed_dim=16",
   )
   assert other.returncode == 1
-  assert re.search(r"error: step 24 in .* does not fit this config in \d+ places", other.stderr)
+  assert re.search(
+    r"error: step 24 in .* does not fit the model that was asked for in \d+ places", other.stderr
+  )
 
 
 @pytest.mark.slow
@@ -397,7 +395,7 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
   shutil.copytree(finished[0] / "checkpoints" / "16", tmp_path / "checkpoints" / "16")
   result = run(tiny_data_dir, tmp_path, "--config.model.depths=(1,2,2,2)")
   assert result.returncode == 1
-  assert "does not fit this config" in result.stderr
+  assert "does not fit the model that was asked for" in result.stderr
   assert result.stderr.count("\n") <= 12
 
 

@@ -217,10 +217,10 @@ def test_windows_are_inferred_from_tables_and_index(window):
       video_swin.infer_window(rows, None)
 
 
-# One of those that differ in nothing but values.
+# One of those that differ in nothing that a converter sees; sizes matter to one family.
 _VIDEO_MODELS = list(
   {
-    (entry.family, entry.model, entry.dataset, entry.window): entry
+    (entry.family, entry.family == "official" and entry.model, entry.dataset, entry.window): entry
     for entry in released.RELEASED
     if entry.family in video_swin.FAMILIES
   }.values()
