@@ -15,6 +15,8 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+# Titles and the like that are no UTF-8 must not matter; from 19 on PyAV sees to it by itself.
+_OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # No codec reorders frames over more packets than this.
 _MOST_FRAMES_IN_HAND = 32
 
@@ -60,8 +62,8 @@ def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
     source.name = ""
   with source:
     try:
-      container = av.open(source, mode="r", metadata_errors="replace")
-    except (av.FFmpegError, OSError) as error:
+      container = av.open(source, mode="r", **_OPEN_OPTIONS)
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
       raise VideoError(f"{name}not a readable video: {_reason(error)}") from error
     with container:
       try:
