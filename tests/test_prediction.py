@@ -24,6 +24,7 @@ from vswin_jax.prediction_files import parse_views
 from vswin_jax.training.checkpointing import write_params
 from vswin_jax.training.step import normalize
 
+ROOT = str(pathlib.Path(__file__).parents[1])
 LABELS = ("left", "right", "up", "down", "in", "out")
 MODEL = {
   "name": "video_swin_t",
@@ -183,9 +184,7 @@ def command(checkpoint, *arguments, cwd, **environment) -> subprocess.CompletedP
     capture_output=True,
     text=True,
     cwd=cwd,
-    env=os.environ
-    | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
-    | environment,
+    env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": ROOT} | environment,
   )
 
 
@@ -283,6 +282,12 @@ def test_the_python_call_needs_no_flags_and_no_guard(checkpoint, videos, tmp_pat
     f"for result in vswin_jax.predict(model, [{videos[0]!r}]):\n"
     "  print(result.top(1)[0][0])\n"
   )
-  done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "script.py"],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": ROOT},
+  )
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip() in LABELS
