@@ -5,7 +5,6 @@ SOURCE is a file (.pth, .pt, .pyth, .safetensors; its contents decide, not its n
 --config.init_from` and `--checkpoint`, and `vswin_jax.load_model` accept.
 """
 
-import contextlib
 import os
 import pathlib
 import sys
@@ -15,6 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
 
+from vswin_jax.command_line import one_line_errors
 from vswin_jax.conversion import download, matching, released
 from vswin_jax.conversion.converting import Request, convert_file, describe
 from vswin_jax.conversion.families import FAMILIES
@@ -58,38 +58,32 @@ _SIZE = flags.DEFINE_integer(
 
 def main(arguments: list[str]) -> None:
   set_up_logging()
-  if _LIST.value:
-    # Whoever reads the list may stop early.
-    with contextlib.suppress(BrokenPipeError):
-      print(released.table(), flush=True)
-      return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return
-  if len(arguments) != 3:
+  if not _LIST.value and len(arguments) != 3:
     sys.exit("usage: python -m vswin_jax.convert SOURCE DEST [--flags]; see --help, --list")
-  try:
-    request = Request(
-      num_classes=_NUM_CLASSES.value,
-      allow_missing=tuple(_ALLOW_MISSING.value),
-      window=_window(_WINDOW),
-      source_window=_window(_SOURCE_WINDOW),
-      inflation=_INFLATION.value,
-      labels=None if _LABELS.value is None else local_path(_LABELS.value),
-      clip={
-        flag.name: flag.value
-        for flag in (_NUM_FRAMES, _FRAME_INTERVAL, _SAMPLING, _SIZE)
-        if flag.value is not None
-      },
-    )
-    source = _find_source(arguments[1])
-    converted = convert_file(source, arguments[2], request)
-  # Every error of this library's own is a ValueError.
-  except (OSError, ValueError) as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("error: interrupted; nothing was written")
+  with one_line_errors("nothing was written"):
+    if _LIST.value:
+      print(released.table(), flush=True)
+    else:
+      _convert(*arguments[1:])
+
+
+def _convert(source: str, destination: str) -> None:
+  request = Request(
+    num_classes=_NUM_CLASSES.value,
+    allow_missing=tuple(_ALLOW_MISSING.value),
+    window=_window(_WINDOW),
+    source_window=_window(_SOURCE_WINDOW),
+    inflation=_INFLATION.value,
+    labels=None if _LABELS.value is None else local_path(_LABELS.value),
+    clip={
+      flag.name: flag.value
+      for flag in (_NUM_FRAMES, _FRAME_INTERVAL, _SAMPLING, _SIZE)
+      if flag.value is not None
+    },
+  )
+  converted = convert_file(_find_source(source), destination, request)
   print(describe(converted))
-  print(f"written to {arguments[2]}")
+  print(f"written to {destination}")
 
 
 def _find_source(source: str) -> pathlib.Path:

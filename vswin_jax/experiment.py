@@ -30,7 +30,7 @@ from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.loading import read_usage
-from vswin_jax.local_files import local_path
+from vswin_jax.local_files import LocalPathError, local_path
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import split_model
 from vswin_jax.training import checkpointing, loop, sharding
@@ -50,6 +50,7 @@ USER_ERRORS = (
   ConfigError,
   DatasetError,
   EvaluationError,
+  LocalPathError,
   VideoError,
   checkpointing.CheckpointError,
   loop.TrainingError,
@@ -118,11 +119,8 @@ def run(
   Raises:
     one of `USER_ERRORS`, or OSError.
   """
-  try:
-    folder = local_path(workdir)
-    source = folder if checkpoint is None else local_path(checkpoint)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  folder = local_path(workdir)
+  source = folder if checkpoint is None else local_path(checkpoint)
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")
   if mode == "eval":

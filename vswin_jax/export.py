@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
 
+from vswin_jax.command_line import one_line_errors
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.exporting import export_file
 from vswin_jax.training.progress import set_up_logging
@@ -25,13 +26,8 @@ def main(arguments: list[str]) -> None:
   if len(arguments) != 3:
     sys.exit("usage: python -m vswin_jax.export SOURCE OUT --to=FAMILY; see --help")
   _, source, destination = arguments
-  try:
+  with one_line_errors("nothing was written"):
     count = export_file(source, destination, _TO.value)
-  # Every error of this library's own is a ValueError.
-  except (OSError, ValueError) as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("error: interrupted; nothing was written")
   print(f"{count} tensors written to {destination} for {_TO.value}")
 
 

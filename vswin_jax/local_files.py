@@ -6,15 +6,19 @@ import pathlib
 from collections.abc import Iterator
 
 
+class LocalPathError(ValueError):
+  """A name that stands for nothing on this machine; one line."""
+
+
 def local_path(name: str | os.PathLike) -> pathlib.Path:
   """An absolute path; "~" is the home folder where there is one.
 
   Raises:
-    ValueError: the name of something on another machine.
+    LocalPathError: the name of something on another machine.
   """
   name = os.fspath(name)
   if "://" in name:
-    raise ValueError(f"{name} is not a file or folder of this machine")
+    raise LocalPathError(f"{name} is not a file or folder of this machine")
   return pathlib.Path(os.path.expanduser(name)).absolute()
 
 

@@ -6,6 +6,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from vswin_jax.command_line import one_line_errors
+
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
 # Python's resource tracker removes the shared memory of batches that are alive at the end, and
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
   from vswin_jax import experiment
 
-  try:
+  with one_line_errors("the same command resumes from the last checkpoint", experiment.USER_ERRORS):
     experiment.run(
       _CONFIG.value,
       workdir=_WORKDIR.value,
@@ -38,10 +40,6 @@ def main(arguments: list[str]) -> None:
       checkpoint=_CHECKPOINT.value,
       explicit=config_flags.get_override_values(flags.FLAGS["config"]),
     )
-  except (*experiment.USER_ERRORS, OSError) as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("error: interrupted; the same command resumes from the last checkpoint")
 
 
 def _one_line_flag_errors(arguments: list[str]) -> list[str]:

@@ -13,6 +13,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 from absl import app, flags
 
+from vswin_jax.command_line import one_line_errors
+
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of a trained or converted model.")
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> None:
   set_up_logging()
   for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors="backslashreplace")
-  try:
+  with one_line_errors("what was written is complete"):
     failed = prediction_files.predict_files(
       _MODEL.value,
       arguments[1:],
@@ -66,15 +68,6 @@ def main(arguments: list[str]) -> None:
       batch_size=_BATCH_SIZE.value,
       num_workers=_WORKERS.value,
     )
-  except BrokenPipeError:
-    # Whoever read the results has enough; Python's own flush at exit would complain.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
-  # Every error of this library's own is a ValueError.
-  except (OSError, ValueError) as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    sys.exit("error: interrupted; what was written is complete")
   sys.exit(1 if failed else 0)
 
 

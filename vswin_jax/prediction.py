@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -16,10 +16,8 @@ from vswin_jax.data.decoding import VideoError, frame_times
 from vswin_jax.data.files import Item, clip_batches, file_record, find_videos
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.models.parameters import merge_model, split_model
-from vswin_jax.training.step import normalize
-
-OUTPUTS = ("probabilities", "pooled", "map")
+from vswin_jax.models.parameters import split_model
+from vswin_jax.training.step import make_view_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,16 +230,14 @@ def iterate_outputs(
   """Runs a model over items: yields (index, output `[views, ...]`, error or None), in order.
 
   Args:
-    output: one of `OUTPUTS`.
+    output: a key of `training.step.OUTPUTS`.
 
   Raises:
     ValueError: an unknown output, or numbers that do not fit.
   """
-  if output not in OUTPUTS:
-    raise ValueError(f"unknown output {output!r}; expected one of {', '.join(OUTPUTS)}")
   check_at_least(1, batch_size=batch_size)
   graph, params = split_model(model)
-  step = jax.jit(_make_step(graph, preprocessing, output))
+  step = _jitted_step(graph, output, preprocessing.mean, preprocessing.std)
   batches = clip_batches(
     items,
     preprocessing.clip,
@@ -268,21 +264,10 @@ def _rows(batch: dict, outputs: jax.Array) -> Iterator[tuple[int, np.ndarray, st
       yield int(item), values, error.decode(errors="replace") or None
 
 
-def _make_step(graph: nnx.GraphDef, preprocessing: Preprocessing, output: str) -> Callable:
-  def step(params: dict, video: jax.Array) -> jax.Array:
-    model = merge_model(graph, params)
-
-    def one_view(view: jax.Array) -> jax.Array:
-      pixels = normalize(view, preprocessing.mean, preprocessing.std)
-      if output == "probabilities":
-        return jax.nn.softmax(model(pixels))
-      features = model.features(pixels) if output == "pooled" else model.feature_map(pixels)
-      return features.astype(jnp.float32)
-
-    outputs = jax.lax.map(one_view, jnp.moveaxis(video, 1, 0))
-    return jnp.moveaxis(outputs, 0, 1)
-
-  return step
+@functools.lru_cache(maxsize=8)
+def _jitted_step(graph: nnx.GraphDef, output: str, mean: tuple, std: tuple) -> Callable:
+  """Kept, so that one call after another with the same model compiles once."""
+  return jax.jit(make_view_step(graph, output, mean=mean, std=std))
 
 
 def with_views(preprocessing: Preprocessing, views: Views | None) -> Preprocessing:

@@ -52,14 +52,12 @@ def convert_file(
   """Converts a PyTorch file to a checkpoint; it appears whole or not at all.
 
   Raises:
+    LocalPathError: names of files on another machine.
     FileError: the file can't be read.
     ConversionError: its weights are of no known model, incomplete, or the request does not fit.
     CheckpointError: the destination exists or can't be written.
   """
-  try:
-    source, destination = local_path(source), local_path(destination)
-  except ValueError as error:
-    raise ConversionError(str(error)) from error
+  source, destination = local_path(source), local_path(destination)
   checkpointing.check_absent(destination)
   content = read_file(source)
   converted = convert_tensors(find_tensors(content), request)

@@ -32,13 +32,11 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
     strict load asks for.
 
   Raises:
+    LocalPathError: names of files on another machine.
     CheckpointError: no checkpoint there.
     ConversionError: a model that the family does not have, or an ending that is not supported.
   """
-  try:
-    destination = local_path(destination)
-  except ValueError as error:
-    raise ConversionError(str(error)) from error
+  destination = local_path(destination)
   if not destination.parent.is_dir():
     raise ConversionError(f"there is no folder {destination.parent} to write to; make it first")
   write = _writer(destination.suffix)

@@ -1,7 +1,6 @@
 """Recognises the weights of a file and turns them into a model of this library."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -96,7 +95,7 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
 
   def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
     parameter = video_swin.from_source(path, tensor)
-    if path.endswith("relative_position_bias_table") and config["window_size"] != source_window:
+    if path.endswith("relative_position_bias_table"):
       parameter = inflation.resize_table(parameter, source_window, config["window_size"])
     return parameter
 
@@ -162,7 +161,7 @@ def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Convert
     raise ConversionError("the first bias table of this 2D Swin is missing or of no square window")
   window = options.window or (8, side, side)
   patch_time = CATALOG["video_swin_t"].patch_size[0]
-  classifier = {name for name in tensors if re.fullmatch(r"head\.(weight|bias)", name)}
+  classifier = ("head.weight", "head.bias")
   backbone = {name: tensor for name, tensor in tensors.items() if name not in classifier}
   inflated = inflation.inflate(backbone, window, patch_time, options.inflation)
   options = dataclasses.replace(

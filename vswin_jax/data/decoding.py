@@ -104,6 +104,18 @@ def probe(video: bytes | str | os.PathLike) -> VideoFacts:
   Raises:
     VideoError: no such file, no video stream, or no frames.
   """
+  if isinstance(video, (str, os.PathLike)):
+    return _probe_file(*file_key(video))
+  return _probe(video)
+
+
+@functools.lru_cache(maxsize=8)
+def _probe_file(path: str, size: int, changed: int) -> VideoFacts:
+  del size, changed  # with them the path stands for one content
+  return _probe(path)
+
+
+def _probe(video) -> VideoFacts:
   index = _index(video)
   with open_video(video) as (container, stream):
     rate = stream.average_rate or stream.guessed_rate

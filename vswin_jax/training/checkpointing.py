@@ -32,6 +32,7 @@ def open_checkpoints(
   """Opens the checkpoints of a run, keeping the newest `keep`; waits for the last save at exit.
 
   Args:
+    directory: absolute.
     partial_load: loads may ask for a part of what a checkpoint holds.
     copy_host_arrays: saves copy numpy arrays, so that they may be changed at once.
   """
@@ -92,12 +93,10 @@ def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> Non
     facts: as in `save`.
 
   Raises:
+    LocalPathError: the name of a folder on another machine.
     CheckpointError: the folder exists, or can't be written.
   """
-  try:
-    directory = local_path(directory)
-  except ValueError as error:
-    raise CheckpointError(str(error)) from error
+  directory = local_path(directory)
   check_absent(directory)
   incomplete = directory.with_name(f".{directory.name}.incomplete-{os.getpid()}")
   try:
@@ -137,10 +136,7 @@ def read_facts(directory: str | os.PathLike) -> dict:
 
 def checkpoints_of(workdir: str | os.PathLike) -> pathlib.Path:
   """Where a run, or a conversion, keeps its checkpoints."""
-  try:
-    return local_path(workdir) / "checkpoints"
-  except ValueError as error:
-    raise CheckpointError(str(error)) from error
+  return local_path(workdir) / "checkpoints"
 
 
 def restore_params(

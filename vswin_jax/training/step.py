@@ -1,5 +1,6 @@
 """The state of a run and the jitted functions over it: one training step, one evaluation step."""
 
+import types
 from collections.abc import Callable
 
 import flax.struct
@@ -45,6 +46,16 @@ def create_state(
     totals={name: jnp.zeros((), jnp.float32) for name in ("steps", "loss", "top1", "grad_norm")},
     clips_failed=jnp.zeros((), jnp.int32),
   )
+
+
+# What a model gives for a normalised video, by name.
+OUTPUTS = types.MappingProxyType(
+  {
+    "probabilities": lambda model, video: jax.nn.softmax(model(video)),
+    "pooled": lambda model, video: model.features(video),
+    "map": lambda model, video: model.feature_map(video),
+  }
+)
 
 
 def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -153,16 +164,38 @@ def make_eval_step(
 
   Returns:
     `step(params, video)` with video uint8 `[batch, views, time, height, width, 3]` -> float32
-    probabilities `[batch, num_classes]`, the mean over views. Views go through the model one
-    after the other, so memory is that of `batch` clips.
+    probabilities `[batch, num_classes]`, the mean over views.
   """
+  view_step = make_view_step(graph, "probabilities", mean=mean, std=std)
+  return lambda params, video: view_step(params, video).mean(1)
+
+
+def make_view_step(
+  graph: nnx.GraphDef, output: str, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[dict, jax.Array], jax.Array]:
+  """Builds a step that gives an output of the model for every view, to be jitted.
+
+  Args:
+    output: a key of `OUTPUTS`: "probabilities" `[num_classes]`, "pooled" features `[channels]` or
+      the feature "map" `[time, height, width, channels]`.
+
+  Returns:
+    `step(params, video)` with video uint8 `[batch, views, time, height, width, 3]` -> float32
+    `[batch, views, ...]`. Views go through the model one after the other, so memory is that of
+    `batch` clips.
+
+  Raises:
+    ValueError: an unknown output.
+  """
+  if output not in OUTPUTS:
+    raise ValueError(f"unknown output {output!r}; expected one of {', '.join(OUTPUTS)}")
 
   def step(params: dict, video: jax.Array) -> jax.Array:
     model = merge_model(graph, params)
 
-    def probabilities(view):
-      return jax.nn.softmax(model(normalize(view, mean, std)))
+    def one_view(view: jax.Array) -> jax.Array:
+      return OUTPUTS[output](model, normalize(view, mean, std)).astype(jnp.float32)
 
-    return jax.lax.map(probabilities, jnp.moveaxis(video, 1, 0)).mean(0)
+    return jnp.moveaxis(jax.lax.map(one_view, jnp.moveaxis(video, 1, 0)), 0, 1)
 
   return step

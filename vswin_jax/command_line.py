@@ -1,0 +1,27 @@
+"""How the commands of this package end when something goes wrong."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator[None]:
+  """Ends the program with one line and exit status 1 in place of a traceback.
+
+  Args:
+    interrupted: what an interruption leaves behind, in words.
+    errors: the exceptions, besides OSError, that speak to the user. Every error of this library's
+      own is a ValueError.
+  """
+  try:
+    yield
+  except BrokenPipeError:
+    # Whoever read the output has enough; Python's own flush at exit would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except (OSError, *errors) as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit(f"error: interrupted; {interrupted}")
