@@ -17,8 +17,8 @@ from tests.golden_table import (
   relative_error,
 )
 from vswin_jax.models import CATALOG, create_model
+from vswin_jax.models.layers import drop_path
 from vswin_jax.models.parameters import merge_model, split_model
-from vswin_jax.models.video_swin import _drop_path
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_every_kind_of_dropout_needs_a_key_and_follows_it(rate):
 
 def test_drop_path_keeps_the_expected_value_and_drops_whole_clips():
   x = jnp.ones((4096, 2, 3, 3, 2))
-  dropped = np.asarray(_drop_path(x, 0.25, jax.random.key(0))).reshape(4096, -1)
+  dropped = np.asarray(drop_path(x, 0.25, jax.random.key(0))).reshape(4096, -1)
   assert (dropped == dropped[:, :1]).all()
   assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
   assert abs((dropped[:, 0] == 0).mean() - 0.25) < 0.03
@@ -266,7 +266,7 @@ def test_wrong_input_and_options_get_one_clear_line():
     ({"window_size": 7}, "window_size must be positive integers, got 7"),
     ({"patch_size": (4, 4)}, r"patch_size must be \(time, height, width\)"),
     ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1"),
-    ({"dtype": "bfloat"}, "dtype must be one of float32, bfloat16, float16; got 'bfloat'"),
+    ({"dtype": "bfloat"}, "unknown dtype 'bfloat'; choose one of bfloat16, float16, float32"),
     ({"rematerialisation": "blocks"}, "unknown rematerialisation 'blocks'"),
     ({"attention": "chunkd"}, "unknown attention 'chunkd'; choose one of chunked, xla"),
   ],

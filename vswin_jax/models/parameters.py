@@ -46,6 +46,12 @@ def unflatten(leaves: dict[str, object]) -> dict:
   return tree
 
 
+def is_statistic(path: str) -> bool:
+  """Whether a parameter, by dotted path, is a stored statistic of batch normalisation, which is
+  loaded and kept like a parameter, but never learnt."""
+  return path.endswith((".running_mean", ".running_variance"))
+
+
 def parameter_path(path) -> str:
   """Dotted name of a `jax.tree_util` key path: "stages.0.blocks.1.mlp.fc1.kernel"."""
   return ".".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)

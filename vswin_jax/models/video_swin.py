@@ -6,7 +6,6 @@ randomness comes in as a key, and without a key a call is deterministic.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,19 @@ from flax import nnx
 from vswin_jax.attention import window_attention
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
+from vswin_jax.models import options
+from vswin_jax.models.layers import (
+  DTYPES,
+  MLP,
+  check_video,
+  drop_path,
+  dropout,
+  layer_norm,
+  linear,
+  normal_param,
+  split_key,
+  symmetric_uniform,
+)
 from vswin_jax.models.windows import (
   Size3D,
   from_windows,
@@ -26,7 +38,6 @@ from vswin_jax.models.windows import (
 
 LAYER_NORM_EPSILON = 1e-5
 REMATERIALISATIONS = ("none", "block", "attention")
-DTYPES = ("float32", "bfloat16", "float16")
 _RATES = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_dropout_rate")
 
 
@@ -35,7 +46,7 @@ class VideoSwinConfig:
   """Everything that defines a Video Swin; sizes are (time, height, width).
 
   Attributes:
-    num_classes: logits of the head.
+    num_classes: logits of the head; 0: no head, calls give the pooled features.
     embed_dim: channels of the first stage, doubled by every later one.
     depths: blocks per stage; odd blocks shift their windows.
     num_heads: attention heads per stage.
@@ -74,11 +85,7 @@ class VideoSwinConfig:
 
   def __post_init__(self):
     for name in ("depths", "num_heads", "patch_size", "window_size"):
-      sizes = getattr(self, name)
-      is_sequence = isinstance(sizes, Sequence) and not isinstance(sizes, str)
-      if not (is_sequence and sizes and all(isinstance(n, int) and n > 0 for n in sizes)):
-        raise ValueError(f"{name} must be positive integers, got {sizes!r}")
-      object.__setattr__(self, name, tuple(sizes))
+      options.set_sizes(self, name)
     for name in ("patch_size", "window_size"):
       if len(getattr(self, name)) != 3:
         raise ValueError(f"{name} must be (time, height, width), got {getattr(self, name)}")
@@ -86,92 +93,18 @@ class VideoSwinConfig:
       raise ValueError(
         f"depths {self.depths} and num_heads {self.num_heads} must name the same stages"
       )
-    for name in ("num_classes", "embed_dim"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-    for name in _RATES:
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-    for name in ("dtype", "param_dtype"):
-      if getattr(self, name) not in DTYPES:
-        raise ValueError(f"{name} must be one of {', '.join(DTYPES)}; got {getattr(self, name)!r}")
+    options.check_at_least(0, self, "num_classes")
+    options.check_at_least(1, self, "embed_dim")
+    options.check_rates(self, *_RATES)
+    options.check_choices(self, DTYPES, "dtype", "param_dtype")
+    options.check_choices(self, REMATERIALISATIONS, "rematerialisation")
+    options.check_choices(self, IMPLEMENTATIONS, "attention")
     for stage, heads in enumerate(self.num_heads):
       if self.embed_dim * 2**stage % heads:
         raise ValueError(
           f"stage {stage} has {self.embed_dim * 2**stage} channels, not divisible by its "
           f"{heads} heads; change embed_dim or num_heads"
         )
-    for name, known in (("rematerialisation", REMATERIALISATIONS), ("attention", IMPLEMENTATIONS)):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(sorted(known))}"
-        )
-
-
-class LayerNorm(nnx.LayerNorm):
-  """LayerNorm computed in float32, parameters included, whatever the dtype of its input."""
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return super().__call__(x).astype(x.dtype)
-
-
-def _layer_norm(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> LayerNorm:
-  return LayerNorm(
-    channels,
-    epsilon=LAYER_NORM_EPSILON,
-    dtype=jnp.float32,
-    param_dtype=config.param_dtype,
-    use_fast_variance=False,
-    rngs=rngs,
-  )
-
-
-class TokenLinear(nnx.Linear):
-  """A linear layer over the last axis that sees all other axes as one.
-
-  With five axes the gradient of the kernel contracts four at once, which XLA compiles for a CPU
-  into something three times slower than a plain matrix product.
-  """
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-
-
-def _linear(
-  inputs: int,
-  outputs: int,
-  config: VideoSwinConfig,
-  rngs: nnx.Rngs,
-  *,
-  use_bias: bool = True,
-  kernel_init=None,
-  bias_init=None,
-  dtype: str | None = None,
-) -> TokenLinear:
-  return TokenLinear(
-    inputs,
-    outputs,
-    use_bias=use_bias,
-    dtype=dtype or config.dtype,
-    param_dtype=config.param_dtype,
-    # The reference truncates at an absolute +-2, far from anything drawn.
-    kernel_init=kernel_init or nnx.initializers.normal(config.init_std),
-    bias_init=bias_init or nnx.initializers.zeros_init(),
-    rngs=rngs,
-  )
-
-
-def _dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axes=()) -> jax.Array:
-  return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(x, deterministic=key is None, rngs=key)
-
-
-def _drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Drops the whole of `x` for a random share `rate` of the examples (stochastic depth)."""
-  return _dropout(x, rate, key, broadcast_axes=tuple(range(1, x.ndim)))
-
-
-def _split(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-  return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 class PatchEmbed(nnx.Module):
@@ -184,11 +117,11 @@ class PatchEmbed(nnx.Module):
   def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
     self.config = config
     inputs = math.prod(config.patch_size) * 3
-    uniform = _symmetric_uniform(inputs**-0.5)
-    self.proj = _linear(
+    uniform = symmetric_uniform(inputs**-0.5)
+    self.proj = linear(
       inputs, config.embed_dim, config, rngs, kernel_init=uniform, bias_init=uniform
     )
-    self.norm = _layer_norm(config.embed_dim, config, rngs)
+    self.norm = layer_norm(config.embed_dim, LAYER_NORM_EPSILON, config, rngs)
 
   def __call__(self, video: jax.Array) -> jax.Array:
     patch = self.config.patch_size
@@ -201,31 +134,22 @@ class PatchEmbed(nnx.Module):
     return self.norm(self.proj(patches))
 
 
-def _symmetric_uniform(bound: float):
-  def init(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
-
-
 class WindowAttention(nnx.Module):
   """Attention inside windows `[batch, windows, tokens, channels]` (section 3.2)."""
 
   def __init__(self, channels: int, heads: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.heads = heads
-    self.relative_position_bias_table = nnx.Param(
-      nnx.initializers.normal(config.init_std)(
-        rngs.params(), (table_rows(config.window_size), heads), jnp.dtype(config.param_dtype)
-      )
+    self.relative_position_bias_table = normal_param(
+      (table_rows(config.window_size), heads), config.init_std, config, rngs
     )
-    self.qkv = _linear(channels, 3 * channels, config, rngs)
-    self.proj = _linear(channels, channels, config, rngs)
+    self.qkv = linear(channels, 3 * channels, config, rngs)
+    self.proj = linear(channels, channels, config, rngs)
 
   def __call__(
     self, x: jax.Array, regions: np.ndarray | None, *, key: jax.Array | None = None
   ) -> jax.Array:
-    attention_key, proj_key = _split(key, 2)
+    attention_key, proj_key = split_key(key, 2)
     qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
 
     def attend(qkv, table):
@@ -243,23 +167,7 @@ class WindowAttention(nnx.Module):
       attend = jax.checkpoint(attend)
     heads = attend(qkv, self.relative_position_bias_table[...])
     x = heads.swapaxes(2, 3).reshape(x.shape)
-    return _dropout(self.proj(x), self.config.dropout_rate, proj_key)
-
-
-class MLP(nnx.Module):
-  """Two linear layers with the exact (erf) GELU between them."""
-
-  def __init__(self, channels: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
-    self.config = config
-    hidden = int(channels * config.mlp_ratio)
-    self.fc1 = _linear(channels, hidden, config, rngs)
-    self.fc2 = _linear(hidden, channels, config, rngs)
-
-  def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    hidden_key, output_key = _split(key, 2)
-    x = jax.nn.gelu(self.fc1(x), approximate=False)
-    x = _dropout(x, self.config.dropout_rate, hidden_key)
-    return _dropout(self.fc2(x), self.config.dropout_rate, output_key)
+    return dropout(self.proj(x), self.config.dropout_rate, proj_key)
 
 
 class Block(nnx.Module):
@@ -278,26 +186,26 @@ class Block(nnx.Module):
     self.config = config
     self.shifted = shifted
     self.drop_path_rate = drop_path_rate
-    self.norm1 = _layer_norm(channels, config, rngs)
+    self.norm1 = layer_norm(channels, LAYER_NORM_EPSILON, config, rngs)
     self.attention = WindowAttention(channels, heads, config, rngs=rngs)
-    self.norm2 = _layer_norm(channels, config, rngs)
-    self.mlp = MLP(channels, config, rngs=rngs)
+    self.norm2 = layer_norm(channels, LAYER_NORM_EPSILON, config, rngs)
+    self.mlp = MLP(channels, int(channels * config.mlp_ratio), config, rngs=rngs)
 
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    attention_key, path1_key, mlp_key, path2_key = _split(key, 4)
+    attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
     layout = window_layout(x.shape[1:4], self.config.window_size, shifted=self.shifted)
     windows = to_windows(self.norm1(x), layout)
     windows = self.attention(windows, region_ids(layout), key=attention_key)
-    x = x + _drop_path(from_windows(windows, layout), self.drop_path_rate, path1_key)
-    return x + _drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
+    x = x + drop_path(from_windows(windows, layout), self.drop_path_rate, path1_key)
+    return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
 
 
 class PatchMerging(nnx.Module):
   """Halves height and width, doubles channels (section 3.1)."""
 
   def __init__(self, channels: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
-    self.norm = _layer_norm(4 * channels, config, rngs)
-    self.reduction = _linear(4 * channels, 2 * channels, config, rngs, use_bias=False)
+    self.norm = layer_norm(4 * channels, LAYER_NORM_EPSILON, config, rngs)
+    self.reduction = linear(4 * channels, 2 * channels, config, rngs, use_bias=False)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, time, height, width, channels = x.shape
@@ -337,9 +245,21 @@ class Stage(nnx.Module):
 
     if self.config.rematerialisation == "block":
       run = jax.checkpoint(run)
-    for block, block_key in zip(self.blocks, _split(key, len(self.blocks))):
+    for block, block_key in zip(self.blocks, split_key(key, len(self.blocks))):
       x = run(block, x, block_key)
     return x if self.downsample is None else self.downsample(x)
+
+
+def _classifier(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> nnx.Module:
+  # In float32: logits rounded to bfloat16 would often tie.
+  return linear(
+    channels,
+    config.num_classes,
+    config,
+    rngs,
+    kernel_init=nnx.initializers.normal(0.01),
+    dtype="float32",
+  )
 
 
 class VideoSwin(nnx.Module):
@@ -360,22 +280,18 @@ class VideoSwin(nnx.Module):
       ]
     )
     channels = config.embed_dim * 2 ** (len(config.depths) - 1)
-    self.norm = _layer_norm(channels, config, rngs)
-    # In float32: logits rounded to bfloat16 would often tie.
-    self.head = _linear(
-      channels,
-      config.num_classes,
-      config,
-      rngs,
-      kernel_init=nnx.initializers.normal(0.01),
-      dtype="float32",
-    )
+    self.num_features = channels
+    self.norm = layer_norm(channels, LAYER_NORM_EPSILON, config, rngs)
+    self.head = _classifier(channels, config, rngs) if config.num_classes else None
 
-  def feature_map(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+  def feature_map(
+    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
+  ) -> jax.Array:
     """Normalised features of the last stage.
 
     Args:
       video: float `[batch, time, height, width, 3]`, normalised RGB, of any size.
+      position_ids: not used; other models want to know where in the video the frames were.
       key: random key for dropout; None for a deterministic call.
 
     Returns:
@@ -385,27 +301,27 @@ class VideoSwin(nnx.Module):
     Raises:
       ValueError: `video` is not of that shape or not floating point.
     """
-    is_float = jnp.issubdtype(video.dtype, jnp.floating)
-    if video.ndim != 5 or video.shape[-1] != 3 or video.size == 0 or not is_float:
-      raise ValueError(
-        "video must be float [batch, time, height, width, 3], normalised; got "
-        f"{video.dtype} {list(video.shape)}"
-      )
-    embed_key, *stage_keys = _split(key, 1 + len(self.stages))
+    del position_ids
+    check_video(video)
+    embed_key, *stage_keys = split_key(key, 1 + len(self.stages))
     x = self.patch_embed(video.astype(self.config.dtype))
-    x = _dropout(x, self.config.dropout_rate, embed_key)
+    x = dropout(x, self.config.dropout_rate, embed_key)
     for stage, stage_key in zip(self.stages, stage_keys):
       x = stage(x, key=stage_key)
     return self.norm(x)
 
-  def features(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+  def features(
+    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
+  ) -> jax.Array:
     """Features before the head: `feature_map` averaged over its grid, float32
     `[batch, channels]`."""
     return self.feature_map(video, key=key).mean((1, 2, 3), dtype=jnp.float32)
 
-  def __call__(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
+  ) -> jax.Array:
     """Classifies clips: `video` as in `feature_map` -> float32 logits `[batch, num_classes]`."""
-    backbone_key, head_key = _split(key, 2)
+    backbone_key, head_key = split_key(key, 2)
     features = self.features(video, key=backbone_key)
-    features = _dropout(features, self.config.head_dropout_rate, head_key)
-    return self.head(features)
+    features = dropout(features, self.config.head_dropout_rate, head_key)
+    return features if self.head is None else self.head(features)

@@ -1,0 +1,76 @@
+"""Image backbones by name: float images `[batch, height, width, 3]` -> `[batch, features]`."""
+
+import dataclasses
+import types
+
+import jax
+from flax import nnx
+
+from vswin_jax.models.options import closest
+from vswin_jax.models.resnet import ResNet, ResNetConfig
+from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
+from vswin_jax.models.vit import ViT, ViTConfig
+
+
+class ImageSwin(VideoSwin):
+  """2D Swin Transformer (arXiv 2103.14030): a Video Swin of one frame and no depth in time."""
+
+  def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
+    if config.num_classes or config.patch_size[0] != 1 or config.window_size[0] != 1:
+      raise ValueError(
+        "an image backbone has no classes (num_classes=0), and patches and windows of one frame; "
+        f"got {config.num_classes} classes, patches {config.patch_size}, windows "
+        f"{config.window_size}"
+      )
+    super().__init__(config, rngs=rngs)
+
+  def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    return self.features(images[:, None], key=key)
+
+
+def _image_swin(**fields) -> VideoSwinConfig:
+  return VideoSwinConfig(
+    num_classes=0, patch_size=(1, 4, 4), window_size=(1, 7, 7), drop_path_rate=0.0, **fields
+  )
+
+
+BACKBONES = types.MappingProxyType(
+  {
+    "vit_b_16": ViTConfig(),
+    "deit_ti_16": ViTConfig(width=192, num_heads=3),
+    "deit_b_16": ViTConfig(),
+    "deit_b_16_distilled": ViTConfig(distilled=True),
+    "resnet50": ResNetConfig(),
+    "resnet101": ResNetConfig(depths=(3, 4, 23, 3)),
+    "swin_t": _image_swin(),
+    "swin_s": _image_swin(depths=(2, 2, 18, 2)),
+    "swin_b": _image_swin(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+  }
+)
+
+_CLASSES = {ViTConfig: ViT, ResNetConfig: ResNet, VideoSwinConfig: ImageSwin}
+
+
+def backbone_config(name: str, **overrides) -> ViTConfig | ResNetConfig | VideoSwinConfig:
+  """The configuration of a named backbone with some fields replaced.
+
+  Raises:
+    ValueError: unknown name, unknown field or a value that does not fit.
+  """
+  if name not in BACKBONES:
+    raise ValueError(f"unknown backbone {name!r}: {closest(name, BACKBONES)}")
+  return replace_fields(BACKBONES[name], name, overrides)
+
+
+def replace_fields(config, name: str, overrides: dict):
+  """A copy of a configuration with some fields replaced; unknown ones are refused."""
+  fields = {field.name for field in dataclasses.fields(config)}
+  for field in overrides:
+    if field not in fields:
+      raise ValueError(f"{name} has no option {field!r}: {closest(field, fields)}")
+  return dataclasses.replace(config, **overrides)
+
+
+def create_backbone(config, *, rngs: nnx.Rngs) -> nnx.Module:
+  """Builds a backbone with random parameters."""
+  return _CLASSES[type(config)](config, rngs=rngs)

@@ -1,0 +1,163 @@
+"""The temporal encoder of VTN: a Longformer (arXiv 2004.05150) over features of frames.
+
+Sequences are `[batch, 1 + frames, channels]`; their first token is the class token, which sees all
+and which all see. Frames otherwise see the frames near them (VTN, section 3.2).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vswin_jax.attention.banded import banded_attention, global_attention
+from vswin_jax.models.layers import dropout, layer_norm, linear, normal_param, split_key
+
+LAYER_NORM_EPSILON = 1e-12
+
+
+class LongformerAttention(nnx.Module):
+  """Local attention of frames, global attention of the class token.
+
+  Frames see the class token through the local projections; the class token sees all tokens through
+  projections of its own.
+  """
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    self.config = config
+    width = config.width
+    self.query = linear(width, width, config, rngs)
+    self.key = linear(width, width, config, rngs)
+    self.value = linear(width, width, config, rngs)
+    self.query_global = linear(width, width, config, rngs)
+    self.key_global = linear(width, width, config, rngs)
+    self.value_global = linear(width, width, config, rngs)
+    self.proj = linear(width, width, config, rngs)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    valid: jax.Array | None,
+    *,
+    class_token_only: bool,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """All tokens, or the class token alone `[batch, 1, channels]`."""
+    class_key, frames_key, proj_key = split_key(key, 3)
+    attended = self._class_token(x, valid, class_key)
+    if not class_token_only:
+      attended = jnp.concatenate([attended, self._frames(x, valid, frames_key)], axis=1)
+    return dropout(self.proj(attended), self.config.dropout_rate, proj_key)
+
+  def _class_token(self, x, valid, key):
+    if valid is not None:
+      valid = jnp.pad(valid, [(0, 0), (1, 0)], constant_values=True)
+    query = self._heads(self._scaled(self.query_global(x[:, :1])))
+    attended = global_attention(
+      query[:, :, 0],
+      self._heads(self.key_global(x)),
+      self._heads(self.value_global(x)),
+      valid,
+      dropout_rate=self.config.attention_dropout_rate,
+      dropout_key=key,
+    )
+    return attended.reshape(x.shape[0], 1, -1)
+
+  def _frames(self, x, valid, key):
+    query = self._heads(self._scaled(self.query(x[:, 1:])))
+    keys, values = self._heads(self.key(x)), self._heads(self.value(x))
+    attended = banded_attention(
+      query,
+      keys[:, :, 1:],
+      values[:, :, 1:],
+      keys[:, :, 0],
+      values[:, :, 0],
+      self.config.attention_window // 2,
+      valid,
+      dropout_rate=self.config.attention_dropout_rate,
+      dropout_key=key,
+    )
+    return attended.swapaxes(1, 2).reshape(x.shape[0], -1, x.shape[2])
+
+  def _scaled(self, query):
+    return query * (self.config.width // self.config.num_heads) ** -0.5
+
+  def _heads(self, x):
+    """`[batch, tokens, channels]` -> `[batch, heads, tokens, head_dim]`."""
+    return x.reshape(*x.shape[:2], self.config.num_heads, -1).swapaxes(1, 2)
+
+
+class LongformerLayer(nnx.Module):
+  """Post-norm layer: attention, then an MLP, both residual and then normalised."""
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    self.config = config
+    self.attention = LongformerAttention(config, rngs=rngs)
+    self.norm1 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
+    self.fc1 = linear(config.width, config.intermediate_size, config, rngs)
+    self.fc2 = linear(config.intermediate_size, config.width, config, rngs)
+    self.norm2 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    valid: jax.Array | None,
+    *,
+    class_token_only: bool = False,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    attention_key, mlp_key = split_key(key, 2)
+    attended = self.attention(x, valid, class_token_only=class_token_only, key=attention_key)
+    x = self.norm1(x[:, : attended.shape[1]] + attended)
+    y = self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    return self.norm2(x + dropout(y, self.config.dropout_rate, mlp_key))
+
+
+class TemporalEncoder(nnx.Module):
+  """Class token, embeddings of positions and token types, layers.
+
+  Attributes:
+    position_embeddings: `[num_positions, channels]`. The last row is that of the reference's
+      padding and never used; the one before it is that of the class token.
+    type_embeddings: `[2, channels]`, of frames and of the class token.
+  """
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    self.config = config
+    std = config.embedding_std
+    self.class_token = normal_param((config.width,), 1.0, config, rngs)
+    self.position_embeddings = normal_param((config.num_positions, config.width), std, config, rngs)
+    self.type_embeddings = normal_param((2, config.width), std, config, rngs)
+    self.norm = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
+    self.layers = nnx.List([LongformerLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+
+  def __call__(
+    self,
+    features: jax.Array,
+    position_ids: jax.Array,
+    valid: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Encodes a video.
+
+    The last layer is computed for the class token only, the only one that counts.
+
+    Args:
+      features: `[batch, frames, channels]`.
+      position_ids: int `[batch, frames]`: frame numbers, taken modulo `num_positions - 2`.
+      valid: bool `[batch, frames]`; False: padding, which changes nothing. None: all valid.
+      key: random key for dropout; None for a deterministic call.
+
+    Returns:
+      `[batch, channels]`, the class token after the last layer.
+    """
+    embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
+    positions, types = self.position_embeddings[...], self.type_embeddings[...]
+    class_token = self.class_token[...] + positions[-2] + types[1]
+    class_token = jnp.broadcast_to(class_token, (features.shape[0], 1, *class_token.shape))
+    frames = features + positions[position_ids % (len(positions) - 2)] + types[0]
+    x = self.norm(jnp.concatenate([class_token, frames], axis=1)).astype(self.config.dtype)
+    x = dropout(x, self.config.dropout_rate, embed_key)
+    for index, (layer, layer_key) in enumerate(zip(self.layers, layer_keys)):
+      is_last = index == len(self.layers) - 1
+      x = layer(x, valid, class_token_only=is_last, key=layer_key)
+    return x[:, 0]

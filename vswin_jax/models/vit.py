@@ -1,0 +1,206 @@
+"""Vision Transformer for single images (arXiv 2010.11929) and DeiT (arXiv 2012.12877).
+
+The arithmetic and the fused layouts are those of timm's `VisionTransformer`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vswin_jax.models import options
+from vswin_jax.models.layers import (
+  DTYPES,
+  MLP,
+  drop_path,
+  dropout,
+  layer_norm,
+  linear,
+  normal_param,
+  split_key,
+)
+
+LAYER_NORM_EPSILON = 1e-6
+REMATERIALISATIONS = ("none", "block")
+ATTENTIONS = ("xla", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+  """Everything that defines a Vision Transformer.
+
+  Attributes:
+    image_size: height and width of an image in pixels.
+    patch_size: height and width of a patch in pixels.
+    width: channels of a token.
+    depth: blocks.
+    num_heads: attention heads.
+    mlp_ratio: hidden channels of the MLP over `width`.
+    distilled: whether there is a distillation token; features are then the mean of both tokens.
+    dropout_rate: after the position embedding, the attention projection and in the MLP.
+    drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+    dtype: of the computation; LayerNorm and softmax are float32.
+    param_dtype: of the parameters.
+    rematerialisation: what the backward pass recomputes: "none" or "block".
+    attention: "xla", or "cudnn" (a fused kernel: NVIDIA GPUs, half precision).
+    init_std: standard deviation of the initial linear layers.
+    embedding_std: of the initial class tokens and position embeddings.
+  """
+
+  image_size: int = 224
+  patch_size: int = 16
+  width: int = 768
+  depth: int = 12
+  num_heads: int = 12
+  mlp_ratio: float = 4.0
+  distilled: bool = False
+  dropout_rate: float = 0.0
+  drop_path_rate: float = 0.0
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  rematerialisation: str = "none"
+  attention: str = "xla"
+  init_std: float = 0.02
+  embedding_std: float = 0.02
+
+  def __post_init__(self):
+    options.check_at_least(
+      1, self, "image_size", "patch_size", "width", "depth", "num_heads", "mlp_ratio"
+    )
+    options.check_rates(self, "dropout_rate", "drop_path_rate")
+    options.check_choices(self, DTYPES, "dtype", "param_dtype")
+    options.check_choices(self, REMATERIALISATIONS, "rematerialisation")
+    options.check_choices(self, ATTENTIONS, "attention")
+    options.check_heads(self.width, self.num_heads, "the image backbone")
+    if self.image_size % self.patch_size:
+      raise ValueError(
+        f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}"
+      )
+
+
+class SelfAttention(nnx.Module):
+  """Attention of the first tokens `[batch, tokens, channels]` to all of them."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.qkv = linear(config.width, 3 * config.width, config, rngs)
+    self.proj = linear(config.width, config.width, config, rngs)
+
+  def __call__(self, x: jax.Array, queries: int) -> jax.Array:
+    batch, tokens, channels = x.shape
+    heads = self.config.num_heads
+
+    def project(x, first, count):
+      columns = slice(first * channels, (first + count) * channels)
+      kernel, bias = self.qkv.kernel[:, columns], self.qkv.bias[columns]
+      dtype = self.config.dtype
+      y = x.reshape(-1, channels) @ kernel.astype(dtype) + bias.astype(dtype)
+      return y.reshape(batch, -1, count, heads, channels // heads)
+
+    if queries == tokens:
+      query, key, value = jnp.moveaxis(project(x, 0, 3), 2, 0)
+    else:
+      query = project(x[:, :queries], 0, 1)[:, :, 0]
+      key, value = jnp.moveaxis(project(x, 1, 2), 2, 0)
+    heads = jax.nn.dot_product_attention(query, key, value, implementation=self.config.attention)
+    return self.proj(heads.reshape(batch, queries, channels))
+
+
+class Block(nnx.Module):
+  """Pre-norm block: attention, then an MLP, both residual."""
+
+  def __init__(self, drop_path_rate: float, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.drop_path_rate = drop_path_rate
+    self.norm1 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
+    self.attention = SelfAttention(config, rngs=rngs)
+    self.norm2 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
+    self.mlp = MLP(config.width, int(config.width * config.mlp_ratio), config, rngs=rngs)
+
+  def __call__(self, x: jax.Array, kept: int, *, key: jax.Array | None = None) -> jax.Array:
+    """The first `kept` of the tokens, the only ones that are computed to the end."""
+    proj_key, path1_key, mlp_key, path2_key = split_key(key, 4)
+    attended = self.attention(self.norm1(x), kept)
+    attended = dropout(attended, self.config.dropout_rate, proj_key)
+    x = x[:, :kept] + drop_path(attended, self.drop_path_rate, path1_key)
+    return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
+
+
+class ViT(nnx.Module):
+  """Vision Transformer without a classifier: `model(images)` gives features."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.num_features = config.width
+    self.patch_embed = linear(config.patch_size**2 * 3, config.width, config, rngs)
+    self.class_token = normal_param((config.width,), config.embedding_std, config, rngs)
+    self.distillation_token = (
+      normal_param((config.width,), config.embedding_std, config, rngs)
+      if config.distilled
+      else None
+    )
+    tokens = (config.image_size // config.patch_size) ** 2 + self.class_tokens
+    self.position_embedding = normal_param(
+      (tokens, config.width), config.embedding_std, config, rngs
+    )
+    rates = np.linspace(0.0, config.drop_path_rate, config.depth).tolist()
+    self.blocks = nnx.List([Block(rate, config, rngs=rngs) for rate in rates])
+    self.norm = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
+
+  @property
+  def class_tokens(self) -> int:
+    """How many tokens stand in front of the patches."""
+    return 2 if self.config.distilled else 1
+
+  def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Features of images.
+
+    The last block and the last LayerNorm are computed for the class tokens only, whose values do
+    not depend on the rest of them.
+
+    Args:
+      images: float `[batch, height, width, 3]`, normalised RGB of `image_size`.
+      key: random key for dropout; None for a deterministic call.
+
+    Returns:
+      float32 `[batch, channels]`: the class token after the last LayerNorm; with a distillation
+      token the mean of both.
+
+    Raises:
+      ValueError: `images` is not of that shape.
+    """
+    size = self.config.image_size
+    if images.shape[1:] != (size, size, 3):
+      raise ValueError(
+        f"images must be [batch, {size}, {size}, 3] for these position embeddings; got "
+        f"{list(images.shape)}"
+      )
+    embed_key, *block_keys = split_key(key, 1 + len(self.blocks))
+    x = self._embed(images.astype(self.config.dtype))
+    x = dropout(x, self.config.dropout_rate, embed_key)
+
+    def run(block, x, key, kept):
+      return block(x, kept, key=key)
+
+    if self.config.rematerialisation == "block":
+      run = jax.checkpoint(run, static_argnums=3)
+    kept = [x.shape[1]] * (len(self.blocks) - 1) + [self.class_tokens]
+    for block, block_key, tokens in zip(self.blocks, block_keys, kept):
+      x = run(block, x, block_key, tokens)
+    return self.norm(x).mean(1, dtype=jnp.float32)
+
+  def _embed(self, images: jax.Array) -> jax.Array:
+    """Patches, a convolution whose stride is its kernel, behind the class tokens; positions."""
+    patch = self.config.patch_size
+    grid = images.shape[1] // patch
+    patches = images.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3)
+    patches = self.patch_embed(patches.reshape(-1, grid * grid, patch * patch * 3))
+    class_tokens = [
+      jnp.broadcast_to(token[...].astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
+      for token in (self.class_token, self.distillation_token)
+      if token is not None
+    ]
+    tokens = jnp.concatenate([*class_tokens, patches], axis=1)
+    return tokens + self.position_embedding[...].astype(tokens.dtype)

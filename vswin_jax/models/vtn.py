@@ -1,0 +1,269 @@
+"""Video Transformer Network (arXiv 2102.00719), equal to the reference implementation.
+
+A 2D backbone turns every frame into a vector; a Longformer over these vectors classifies the video.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vswin_jax.models import options
+from vswin_jax.models.backbones import backbone_config, create_backbone
+from vswin_jax.models.layers import (
+  DTYPES,
+  check_video,
+  dropout,
+  layer_norm,
+  linear,
+  split_key,
+  symmetric_uniform,
+)
+from vswin_jax.models.longformer import TemporalEncoder
+
+HEAD_LAYER_NORM_EPSILON = 1e-5
+REMATERIALISATIONS = ("none", "chunk")
+CUSTOM_BACKBONE = "custom"
+
+
+@dataclasses.dataclass(frozen=True)
+class VTNConfig:
+  """Everything that defines a VTN.
+
+  Attributes:
+    num_classes: logits of the head.
+    backbone: a name in `backbones.BACKBONES`; or any module or function from float images `[batch,
+      height, width, 3]` to features `[batch, width]`. One with a parameter `key` is given a random
+      key in training.
+    backbone_options: fields of a named backbone's configuration that differ. Its dtypes are the
+      model's unless they are named here.
+    width: channels of the temporal encoder, and features of the backbone.
+    num_layers: of the temporal encoder.
+    num_heads: of the temporal encoder.
+    attention_window: frames that a frame sees besides itself, one half before and one after it.
+    intermediate_size: hidden channels of the temporal encoder's MLPs.
+    num_positions: rows of the position embedding, two of which are no frame's.
+    head_width: hidden channels of the head; 0: as many as `width`.
+    dropout_rate: in the temporal encoder; likewise `attention_dropout_rate`.
+    head_dropout_rate: before the classifier.
+    frames_per_chunk: frames of each video that the backbone computes at a time; 0: all. It bounds
+      memory and changes nothing else, but for the draws of dropout in the backbone.
+    dtype: of the computation; LayerNorm, softmax and the head are float32.
+    param_dtype: of the parameters; float32 unless memory forbids.
+    rematerialisation: what the backward pass recomputes: "none" or "chunk" (the backbone, chunk by
+      chunk).
+    init_std: standard deviation of the temporal encoder's initial linear layers.
+    embedding_std: of its initial embeddings of positions and token types. That of the reference
+      is hardly seen beside the features of a random backbone.
+  """
+
+  num_classes: int = 400
+  backbone: str | Callable = "vit_b_16"
+  backbone_options: tuple | dict = ()
+  width: int = 768
+  num_layers: int = 3
+  num_heads: int = 12
+  attention_window: int = 18
+  intermediate_size: int = 3072
+  num_positions: int = 288
+  head_width: int = 0
+  dropout_rate: float = 0.1
+  attention_dropout_rate: float = 0.1
+  head_dropout_rate: float = 0.5
+  frames_per_chunk: int = 0
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  rematerialisation: str = "none"
+  init_std: float = 0.02
+  embedding_std: float = 0.02
+
+  def __post_init__(self):
+    options.check_at_least(
+      1, self, "num_classes", "width", "num_layers", "num_heads", "intermediate_size"
+    )
+    options.check_at_least(0, self, "head_width", "frames_per_chunk")
+    options.check_at_least(3, self, "num_positions")
+    options.check_at_least(2, self, "attention_window")
+    options.check_rates(self, "dropout_rate", "attention_dropout_rate", "head_dropout_rate")
+    options.check_choices(self, DTYPES, "dtype", "param_dtype")
+    options.check_choices(self, REMATERIALISATIONS, "rematerialisation")
+    options.check_heads(self.width, self.num_heads, "the temporal encoder")
+    if self.attention_window % 2:
+      raise ValueError(f"attention_window must be even, got {self.attention_window}")
+    # Hashable, as the rest of a model's static part must be.
+    pairs = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in dict(self.backbone_options).items()
+    }
+    object.__setattr__(self, "backbone_options", tuple(sorted(pairs.items())))
+    if isinstance(self.backbone, str) and self.backbone != CUSTOM_BACKBONE:
+      self.named_backbone()
+    elif pairs:
+      raise ValueError("backbone_options are for named backbones; build yours with its options")
+
+  def named_backbone(self):
+    """The configuration of the backbone, if it has a name."""
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    return backbone_config(self.backbone, **dtypes | dict(self.backbone_options))
+
+
+class Head(nnx.Module):
+  """LayerNorm, a hidden layer with the exact GELU, the classifier; in float32."""
+
+  def __init__(self, config: VTNConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    hidden = config.head_width or config.width
+    self.norm = layer_norm(config.width, HEAD_LAYER_NORM_EPSILON, config, rngs)
+    self.fc1 = _uniform_linear(config.width, hidden, config, rngs)
+    self.fc2 = _uniform_linear(hidden, config.num_classes, config, rngs)
+
+  def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    x = jax.nn.gelu(self.fc1(self.norm(x)), approximate=False)
+    return self.fc2(dropout(x, self.config.head_dropout_rate, key))
+
+
+def _uniform_linear(inputs: int, outputs: int, config: VTNConfig, rngs: nnx.Rngs):
+  """A linear layer as PyTorch initialises it by default."""
+  uniform = symmetric_uniform(inputs**-0.5)
+  return linear(
+    inputs, outputs, config, rngs, kernel_init=uniform, bias_init=uniform, dtype="float32"
+  )
+
+
+class VTN(nnx.Module):
+  """Video Transformer Network.
+
+  `model(video)` is deterministic; `model(video, key=key)` drops out. Features of frames may be
+  computed apart: `model(video)` is `model.classify(model.encode_frames(video))`.
+  """
+
+  def __init__(self, config: VTNConfig, *, rngs: nnx.Rngs):
+    if config.backbone == CUSTOM_BACKBONE:
+      raise ValueError("this model was built with a backbone of its own: give backbone=...")
+    if isinstance(config.backbone, str):
+      self.backbone = create_backbone(config.named_backbone(), rngs=rngs)
+      if self.backbone.num_features != config.width:
+        raise ValueError(
+          f"the backbone {config.backbone} has {self.backbone.num_features} features, but width is "
+          f"{config.width}; set width={self.backbone.num_features}"
+        )
+    else:
+      self.backbone = config.backbone
+      config = dataclasses.replace(config, backbone=CUSTOM_BACKBONE)
+    self.config = config
+    self.temporal_encoder = TemporalEncoder(config, rngs=rngs)
+    self.head = Head(config, rngs=rngs)
+
+  def __call__(
+    self,
+    video: jax.Array,
+    position_ids: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Classifies videos.
+
+    Args:
+      video: float `[batch, frames, height, width, 3]`, normalised RGB.
+      position_ids: int `[batch, frames]`: numbers of the frames in their video, as decoded; they
+        are taken modulo `num_positions - 2`. None: 0, 1, 2 and so on, as if all frames were there.
+      valid: bool `[batch, frames]`: False for the padding of videos shorter than the longest of
+        the batch, which changes nothing in the result. None: all valid.
+      key: random key for dropout; None for a deterministic call.
+
+    Returns:
+      float32 logits `[batch, num_classes]`.
+
+    Raises:
+      ValueError: arrays that do not fit.
+    """
+    backbone_key, temporal_key = split_key(key, 2)
+    features = self.encode_frames(video, key=backbone_key)
+    return self.classify(features, position_ids, valid, key=temporal_key)
+
+  def encode_frames(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Features of every frame by itself: `video` as in a call -> `[batch, frames, width]`."""
+    check_video(video)
+    takes_key = "key" in inspect.signature(self.backbone).parameters
+
+    def encode(chunk, index):
+      images = chunk.reshape(-1, *chunk.shape[2:])
+      chunk_key = None if key is None else jax.random.fold_in(key, index)
+      features = self.backbone(images, **({"key": chunk_key} if takes_key else {}))
+      if features.shape != (len(images), self.config.width):
+        raise ValueError(
+          f"the backbone must give features [{len(images)}, width = {self.config.width}] for "
+          f"{len(images)} images, it gave {list(features.shape)}"
+        )
+      return features.reshape(*chunk.shape[:2], -1)
+
+    if self.config.rematerialisation == "chunk":
+      encode = jax.checkpoint(encode)
+    frames = video.shape[1]
+    size = min(self.config.frames_per_chunk or frames, frames)
+    if size == frames:
+      return encode(video, 0)
+
+    def encode_at(index):
+      return encode(jax.lax.dynamic_slice_in_dim(video, index * size, size, axis=1), index)
+
+    count = frames // size
+    chunks = jnp.moveaxis(jax.lax.map(encode_at, jnp.arange(count)), 0, 1)
+    parts = [chunks.reshape(len(video), count * size, -1)]
+    if frames % size:
+      parts.append(encode(video[:, count * size :], count))
+    return jnp.concatenate(parts, axis=1)
+
+  def classify(
+    self,
+    features: jax.Array,
+    position_ids: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Classifies videos from features of their frames, float `[batch, frames, width]`; the rest as
+    in a call."""
+    encoder_key, head_key = split_key(key, 2)
+    return self.head(self._encode(features, position_ids, valid, encoder_key), key=head_key)
+
+  def features(
+    self,
+    video: jax.Array,
+    position_ids: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Features before the head: the class token after the temporal encoder, float32
+    `[batch, width]`."""
+    backbone_key, encoder_key = split_key(key, 2)
+    frames = self.encode_frames(video, key=backbone_key)
+    return self._encode(frames, position_ids, valid, encoder_key)
+
+  def feature_map(
+    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """`encode_frames` with the axes of a feature map: `[batch, frames, 1, 1, width]`."""
+    del position_ids
+    return self.encode_frames(video, key=key)[:, :, None, None]
+
+  def _encode(self, features, position_ids, valid, key):
+    batch, frames = features.shape[:2]
+    if features.ndim != 3 or features.shape[2] != self.config.width or not features.size:
+      raise ValueError(
+        f"features must be [batch, frames, {self.config.width}], got {list(features.shape)}"
+      )
+    if position_ids is None:
+      position_ids = jnp.broadcast_to(jnp.arange(frames), (batch, frames))
+    for name, array in (("position_ids", position_ids), ("valid", valid)):
+      if array is not None and array.shape != (batch, frames):
+        raise ValueError(
+          f"{name} must be [batch, frames] = {[batch, frames]}, got {list(array.shape)}"
+        )
+    encoded = self.temporal_encoder(features, position_ids, valid, key=key)
+    return encoded.astype(jnp.float32)
