@@ -71,6 +71,10 @@ def reference_batches(train_records):
 def test_batches_have_the_documented_form(reference_batches):
   assert reference_batches["video"].shape == (9, 8, 8, 24, 24, 3)
   assert reference_batches["video"].dtype == np.uint8
+  assert reference_batches["position_ids"].dtype == np.int32
+  # 16 frames leave one clip: every second frame.
+  positions = np.broadcast_to(np.arange(0, 16, 2), (9, 8, 8))
+  np.testing.assert_array_equal(reference_batches["position_ids"], positions)
   assert reference_batches["label"].dtype == np.int32
   assert (reference_batches["failed"] == -1).all()
 
@@ -100,7 +104,7 @@ def test_seed_changes_order_and_augmentation(train_records, reference_batches):
   assert (other["label"] != reference_batches["label"]).any()
   record = train_records[0]
   first, again, another = (
-    train_clip(record, SPEC, np.random.default_rng(seed)) for seed in (0, 0, 1)
+    train_clip(record, SPEC, np.random.default_rng(seed))[0] for seed in (0, 0, 1)
   )
   np.testing.assert_array_equal(first, again)
   assert (first != another).any()
@@ -125,10 +129,10 @@ def test_train_clip_is_the_stated_composition(train_records):
     flip_probability=0.0,
   )  # fmt: skip
   record = train_records[3]
-  clip = train_clip(record, spec, np.random.default_rng(0))
+  clip, _ = train_clip(record, spec, np.random.default_rng(0))
   frames = decode_frames(record["video"], range(0, 16, 2))
   np.testing.assert_array_equal(clip, frames)
-  flipped = train_clip(
+  flipped, _ = train_clip(
     record, dataclasses.replace(spec, flip_probability=1.0), np.random.default_rng(0)
   )
   np.testing.assert_array_equal(flipped, frames[:, :, ::-1])
@@ -146,9 +150,9 @@ def test_dense_clips_of_a_resampled_video(train_records):
   random = np.random.default_rng(0)
   # Clips span 9 of the 10 frames: they start at frame 0 or 1, the one of an evaluation at 1.
   expected = decode_frames(record["video"], [1, 6, 10])
-  np.testing.assert_array_equal(eval_clips(record, spec, views, random)[0], expected)
+  np.testing.assert_array_equal(eval_clips(record, spec, views, random)[0][0], expected)
   starts = {tuple(clip) for clip in ([0, 4, 9], [1, 6, 10])}
-  trained = [train_clip(record, spec, random) for _ in range(12)]
+  trained = [train_clip(record, spec, random)[0] for _ in range(12)]
   for clip in trained:
     assert any((clip == decode_frames(record["video"], start)).all() for start in starts)
   assert any((clip != trained[0]).any() for clip in trained)
@@ -164,8 +168,9 @@ def test_frame_orders_take_the_motion_away(train_records, order):
   )  # fmt: skip
   spec = dataclasses.replace(plain, frame_order=order)
   record = train_records[0]
-  frames = train_clip(record, plain, np.random.default_rng(0))
-  clip = train_clip(record, spec, np.random.default_rng(0))
+  frames, positions = train_clip(record, plain, np.random.default_rng(0))
+  clip, unmoved = train_clip(record, spec, np.random.default_rng(0))
+  np.testing.assert_array_equal(unmoved, positions)
   match = (clip[:, None] == frames[None]).all((2, 3, 4))
   assert (match.sum(1) == 1).all()
   used = match.argmax(1)
@@ -177,14 +182,14 @@ def test_frame_orders_take_the_motion_away(train_records, order):
 
 def test_uniform_sampling_takes_one_clip_over_the_video(train_records):
   spec = dataclasses.replace(SPEC, sampling="uniform", num_frames=4)
-  assert train_clip(train_records[0], spec, np.random.default_rng(0)).shape == (4, 24, 24, 3)
+  assert train_clip(train_records[0], spec, np.random.default_rng(0))[0].shape == (4, 24, 24, 3)
   assert count_views(spec, Views(num_clips=4, crops="three", short_side=24)) == 3
 
 
 def test_views_are_crop_major(train_records):
   spec = dataclasses.replace(SPEC, num_frames=4, frame_interval=1, size=32)
   views = Views(num_clips=3, crops="three", short_side=32)
-  clips = eval_clips(train_records[0], spec, views, np.random.default_rng(0))
+  clips, _ = eval_clips(train_records[0], spec, views, np.random.default_rng(0))
   assert clips.shape == (9, 4, 32, 32, 3)
   assert (clips[0] != clips[1]).any() and (clips[1] != clips[2]).any()
   # Square frames: the three crops coincide.
@@ -263,9 +268,15 @@ def test_damaged_clips_are_named_and_replaced_alike_everywhere(train_records, re
 
 def test_damaged_videos_do_not_count_in_evaluation(eval_records):
   damaged = Damaged(eval_records, frozenset({2, 20}))
+  whole = dataclasses.replace(CENTER, whole_frames=5)
   batches = collect(
-    eval_batches(damaged, SPEC, CENTER, batch_size=8, seed=0, options=LoaderOptions(0))
+    eval_batches(damaged, SPEC, whole, batch_size=8, seed=0, options=LoaderOptions(0))
   )
+  assert batches["video"].shape == (3, 8, 1, 5, 24, 24, 3)
+  assert batches["position_ids"].dtype == np.int32
+  # The first 5 frames, at the video's own rate.
+  expected = np.where((batches["weight"] == 1)[..., None, None], np.arange(5), 0)
+  np.testing.assert_array_equal(batches["position_ids"], expected)
   counted = batches["record"][batches["weight"] == 1]
   assert sorted(counted) == [i for i in range(21) if i not in (2, 20)]
   assert sorted(batches["failed"][batches["failed"] >= 0]) == [2, 20]
@@ -298,7 +309,11 @@ def test_damaged_data_sets_are_explained(tiny_data_dir, tmp_path):
     (ClipSpec, {"frame_rate": -1.0}, "frame_rate must be 0 or a positive number, got -1.0"),
     (ClipSpec, {"frame_rate": float("nan")}, "frame_rate must be 0 or a positive number, got nan"),
     (ClipSpec, {"frame_rate": float("inf")}, "frame_rate must be 0 or a positive number, got inf"),
+    (ClipSpec, {"train_crop": "central"}, "train_crop must be one of resized, jittered"),
+    (ClipSpec, {"train_crop": "jittered", "size": 257}, "short_side_range must be .* size 257 <="),
+    (ClipSpec, {"train_crop": "jittered", "short_side_range": (320, 256)}, "short_side_range must"),
     (Views, {"num_clips": 0}, "num_clips must be at least 1"),
+    (Views, {"whole_frames": -1}, "whole_frames must be at least 0"),
     (LoaderOptions, {"num_workers": -1}, "num_workers must be at least 0"),
   ],
 )

@@ -110,3 +110,76 @@ def test_clips_of_a_timeline_follow_each_other_and_the_last_one_ends_with_the_vi
   assert parts.tolist() == [0, 24, 48, 72]
   starts, parts = sliding_starts(record | {"num_frames": 5}, ClipSpec(num_frames=4))
   assert (starts.tolist(), parts.tolist()) == ([0], [0])
+
+
+# Published positions of 16 frames that span 128 frames at 25 frames/s.
+TIMES = {
+  "24": [0, 8, 16, 24, 32, 40, 48, 56, 65, 73, 81, 89, 97, 105, 113, 121],
+  "25": [0, 8, 16, 25, 33, 42, 50, 59, 67, 76, 84, 93, 101, 110, 118, 127],
+  "30": [0, 10, 20, 30, 40, 50, 61, 71, 81, 91, 101, 111, 122, 132, 142, 152],
+}
+
+
+@pytest.mark.parametrize("fps", TIMES)
+def test_time_sampling_equals_the_reference(fps):
+  span = sampling.native_span(128, fractions.Fraction(fps), 25.0)
+  np.testing.assert_array_equal(sampling.time_eval(400, 16, span), [TIMES[fps]])
+  # Past the end the last frame repeats.
+  np.testing.assert_array_equal(sampling.time_eval(100, 16, span), [np.minimum(TIMES[fps], 99)])
+
+
+def test_clips_of_time_sampling_lie_evenly_from_the_beginning_on():
+  """200 frames leave 200 - 153.6 starts at 30 frames/s; a fourth of that is 11.6."""
+  span = sampling.native_span(128, fractions.Fraction(30), 25.0)
+  clips = sampling.time_eval(200, 16, span, 4)
+  np.testing.assert_array_equal(clips, np.array([[0], [11], [23], [34]]) + TIMES["30"])
+
+
+def test_training_clips_of_time_sampling_start_wherever_they_fit():
+  span = sampling.native_span(128, fractions.Fraction(30), 25.0)
+  random = np.random.default_rng(0)
+  clips = np.stack([sampling.time_train(160, 16, span, random)[0] for _ in range(200)])
+  assert set(clips[:, 0]) == set(range(7))
+  np.testing.assert_array_equal(clips - clips[:, :1], np.broadcast_to(TIMES["30"], (200, 16)))
+  np.testing.assert_array_equal(
+    sampling.time_train(100, 16, span, random), [np.minimum(TIMES["30"], 99)]
+  )
+
+
+def test_a_clip_of_less_than_a_frame_is_one_frame():
+  span = sampling.native_span(2, fractions.Fraction(10), 30.0)
+  np.testing.assert_array_equal(sampling.time_eval(5, 2, span), [[0, 0]])
+  np.testing.assert_array_equal(sampling.whole_eval(5, 2, span), [[0, 0]])
+
+
+@pytest.mark.parametrize(("fps", "num_frames"), [(15, 150), (25, 250), (30, 300), (60, 600)])
+def test_whole_videos_equal_the_reference(fps, num_frames):
+  """250 frames of 10 s; longer videos are cut."""
+  span = sampling.native_span(250, fractions.Fraction(fps), 25.0)
+  (frames,) = sampling.whole_eval(num_frames, 250, span)
+  assert (frames[0], frames[-1]) == (0, num_frames - 1)
+  # How many frames lie behind the last position that the reference knows.
+  assert (frames >= 286).sum() == {15: 0, 25: 0, 30: 11, 60: 131}[fps]
+  steps = {15: {0, 1}, 25: {1}, 30: {1, 2}, 60: {2, 3}}[fps]
+  assert set(np.diff(frames)) == steps
+  np.testing.assert_array_equal(sampling.whole_eval(4 * num_frames, 250, span), [frames])
+
+
+def test_short_whole_videos_repeat_frames():
+  span = sampling.native_span(250, fractions.Fraction(25), 25.0)
+  np.testing.assert_array_equal(sampling.whole_eval(249, 250, span), [[*range(249), 248]])
+  # A third of a frame at a time, up to the frame after the last.
+  thirds = [i // 3 for i in range(250)]
+  np.testing.assert_array_equal(sampling.whole_eval(83, 250, span), [[*thirds[:-1], 82]])
+
+
+def test_a_timeline_of_time_sampling():
+  """Clips of 12.8 frames: 4 frames of 3.2."""
+  record = {"num_frames": 77, "fps_numerator": 16, "fps_denominator": 1}
+  spec = ClipSpec(num_frames=4, frame_interval=2, frame_rate=10.0, sampling="time")
+  starts, parts = sliding_starts(record, spec)
+  # 77 / 12.8 is 6.02. The frames of the last clip are 65, 68.9, 72.9 and 76.8.
+  assert starts.tolist() == [0, 12, 25, 38, 51, 64, 65]
+  assert parts.tolist() == [0, 12, 25, 38, 51, 64, 76]
+  starts, parts = sliding_starts(record | {"num_frames": 5}, spec)
+  assert (starts.tolist(), parts.tolist()) == ([0], [0])

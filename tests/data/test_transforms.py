@@ -23,6 +23,14 @@ def test_short_side_resize_rounds_as_the_reference(height, width, size, expected
   np.testing.assert_array_equal(resized, reference)
 
 
+def test_the_long_side_can_be_rounded_down():
+  """To 256: 340 x 256 / 272 is 320 exactly; 271 x 256 / 181 is 383.3 and 274 x 256 / 181 387.5."""
+  assert transforms.resize_short_side(noise(272, 340, 3), 256, True).shape == (256, 320, 3)
+  assert transforms.resize_short_side(noise(271, 181, 3), 256, True).shape == (383, 256, 3)
+  assert transforms.resize_short_side(noise(181, 274, 3), 256, True).shape == (256, 387, 3)
+  assert transforms.resize_short_side(noise(181, 274, 3), 256).shape == (256, 388, 3)
+
+
 def test_frames_of_the_right_size_are_not_touched():
   frames = noise(1, 256, 340, 3)
   assert transforms.resize(frames, 256, 340) is frames
@@ -61,6 +69,18 @@ def test_random_boxes_follow_area_and_aspect_ratio():
   # Log-uniform: as many wider than high as higher than wide, up to the boxes that do not fit.
   small = height * width < 0.5 * 256 * 340
   assert abs((ratio[small] > 1).mean() - 0.5) < 0.04
+
+
+def test_random_crops_never_take_the_last_place_unless_it_is_the_only_one():
+  random = np.random.default_rng(0)
+  boxes = {transforms.random_crop_box(12, 10, 8, random) for _ in range(200)}
+  assert boxes == {(top, left, 8, 8) for top in range(4) for left in range(2)}
+  assert {transforms.random_crop_box(8, 9, 8, random) for _ in range(20)} == {(0, 0, 8, 8)}
+
+
+def test_central_crops_between_pixels_go_either_way():
+  assert transforms.center_crop_box(10, 13, 8) == (1, 2, 8, 8)
+  assert transforms.center_crop_box(10, 13, 8, round_up=True) == (1, 3, 8, 8)
 
 
 def test_boxes_that_never_fit_fall_back_to_the_central_square():

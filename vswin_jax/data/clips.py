@@ -1,4 +1,9 @@
-"""From a record to the uint8 clips that a model sees, for training and for evaluation."""
+"""From a record to the uint8 clips that a model sees, for training and for evaluation.
+
+With every clip come the positions of its frames: int32, frames of the video from the first frame of
+the clip on. Random frame orders change the pictures alone, not the positions. The clips of a
+timeline are parts of one whole: their positions count from the beginning of the video.
+"""
 
 import dataclasses
 import fractions
@@ -13,7 +18,8 @@ from vswin_jax.data import sampling, transforms
 from vswin_jax.data.decoding import VideoError, decode_frames
 
 FRAME_ORDERS = ("ordered", "shuffled", "single")
-SAMPLINGS = ("dense", "dense_to_ends", "uniform")
+SAMPLINGS = ("dense", "dense_to_ends", "uniform", "time")
+TRAIN_CROPS = ("resized", "jittered")
 # Name -> crops of each clip.
 CROPS = types.MappingProxyType({"center": 1, "three": 3})
 
@@ -25,16 +31,20 @@ class ClipSpec:
   Attributes:
     num_frames: frames of a clip.
     frame_interval: frames of the video from one frame of the clip to the next (dense sampling).
-    frame_rate: frames per second to which the video is resampled before dense sampling; 0: its own
-      frames.
+    frame_rate: frames per second to which the video is resampled before dense sampling, and by
+      which time sampling and `Views.whole_frames` turn frames into seconds; 0: the video's own.
     sampling: "dense"; "dense_to_ends" (the same, but the clips of an evaluation reach from the
-      beginning of a video to its end); or "uniform" (one frame of each of `num_frames` segments).
+      beginning of a video to its end); "uniform" (one frame of each of `num_frames` segments); or
+      "time" (frames spread over `num_frames * frame_interval / frame_rate` seconds).
     frame_order: "ordered"; "shuffled" (the same frames in random order) and "single" (one of them,
       repeated) take the motion away, to show what a model owes to it.
     size: height and width of a clip.
-    train_short_side: short side of the frames before the random resized crop of training.
-    area_range: of that crop, as a share of the frame.
-    aspect_ratio_range: of that crop, width over height.
+    train_crop: of training; "resized" (a box of random area and aspect ratio, resized), or
+      "jittered" (frames of a random size, a box of `size` at a random place).
+    train_short_side: short side of the frames before a resized crop.
+    area_range: of a resized crop, as a share of the frame.
+    aspect_ratio_range: of a resized crop, width over height.
+    short_side_range: of the frames before a jittered crop.
     flip_probability: of a horizontal flip in training.
   """
 
@@ -44,14 +54,17 @@ class ClipSpec:
   sampling: str = "dense"
   frame_order: str = "ordered"
   size: int = 224
+  train_crop: str = "resized"
   train_short_side: int = 256
   area_range: tuple[float, float] = (0.08, 1.0)
   aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
+  short_side_range: tuple[int, int] = (256, 320)
   flip_probability: float = 0.5
 
   def __post_init__(self):
     _check_choice("sampling", self.sampling, SAMPLINGS)
     _check_choice("frame_order", self.frame_order, FRAME_ORDERS)
+    _check_choice("train_crop", self.train_crop, TRAIN_CROPS)
     check_at_least(
       1,
       num_frames=self.num_frames,
@@ -66,6 +79,14 @@ class ClipSpec:
       if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
         raise ValueError(f"{name} must be (low, high) with 0 < low <= high; got {low_high}")
       object.__setattr__(self, name, low_high)
+    low_high = tuple(self.short_side_range)
+    fits = len(low_high) == 2 and self.size <= low_high[0] <= low_high[1]
+    if self.train_crop == "jittered" and not fits:
+      raise ValueError(
+        f"short_side_range must be (low, high) with size {self.size} <= low <= high for jittered "
+        f"crops; got {low_high}"
+      )
+    object.__setattr__(self, "short_side_range", low_high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +94,22 @@ class Views:
   """The views of each video in an evaluation.
 
   Attributes:
-    num_clips: clips along the video; uniform sampling has only one.
+    num_clips: clips along the video; uniform sampling and whole videos have only one.
     crops: "center", or "three" (along the longer side).
     short_side: of the frames before cropping, in pixels.
+    whole_frames: if positive, the one clip has this many frames, whatever the sampling, spread over
+      the first `whole_frames / frame_rate` seconds of the video or, if it is shorter, all of it.
   """
 
   num_clips: int = 4
   crops: str = "three"
   short_side: int = 224
+  whole_frames: int = 0
 
   def __post_init__(self):
     _check_choice("crops", self.crops, CROPS)
     check_at_least(1, num_clips=self.num_clips, short_side=self.short_side)
+    check_at_least(0, whole_frames=self.whole_frames)
 
 
 def _check_choice(name: str, value: str, known: Collection[str]) -> None:
@@ -110,8 +135,8 @@ def check_views(spec: ClipSpec, views: Views) -> None:
 
 
 def count_clips(spec: ClipSpec, views: Views) -> int:
-  """Clips of one video; uniform sampling has only one."""
-  return 1 if spec.sampling == "uniform" else views.num_clips
+  """Clips of one video; uniform sampling and whole videos have only one."""
+  return 1 if spec.sampling == "uniform" or views.whole_frames else views.num_clips
 
 
 def count_views(spec: ClipSpec, views: Views) -> int:
@@ -119,94 +144,142 @@ def count_views(spec: ClipSpec, views: Views) -> int:
   return count_clips(spec, views) * CROPS[views.crops]
 
 
+def view_frames(spec: ClipSpec, views: Views) -> int:
+  """Frames of each view of a video."""
+  return views.whole_frames or spec.num_frames
+
+
 def describe_views(spec: ClipSpec, views: Views) -> str:
   """Clips x crops, as in "4x3"."""
   return f"{count_clips(spec, views)}x{CROPS[views.crops]}"
 
 
-def train_clip(record: dict, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:
-  """One random clip of a record: uint8 `[num_frames, size, size, 3]`.
+def train_clip(
+  record: dict, spec: ClipSpec, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """One random clip of a record.
+
+  Returns:
+    Frames, uint8 `[num_frames, size, size, 3]`, and their positions, int32 `[num_frames]`, counted
+    from the first one on in the order of the video, whatever the frame order.
 
   Raises:
-    VideoError: the video can't be decoded.
+    VideoError: the video can't be decoded, or no frame rate is known and `spec` asks for one.
   """
+  num_frames = int(record["num_frames"])
   if spec.sampling == "uniform":
-    indices = sampling.uniform_train(int(record["num_frames"]), spec.num_frames, random)
+    indices = sampling.uniform_train(num_frames, spec.num_frames, random)
+  elif spec.sampling == "time":
+    indices = sampling.time_train(num_frames, spec.num_frames, _clip_span(record, spec), random)
   else:
     shown = _resample(record, spec)
     indices = sampling.dense_train(len(shown), spec.num_frames, spec.frame_interval, random)
     indices = shown[indices]
-  frames = decode_frames(
-    record["video"],
-    _reorder(indices[0], spec, random),
-    partial(transforms.resize_short_side, size=spec.train_short_side),
-  )
-  box = transforms.random_resized_crop_box(
-    *frames.shape[1:3], random, spec.area_range, spec.aspect_ratio_range
-  )
-  frames = transforms.resize(transforms.crop(frames, box), spec.size, spec.size)
+  order = _reorder(indices[0], spec, random)
+  frames = _train_crop(record, order, spec, random)
   if random.random() < spec.flip_probability:
     frames = frames[:, :, ::-1]
-  return frames
+  return frames, _positions(indices)[0]
 
 
 def eval_clips(
   record: dict, spec: ClipSpec, views: Views, random: np.random.Generator
-) -> np.ndarray:
-  """All views of a record, crop-major: uint8 `[views, num_frames, size, size, 3]`.
+) -> tuple[np.ndarray, np.ndarray]:
+  """All views of a record, crop-major.
 
   `random` serves only the frame orders "shuffled" and "single".
 
+  Returns:
+    Views, uint8 `[views, time, size, size, 3]` with the time of `view_frames`, and the positions of
+    their frames, int32 `[views, time]`, counted as in `train_clip`, for each clip anew.
+
   Raises:
-    VideoError: the video can't be decoded.
+    VideoError: as `train_clip`.
   """
-  if spec.sampling == "uniform":
-    indices = sampling.uniform_eval(int(record["num_frames"]), spec.num_frames)
+  num_frames = int(record["num_frames"])
+  if views.whole_frames:
+    span = _native_span(record, spec, views.whole_frames)
+    indices = sampling.whole_eval(num_frames, views.whole_frames, span)
+  elif spec.sampling == "uniform":
+    indices = sampling.uniform_eval(num_frames, spec.num_frames)
+  elif spec.sampling == "time":
+    span = _clip_span(record, spec)
+    indices = sampling.time_eval(num_frames, spec.num_frames, span, views.num_clips)
   else:
     shown = _resample(record, spec)
     rule = sampling.dense_eval if spec.sampling == "dense" else sampling.dense_eval_to_ends
     indices = shown[rule(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)]
-  return _decode_views(
-    record, np.stack([_reorder(clip, spec, random) for clip in indices]), spec, views
-  )
+  order = np.stack([_reorder(clip, spec, random) for clip in indices])
+  return _decode_views(record, order, spec, views), _for_crops(_positions(indices), views)
 
 
-def sliding_clip(record: dict, spec: ClipSpec, views: Views, start: int) -> np.ndarray:
-  """Every crop of one clip of a timeline: uint8 `[crops, num_frames, size, size, 3]`.
+def sliding_clip(
+  record: dict, spec: ClipSpec, views: Views, start: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Every crop of one clip of a timeline.
 
-  Its frames are `frame_interval` apart for models of uniform sampling too, whose clips otherwise
-  span a whole video.
+  It has `num_frames` frames whatever the views. For models of uniform sampling, whose clips
+  otherwise span a whole video, they are `frame_interval` apart as those of dense sampling.
 
   Args:
     start: first frame, counted as in `sliding_starts`.
 
+  Returns:
+    Crops, uint8 `[crops, num_frames, size, size, 3]`, and the positions of their frames in the
+    video, int32 `[crops, num_frames]`: not counted from the start of the clip as in `eval_clips`,
+    because the clips are parts of one timeline, where each has its place.
+
   Raises:
-    VideoError: the video can't be decoded.
+    VideoError: as `train_clip`.
   """
-  shown = _resample(record, spec)
-  indices = start + np.arange(spec.num_frames) * spec.frame_interval
-  return _decode_views(record, shown[indices % len(shown)][None], spec, views)
+  if spec.sampling == "time":
+    num_frames, span = int(record["num_frames"]), _clip_span(record, spec)
+    indices = sampling.time_clips([start], num_frames, spec.num_frames, span)
+  else:
+    shown = _resample(record, spec)
+    indices = start + np.arange(spec.num_frames) * spec.frame_interval
+    indices = shown[indices % len(shown)][None]
+  return _decode_views(record, indices, spec, views), _for_crops(indices, views)
 
 
 def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray]:
   """The clips that follow each other through a video.
 
   Returns:
-    int `[clips]` both: the first frame of each clip, counted after resampling; and the position in
-    the video from which on the clip stands for it. The last clip ends with the video, so it may
-    begin before its part does.
+    int `[clips]` both: the first frame of each clip, counted after resampling (which time sampling
+    does without); and the position in the video from which on the clip stands for it. The last clip
+    ends with the video, so it may begin before its part does.
 
   Raises:
     VideoError: no frame rate is known and `spec` asks for one.
   """
+  if spec.sampling == "time":
+    return sampling.time_parts(int(record["num_frames"]), _clip_span(record, spec))
   shown = _resample(record, spec)
   span = spec.num_frames * spec.frame_interval
   parts = np.arange(0, len(shown), span)
   return np.minimum(parts, max(len(shown) - span, 0)), shown[parts]
 
 
+def _train_crop(
+  record: dict, indices: np.ndarray, spec: ClipSpec, random: np.random.Generator
+) -> np.ndarray:
+  """Decodes frames and cuts one random box out of all of them."""
+  jittered = spec.train_crop == "jittered"
+  short_side = round(random.uniform(*spec.short_side_range)) if jittered else spec.train_short_side
+  resize = partial(transforms.resize_short_side, size=short_side, round_down=jittered)
+  frames = decode_frames(record["video"], indices, resize)
+  height, width = frames.shape[1:3]
+  if jittered:
+    return transforms.crop(frames, transforms.random_crop_box(height, width, spec.size, random))
+  box = transforms.random_resized_crop_box(
+    height, width, random, spec.area_range, spec.aspect_ratio_range
+  )
+  return transforms.resize(transforms.crop(frames, box), spec.size, spec.size)
+
+
 def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
-  """Decodes clips, frames `[clips, num_frames]`, and cuts out every crop, crop-major."""
+  """Decodes clips, frames `[clips, time]`, and cuts out every crop, crop-major."""
   frames = decode_frames(
     record["video"],
     indices.ravel(),
@@ -216,9 +289,20 @@ def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: View
   if views.crops == "three":
     boxes = transforms.three_crop_boxes(height, width, spec.size)
   else:
-    boxes = [transforms.center_crop_box(height, width, spec.size)]
-  clips = frames.reshape(len(indices), spec.num_frames, height, width, 3)
+    round_up = spec.sampling == "time"
+    boxes = [transforms.center_crop_box(height, width, spec.size, round_up)]
+  clips = frames.reshape(*indices.shape, height, width, 3)
   return np.concatenate([np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes])
+
+
+def _positions(indices: np.ndarray) -> np.ndarray:
+  """Frames `[clips, time]` of a video, counted from the first one of each clip: int32."""
+  return (indices - indices[:, :1]).astype(np.int32)
+
+
+def _for_crops(positions: np.ndarray, views: Views) -> np.ndarray:
+  """Positions `[clips, time]` of the frames of all views, crop-major: int32 `[views, time]`."""
+  return np.tile(positions, (CROPS[views.crops], 1)).astype(np.int32)
 
 
 def _resample(record: dict, spec: ClipSpec) -> np.ndarray:
@@ -226,10 +310,26 @@ def _resample(record: dict, spec: ClipSpec) -> np.ndarray:
   num_frames = int(record["num_frames"])
   if not spec.frame_rate:
     return np.arange(num_frames)
+  return sampling.resample(num_frames, _frames_per_second(record, spec), spec.frame_rate)
+
+
+def _clip_span(record: dict, spec: ClipSpec) -> fractions.Fraction:
+  """Frames of the video that a clip of time sampling spans."""
+  return _native_span(record, spec, spec.num_frames * spec.frame_interval)
+
+
+def _native_span(record: dict, spec: ClipSpec, count: int) -> fractions.Fraction:
+  """Frames of the video that take as long as `count` frames at the frame rate of `spec`."""
+  if not spec.frame_rate:
+    return fractions.Fraction(count)
+  return sampling.native_span(count, _frames_per_second(record, spec), spec.frame_rate)
+
+
+def _frames_per_second(record: dict, spec: ClipSpec) -> fractions.Fraction:
   numerator, denominator = int(record["fps_numerator"]), int(record["fps_denominator"])
   if numerator <= 0 or denominator <= 0:
     raise VideoError(f"no frame rate is known to resample to {spec.frame_rate:g} frames/s from")
-  return sampling.resample(num_frames, fractions.Fraction(numerator, denominator), spec.frame_rate)
+  return fractions.Fraction(numerator, denominator)
 
 
 def _reorder(indices: np.ndarray, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from vswin_jax.data.clips import ClipSpec, Views, count_views, eval_clips, sliding_clip
+from vswin_jax.data.clips import (
+  ClipSpec,
+  Views,
+  count_views,
+  eval_clips,
+  sliding_clip,
+  view_frames,
+)
 from vswin_jax.data.decoding import VideoError, probe
 from vswin_jax.data.pipeline import LoaderOptions, iterate
 
@@ -85,12 +92,15 @@ def clip_batches(
   """Batches of the clips of items, in order.
 
   Args:
-    views: of every item; an item with a start has one view of each crop.
+    items: all with a start, or all without one.
+    views: of every item; an item with a start has one view of each crop, of `spec.num_frames`
+      frames.
     batch_size: items of a batch; the last batch is filled up.
 
   Returns:
     An iterator (close it at the end) of dicts with "video" uint8 `[batch_size, views, time,
-    height, width, 3]`, "item" int32 `[batch_size]` (its index, -1 for filling) and "error" bytes
+    height, width, 3]`, "position_ids" int32 `[batch_size, views, time]` (see `clips.eval_clips` and
+    `clips.sliding_clip`), "item" int32 `[batch_size]` (its index, -1 for filling) and "error" bytes
     `[batch_size]`: why the item could not be decoded, or empty.
   """
   load = functools.partial(_load, items=tuple(items), spec=spec, views=views)
@@ -100,29 +110,33 @@ def clip_batches(
 
 
 def _load(index: int, *, items: tuple[Item, ...], spec: ClipSpec, views: Views) -> dict:
-  shape = (count_views(spec, views), spec.num_frames, spec.size, spec.size, 3)
-  empty = np.zeros(shape, np.uint8)
+  # What fills the last batch has the shape of the rest.
+  item = items[min(index, len(items) - 1)]
+  if item.start is not None:
+    views = dataclasses.replace(views, num_clips=1, whole_frames=0)
+  shape = (count_views(spec, views), view_frames(spec, views))
+  empty = np.zeros((*shape, spec.size, spec.size, 3), np.uint8), np.zeros(shape, np.int32)
   if index >= len(items):
-    return _loaded(empty, -1, "")
-  item = items[index]
+    return _loaded(*empty, -1, "")
   try:
     record = file_record(item.path)
     if item.start is None:
-      video = eval_clips(record, spec, views, np.random.default_rng(0))
+      clips = eval_clips(record, spec, views, np.random.default_rng(0))
     else:
-      video = sliding_clip(record, spec, views, item.start)
+      clips = sliding_clip(record, spec, views, item.start)
   except VideoError as error:
-    return _loaded(empty, index, str(error))
+    return _loaded(*empty, index, str(error))
   # Whatever is wrong with one file, the others get their results.
   except Exception as error:
-    return _loaded(empty, index, f"{type(error).__name__}: {' '.join(str(error).split())}")
-  return _loaded(video, index, "")
+    return _loaded(*empty, index, f"{type(error).__name__}: {' '.join(str(error).split())}")
+  return _loaded(*clips, index, "")
 
 
-def _loaded(video: np.ndarray, index: int, error: str) -> dict:
+def _loaded(video: np.ndarray, position_ids: np.ndarray, index: int, error: str) -> dict:
   error = error.encode(errors="backslashreplace")[:_LONGEST_ERROR]
   return {
     "video": np.ascontiguousarray(video),
+    "position_ids": position_ids,
     "item": np.int32(index),
     "error": np.asarray(error, f"S{_LONGEST_ERROR}"),
   }

@@ -23,6 +23,7 @@ from vswin_jax.data.clips import (
   count_views,
   eval_clips,
   train_clip,
+  view_frames,
 )
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.records import VideoRecords
@@ -75,8 +76,9 @@ def train_batches(
 
   Returns:
     An iterator (close it at the end) of dicts with "video" uint8 `[batch_size / num_hosts, time,
-    height, width, 3]`, "label" int32 `[...]` and "failed" int32 `[...]`: the record that could
-    not be decoded and was replaced by another one, or -1.
+    height, width, 3]`, "position_ids" int32 `[..., time]` (see `clips.train_clip`), "label" int32
+    `[...]` and "failed" int32 `[...]`: the record that could not be decoded and was replaced by
+    another one, or -1.
   """
   local = batch_size // num_hosts
   position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
@@ -108,8 +110,9 @@ def eval_batches(
 
   Returns:
     An iterator (close it at the end) of dicts with "video" uint8 `[batch_size / num_hosts, views,
-    time, height, width, 3]`, "label" int32, "record" int32 (its index), "failed" int32 (as in
-    `train_batches`) and "weight" float32: 0 for padding and for videos that can't be decoded.
+    time, height, width, 3]`, "position_ids" int32 `[..., views, time]` (see `clips.eval_clips`),
+    "label" int32, "record" int32 (its index), "failed" int32 (as in `train_batches`) and "weight"
+    float32: 0 for padding and for videos that can't be decoded.
   """
   local = batch_size // num_hosts
   num_batches = -(-len(records) // batch_size)
@@ -143,12 +146,13 @@ def _load_train_clip(position: int, *, records, spec, seed) -> dict:
   for _ in range(_MOST_ATTEMPTS):
     record = records[index]
     try:
-      video = train_clip(record, spec, random)
+      video, position_ids = train_clip(record, spec, random)
     except VideoError:
       index = int(random.integers(len(records)))
       continue
     return {
       "video": np.ascontiguousarray(video),
+      "position_ids": position_ids,
       "label": np.int32(record["label"]),
       "failed": np.int32(-1 if index == first else first),
     }
@@ -159,9 +163,10 @@ def _load_train_clip(position: int, *, records, spec, seed) -> dict:
 
 
 def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
-  shape = (count_views(spec, views), spec.num_frames, spec.size, spec.size, 3)
+  shape = (count_views(spec, views), view_frames(spec, views))
   loaded = {
-    "video": np.zeros(shape, np.uint8),
+    "video": np.zeros((*shape, spec.size, spec.size, 3), np.uint8),
+    "position_ids": np.zeros(shape, np.int32),
     "label": np.int32(0),
     "record": np.int32(position),
     "failed": np.int32(-1),
@@ -173,7 +178,7 @@ def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
   loaded["label"] = np.int32(record["label"])
   try:
     random = np.random.default_rng((seed, position))
-    loaded["video"] = eval_clips(record, spec, views, random)
+    loaded["video"], loaded["position_ids"] = eval_clips(record, spec, views, random)
     loaded["weight"] = np.float32(1.0)
   except VideoError:
     loaded["failed"] = np.int32(position)

@@ -7,6 +7,9 @@ from vswin_jax.data.clips import ClipSpec, Views
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+# VTN's, whatever its backbone was trained with.
+VTN_MEAN = (114.75, 114.75, 114.75)
+VTN_STD = (57.375, 57.375, 57.375)
 
 # What of a `ClipSpec` matters for using a model; the rest is about training it.
 _CLIP_FACTS = ("num_frames", "frame_interval", "frame_rate", "sampling", "size")

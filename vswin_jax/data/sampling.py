@@ -2,9 +2,14 @@
 
 Dense sampling takes `clip_length` frames `frame_interval` apart; uniform sampling takes one frame
 from each of `clip_length` equal segments. Videos that are too short repeat from their start.
+
+Time sampling spreads `clip_length` frames over a stretch of time, so many of the video's own frames
+(`span`, a fraction). Videos that are too short repeat their last frame.
 """
 
 import fractions
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,10 +26,23 @@ def resample(num_frames: int, fps: fractions.Fraction, frame_rate: float) -> np.
     frame_rate: frames per second to resample to, positive; taken as the nearest fraction with a
       denominator of at most a million (29.97002997 is 30000/1001).
   """
-  rate = fractions.Fraction(frame_rate).limit_denominator(10**6)
-  step = fps / max(rate, fractions.Fraction(1, 10**6))
+  step = _step_of(fps, frame_rate)
   count = max(num_frames * step.denominator // step.numerator, 1)
   return np.array([i * step.numerator // step.denominator for i in range(count)])
+
+
+def native_span(count: int, fps: fractions.Fraction, frame_rate: float) -> fractions.Fraction:
+  """Frames of a video that take as long as `count` frames at `frame_rate`, at least 1.
+
+  Args: as those of `resample`.
+  """
+  return max(count * _step_of(fps, frame_rate), fractions.Fraction(1))
+
+
+def _step_of(fps: fractions.Fraction, frame_rate: float) -> fractions.Fraction:
+  """Frames of the source from one frame at `frame_rate` to the next."""
+  rate = fractions.Fraction(frame_rate).limit_denominator(10**6)
+  return fps / max(rate, fractions.Fraction(1, 10**6))
 
 
 def dense_train(
@@ -102,3 +120,55 @@ def _segments(num_frames: int, clip_length: int) -> tuple[np.ndarray, np.ndarray
   edges = np.around(np.arange(clip_length + 1) * ((num_frames - 1) / clip_length))
   edges = edges.astype(np.int64)
   return edges[:-1], edges[1:]
+
+
+def time_train(
+  num_frames: int, clip_length: int, span: fractions.Fraction, random: np.random.Generator
+) -> np.ndarray:
+  """A clip that starts anywhere in the video where it fits: int `[1, clip_length]`."""
+  start = random.integers(max(int(num_frames - span), 0), endpoint=True)
+  return time_clips([start], num_frames, clip_length, span)
+
+
+def time_eval(
+  num_frames: int, clip_length: int, span: fractions.Fraction, num_clips: int = 1
+) -> np.ndarray:
+  """Evenly spaced clips: int `[num_clips, clip_length]`.
+
+  The first begins with the video; where one more would end with it, there is none.
+  """
+  last = max(num_frames - span, 0)
+  starts = [int(last * i / num_clips) for i in range(num_clips)]
+  return time_clips(starts, num_frames, clip_length, span)
+
+
+def time_parts(num_frames: int, span: fractions.Fraction) -> tuple[np.ndarray, np.ndarray]:
+  """Clips that follow each other: the first frames of clips and of parts, int `[clips]` both.
+
+  The last clip ends with the video, so it may begin before its part does.
+  """
+  parts = np.array([int(i * span) for i in range(math.ceil(num_frames / span))])
+  return np.minimum(parts, max(num_frames - int(span), 0)), parts
+
+
+def time_clips(
+  starts: Sequence[int], num_frames: int, clip_length: int, span: fractions.Fraction
+) -> np.ndarray:
+  """Clips of time sampling from their first frames: int `[len(starts), clip_length]`."""
+  frames = np.asarray(starts)[:, None] + _spread(span - 1, clip_length)
+  return np.minimum(frames, num_frames - 1)
+
+
+def whole_eval(num_frames: int, clip_length: int, span: fractions.Fraction) -> np.ndarray:
+  """Frames spread over the first `span` of a video, or all of it: int `[1, clip_length]`.
+
+  A shorter one counts, as in the reference, one frame more than it has: its last one again.
+  """
+  frames = _spread(min(fractions.Fraction(num_frames), span - 1), clip_length)
+  return np.minimum(frames, num_frames - 1)[None]
+
+
+def _spread(last: fractions.Fraction, count: int) -> np.ndarray:
+  """Evenly spaced from 0 to `last`, rounded down; exactly, as `resample`: int `[count]`."""
+  step = last / max(count - 1, 1)
+  return np.array([i * step.numerator // step.denominator for i in range(count)])

@@ -23,9 +23,15 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
   )
 
 
-def resize_short_side(frame: np.ndarray, size: int) -> np.ndarray:
-  """Resizes a frame, keeping the aspect ratio, until the shorter side has `size` pixels."""
+def resize_short_side(frame: np.ndarray, size: int, round_down: bool = False) -> np.ndarray:
+  """Resizes a frame, keeping the aspect ratio, until the shorter side has `size` pixels.
+
+  The longer side is rounded to the nearest pixel, or down.
+  """
   height, width = frame.shape[:2]
+  if round_down:
+    short = min(height, width)
+    return resize(frame[None], height * size // short, width * size // short)[0]
   scale = size / min(height, width)
   return resize(frame[None], int(height * scale + 0.5), int(width * scale + 0.5))[0]
 
@@ -57,8 +63,16 @@ def random_resized_crop_box(
   return center_crop_box(height, width, min(height, width))
 
 
-def center_crop_box(height: int, width: int, size: int) -> Box:
-  return (height - size) // 2, (width - size) // 2, size, size
+def random_crop_box(height: int, width: int, size: int, random: np.random.Generator) -> Box:
+  """A square anywhere but at the very end of a side (the reference never draws its last place)."""
+  top = int(random.integers(max(height - size, 1)))
+  left = int(random.integers(max(width - size, 1)))
+  return top, left, size, size
+
+
+def center_crop_box(height: int, width: int, size: int, round_up: bool = False) -> Box:
+  """The central square; one that would lie between pixels moves to the top left, or down right."""
+  return (height - size + round_up) // 2, (width - size + round_up) // 2, size, size
 
 
 def three_crop_boxes(height: int, width: int, size: int) -> list[Box]:
