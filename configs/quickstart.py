@@ -26,7 +26,7 @@ def get_config():
   # A mirrored clip would move the other way.
   config.clip.flip_probability = 0.0
   config.validation.short_side = 36
-  config.test = {"num_clips": 1, "crops": "center", "short_side": 36}
+  config.test.update({"num_clips": 1, "crops": "center", "short_side": 36})
 
   # Two cores are shared with the training itself.
   config.loader.num_workers = 1

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from vswin_jax.data.clips import ClipSpec, Views, check_views
+from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views
 from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.experiment import set_options
 from vswin_jax.models import create_model, model_config
-from vswin_jax.models.parameters import parameter_path, split_model
+from vswin_jax.models.parameters import flatten, parameter_path, split_model
 from vswin_jax.training.optimizer import group_values, make_optimizer
 from vswin_jax.training.schedules import make_schedule
 
@@ -25,8 +26,7 @@ def load(path):
 
 
 def model_shapes(config):
-  options = {name: value for name, value in config.model.items() if value is not None}
-  return jax.eval_shape(lambda: split_model(create_model(**options))[1])
+  return jax.eval_shape(lambda: split_model(create_model(**set_options(config.model)))[1])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -80,3 +80,36 @@ def test_kinetics_recipes_are_those_of_the_published_models(variant):
     group = "table" if is_table else "head" if name.startswith("head.") else "rest"
     groups.setdefault(group, set()).add((r, d))
   assert groups == {"head": {(1.0, 1.0)}, "table": {(1.0, 0.0)}, "rest": {(0.1, 1.0)}}
+
+
+@pytest.mark.parametrize("variant", ["vit_b", "vit_b_1layer", "deit_b", "r50", "r101"])
+def test_vtn_recipes_are_that_of_the_released_model(variant):
+  config = load(next(path for path in CONFIGS if path.stem == f"k400_vtn_{variant}"))
+  assert config.init_from is None
+  assert config.model.name == f"vtn_{variant}"
+  # The paper's batch for ResNets is twice as large.
+  assert config.train.batch_size == (32 if variant.startswith("r") else 16)
+  np.testing.assert_allclose(np.array(config.data.mean) / 255, 0.45)
+  np.testing.assert_allclose(np.array(config.data.std) / 255, 0.225)
+  clip = config.clip
+  assert (clip.sampling, clip.num_frames, clip.frame_interval, clip.frame_rate) == (
+    ("time", 16, 8, 25.0)
+  )
+  assert (clip.train_crop, clip.short_side_range, clip.size) == ("jittered", (256, 320), 224)
+  assert clip.flip_probability == 0.5
+  assert count_views(ClipSpec(**clip), Views(**config.test)) == 1
+  assert (config.test.whole_frames, config.test.short_side) == (250, 256)
+  schedule = make_schedule(num_steps=2500, steps_per_epoch=100, **config.schedule)
+  steps = {0: 1e-3, 1299: 1e-3, 1300: 1e-4, 2399: 1e-4, 2400: 1e-5, 2499: 1e-5}
+  for step, rate in steps.items():
+    np.testing.assert_allclose(float(schedule(step)), rate, rtol=1e-5)
+  optimizer = config.optimizer
+  assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 1e-4)
+  decays = flatten(
+    group_values(model_shapes(config), optimizer.weight_decay_multipliers, "weight decay")
+  )
+  exempt = {path for path, decay in decays.items() if decay == 0.0}
+  batch_norm = {
+    path for path in decays if ".norm." in path and path.endswith(("scale", "bias"))
+  } & {path for path in decays if path.startswith("backbone.")}
+  assert exempt == (batch_norm if variant.startswith("r") else set())

@@ -89,7 +89,7 @@ def test_predictions_are_means_over_views_of_the_models_probabilities(
   results = predict(model, videos, batch_size=batch_size, num_workers=num_workers)
   assert [result.path for result in results] == videos
   for result in results:
-    views = eval_clips(
+    views, _ = eval_clips(
       file_record(result.path), PREPROCESSING.clip, PREPROCESSING.views, np.random.default_rng(0)
     )
     expected = direct_probabilities(model, views).mean(0)
@@ -102,7 +102,7 @@ def test_predictions_are_means_over_views_of_the_models_probabilities(
 
 def test_views_can_be_chosen(model, videos):
   (result,) = predict(model, videos[0], views=Views(1, "center", 40))
-  views = eval_clips(
+  views, _ = eval_clips(
     file_record(videos[0]), PREPROCESSING.clip, Views(1, "center", 40), np.random.default_rng(0)
   )
   np.testing.assert_allclose(
@@ -124,7 +124,7 @@ def test_features_are_those_of_the_model(model, videos):
     )
     for path, features, error in results:
       assert error is None
-      views = eval_clips(
+      views, _ = eval_clips(
         file_record(path), PREPROCESSING.clip, PREPROCESSING.views, np.random.default_rng(0)
       )
       pixels = normalize(views, PREPROCESSING.mean, PREPROCESSING.std)

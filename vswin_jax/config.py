@@ -10,12 +10,16 @@ from ml_collections import config_dict
 
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.pipeline import LoaderOptions
-from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from vswin_jax.models.video_swin import VideoSwinConfig
+from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VTN_MEAN, VTN_STD
+from vswin_jax.models import model_config
 
 
-def base_config() -> config_dict.ConfigDict:
-  """The defaults: the recipe shared by the published Kinetics models, with no data set named."""
+def base_config(model: str = "video_swin_t") -> config_dict.ConfigDict:
+  """The defaults: the recipe shared by the published Kinetics models, with no data set named.
+
+  Args:
+    model: a name of the catalog, which decides what options the section `model` has.
+  """
   config = config_dict.ConfigDict()
 
   # Of the parameters, the order of the data, augmentation, dropout.
@@ -25,10 +29,7 @@ def base_config() -> config_dict.ConfigDict:
   config.init_from = config_dict.placeholder(str)
 
   # A name of the catalog; other keys replace what the catalog says (None: keep it).
-  config.model = config_dict.ConfigDict({"name": "video_swin_t"})
-  for field in dataclasses.fields(VideoSwinConfig):
-    if field.name != "num_classes":
-      config.model[field.name] = config_dict.placeholder(type(field.default))
+  config.model = config_dict.ConfigDict({"name": model, **_placeholders(model_config(model))})
 
   config.data = config_dict.ConfigDict(
     {
@@ -108,6 +109,18 @@ def base_config() -> config_dict.ConfigDict:
   return config.lock()
 
 
+def _placeholders(model) -> dict:
+  """Every option of a model, still without a value; those of a VTN's backbone in a section."""
+  options = {
+    field.name: config_dict.placeholder(type(getattr(model, field.name)))
+    for field in dataclasses.fields(model)
+    if field.name != "num_classes"
+  }
+  if "backbone_options" in options:
+    options["backbone_options"] = config_dict.ConfigDict(_placeholders(model.named_backbone()))
+  return options
+
+
 def _section(defaults) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(dataclasses.asdict(defaults))
 
@@ -119,8 +132,7 @@ def kinetics_swin_config(model: str) -> config_dict.ConfigDict:
   decay too, and the bias tables learn at the full rate, ten times faster than the rest of the
   backbone.
   """
-  config = base_config()
-  config.model.name = model
+  config = base_config(model)
   config.model.dtype = "bfloat16"
   config.data.name = "kinetics400"
   config.loader.num_workers = 8
@@ -133,4 +145,37 @@ def kinetics_swin_config(model: str) -> config_dict.ConfigDict:
     (r".*\.relative_position_bias_table", 0.0),
     (r".*", 1.0),
   )
+  return config
+
+
+def kinetics_vtn_config(model: str) -> config_dict.ConfigDict:
+  """The recipe of the released Kinetics-400 VTN: every parameter at one rate, decay on all of them.
+
+  Clips of 16 frames from 5.12 s in training, 250 frames from 10 s in evaluation.
+  """
+  config = base_config(model)
+  config.model.dtype = "bfloat16"
+  config.model.frames_per_chunk = 16
+  config.data.name = "kinetics400"
+  config.data.mean = VTN_MEAN
+  config.data.std = VTN_STD
+  config.loader.num_workers = 8
+
+  config.clip.num_frames = 16
+  config.clip.frame_interval = 8
+  config.clip.frame_rate = 25.0
+  config.clip.sampling = "time"
+  config.clip.train_crop = "jittered"
+  for views in (config.validation, config.test):
+    views.update({"num_clips": 1, "crops": "center", "short_side": 256, "whole_frames": 250})
+
+  config.train.batch_size = 16
+  config.train.epochs = 25.0
+  config.eval_batch_size = 4
+  config.schedule.name = "steps"
+  config.schedule.learning_rate = 1e-3
+  config.schedule.warmup_epochs = 0.0
+  config.schedule.decay_epochs = (13.0, 24.0)
+  config.optimizer.name = "sgd"
+  config.optimizer.weight_decay = 1e-4
   return config

@@ -15,9 +15,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app, flags
 
 from vswin_jax.command_line import one_line_errors
-from vswin_jax.conversion import download, matching, released
+from vswin_jax.conversion import download, released
 from vswin_jax.conversion.converting import Request, convert_file, describe
-from vswin_jax.conversion.families import FAMILIES
+from vswin_jax.conversion.families import TARGETS
 from vswin_jax.conversion.inflation import INFLATIONS
 from vswin_jax.data.clips import SAMPLINGS
 from vswin_jax.local_files import local_path
@@ -35,6 +35,18 @@ _SOURCE_WINDOW = flags.DEFINE_list(
 )
 _INFLATION = flags.DEFINE_enum(
   "inflation", "mean", INFLATIONS, "How 2D weights become 3D: mean is the reference's way."
+)
+_TO = flags.DEFINE_enum(
+  "to", "video_swin", TARGETS, "What 2D Swin weights become; vtn: the backbone of a VTN."
+)
+_NUM_HEADS = flags.DEFINE_integer(
+  "num_heads", None, "Heads of a VTN's temporal encoder; default: 64 channels each.", lower_bound=1
+)
+_BACKBONE_HEADS = flags.DEFINE_integer(
+  "backbone_heads", None, "Heads of a ViT; default: 64 channels each.", lower_bound=1
+)
+_ATTENTION_WINDOW = flags.DEFINE_integer(
+  "attention_window", None, "Frames that a frame sees in a VTN; default: 18.", lower_bound=2
 )
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", None, "Classes of a new head.", lower_bound=1)
 _ALLOW_MISSING = flags.DEFINE_multi_enum(
@@ -74,6 +86,10 @@ def _convert(source: str, destination: str) -> None:
     window=_window(_WINDOW),
     source_window=_window(_SOURCE_WINDOW),
     inflation=_INFLATION.value,
+    to=_TO.value,
+    num_heads=_NUM_HEADS.value,
+    backbone_heads=_BACKBONE_HEADS.value,
+    attention_window=_ATTENTION_WINDOW.value,
     labels=None if _LABELS.value is None else local_path(_LABELS.value),
     clip={
       flag.name: flag.value
@@ -95,11 +111,6 @@ def _find_source(source: str) -> pathlib.Path:
     entry = released.find(source)
   except released.UnknownName as error:
     raise released.UnknownName(f"there is no file {source}, and {error}") from error
-  if entry.family not in FAMILIES:
-    raise matching.ConversionError(
-      f"{entry.name} is of the family {entry.family}, for which there is no model here yet; "
-      f"known families: {', '.join(FAMILIES)}"
-    )
   return download.fetch(entry, _CACHE.value or download.default_cache())
 
 

@@ -25,6 +25,7 @@ from vswin_jax.data.clips import (
   check_views,
   count_views,
   describe_views,
+  view_frames,
 )
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
@@ -164,7 +165,7 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
     _check_train_values(config)
     sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.accumulate)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
-    options = {name: value for name, value in config.model.items() if value is not None}
+    options = set_options(config.model)
     name = options.pop("name")
     model_config(name, **options)
 
@@ -435,7 +436,7 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
       result,
       title=f"{experiment.config.model.name} on {experiment.config.data.name}",
       subtitle=(
-        f"{origin}; clips of {clip.num_frames} frames of {clip.size} x {clip.size}, "
+        f"{origin}; clips of {view_frames(clip, test)} frames of {clip.size} x {clip.size}, "
         f"{clip.frame_order}",
         f"{describe_views(clip, test)} views (clips x crops) of each video",
       ),
@@ -467,6 +468,15 @@ def _evaluate_versions(
   for record in next(iter(results.values())).failed:
     logger.warning("%s can't be decoded; not counted", records.video_id(record))
   return results
+
+
+def set_options(section: config_dict.ConfigDict) -> dict:
+  """What a section with placeholders says; sections in it that say nothing are left out."""
+  options = {
+    name: set_options(value) if isinstance(value, config_dict.ConfigDict) else value
+    for name, value in section.items()
+  }
+  return {name: value for name, value in options.items() if value is not None and value != {}}
 
 
 def _as_json(options: dict) -> dict:

@@ -251,7 +251,7 @@ def iterate_outputs(
   with contextlib.closing(batches):
     pending = None
     for batch in itertools.chain(batches, [None]):
-      outputs = None if batch is None else step(params, batch["video"])
+      outputs = None if batch is None else step(params, batch["video"], batch["position_ids"])
       # Reading the batch before this one lets the device work while the host fetches.
       if pending is not None:
         yield from _rows(*pending)

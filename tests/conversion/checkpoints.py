@@ -80,6 +80,20 @@ def save_torch(path: pathlib.Path, content: object) -> pathlib.Path:
   return path
 
 
+def save_vtn(path: pathlib.Path, tensors: dict) -> pathlib.Path:
+  """A file as the released training code writes it, optimizer and all."""
+  positions = np.arange(288)[None]
+  return save_torch(
+    path,
+    {
+      "epoch": 24,
+      "model_state": {**tensors, "temporal_encoder.embeddings.position_ids": positions},
+      "optimizer_state": {"state": {0: {"momentum_buffer": np.zeros(3, np.float32)}}},
+      "cfg": "MODEL:\n  ARCH: VIT\n",
+    },
+  )
+
+
 def save_official(path: pathlib.Path, tensors: dict) -> pathlib.Path:
   """A file as the official training code writes it."""
   meta = {"epoch": 30, "config": "model = dict(type='Recognizer3D')", "mmcv_version": "1.3.3"}

@@ -19,6 +19,7 @@ from tests.conversion.checkpoints import (
   official_tensors,
   save_official,
   save_torch,
+  save_vtn,
 )
 from tests.reference_weights import golden, golden_video, tensor_for
 from vswin_jax import load_model
@@ -34,6 +35,8 @@ OFFICIAL_LARGE = ["swin_t_k400", "swin_b_k400"]
 TORCHVISION = ["torchvision_nano_16x56x56", "torchvision_nano_10x60x72_padding"]
 TORCHVISION_LARGE = ["torchvision_swin3d_t"]
 INFLATED = ["inflate_w7_to_877", "inflate_w7_to_81212"]
+VTN = ["vtn_nano_7f", "vtn_nano_20f", "vtn_nano_50f"]
+VTN_LARGE = ["vtn_vit_b_16f"]
 
 # Family as converted -> its golden cases; files of mmaction2 differ from official ones in a name.
 CASES = {
@@ -41,6 +44,7 @@ CASES = {
   "mmaction2": OFFICIAL[:1],
   "torchvision": TORCHVISION + TORCHVISION_LARGE,
   "swin_2d": INFLATED,
+  "vtn": VTN + VTN_LARGE,
 }
 
 
@@ -58,6 +62,11 @@ def convert_case(family: str, case: str, folder: pathlib.Path) -> pathlib.Path:
     }
     save_torch(path, {"model": fill(keys)})
     request = Request(window=tuple(meta["window_3d"]), num_classes=meta["num_classes"])
+  elif family == "vtn":
+    is_nano = case in VTN
+    save_vtn(path, fill(golden_keys("vtn_nano_7f" if is_nano else case)))
+    if is_nano:
+      request = Request(num_heads=3, backbone_heads=3, attention_window=6)
   else:
     tensors = official_tensors(case)
     if family == "mmaction2":
@@ -86,7 +95,9 @@ def load_case(family: str, case: str, checkpoint: pathlib.Path, **overrides):
 def logits_error(model, case: str) -> tuple[float, bool]:
   """Largest error relative to the largest logit, and whether all top-1 classes agree."""
   meta, expected = golden(case)
-  logits = jax.jit(lambda model, video: model(video))(model, golden_video(meta))
+  logits = jax.jit(lambda model, *inputs: model(*inputs))(
+    model, golden_video(meta), expected.get("position_ids")
+  )
   logits, expected = np.asarray(logits, np.float64), expected["logits"]
   assert logits.shape == expected.shape
   error = np.abs(logits - expected).max() / np.abs(expected).max()

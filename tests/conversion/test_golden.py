@@ -8,6 +8,7 @@ from tests.conversion.golden_conversion import (
   CASES,
   OFFICIAL_LARGE,
   TORCHVISION_LARGE,
+  VTN_LARGE,
   convert_case,
   load_case,
   logits_error,
@@ -16,9 +17,15 @@ from tests.reference_weights import golden
 
 pytest.importorskip("torch")
 
-_LARGE = OFFICIAL_LARGE + TORCHVISION_LARGE
+_LARGE = OFFICIAL_LARGE + TORCHVISION_LARGE + VTN_LARGE
 # Compiling takes most of the time; what the padding and shifting do is the same in every dtype.
-_IN_BFLOAT16 = [*_LARGE, "nano_16x56x56", "torchvision_nano_16x56x56", *CASES["swin_2d"]]
+_IN_BFLOAT16 = [
+  *_LARGE,
+  "nano_16x56x56",
+  "torchvision_nano_16x56x56",
+  *CASES["swin_2d"],
+  "vtn_nano_20f",
+]
 
 
 @pytest.mark.parametrize("case", ["nano_16x56x56", "swin_t_k400"])

@@ -35,6 +35,7 @@ def batches(count):
   for _ in range(count):
     yield {
       "video": random.integers(0, 256, (BATCH, 8, 32, 32, 3), dtype=np.uint8),
+      "position_ids": np.tile(np.arange(8, dtype=np.int32), (BATCH, 1)),
       "label": random.integers(0, CLASSES, BATCH, dtype=np.int32),
       "failed": np.full(BATCH, -1, np.int32),
     }

@@ -11,12 +11,14 @@ from vswin_jax.conversion.download import file_sha256
 from vswin_jax.conversion.families import Converted, Options, convert_tensors
 from vswin_jax.conversion.matching import ConversionError, find_tensors
 from vswin_jax.conversion.torch_files import read_file
-from vswin_jax.data.clips import describe_views
+from vswin_jax.data.clips import describe_views, view_frames
 from vswin_jax.data.label_names import label_names
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.local_files import local_path
 from vswin_jax.models import model_config
 from vswin_jax.models.parameters import unflatten
+from vswin_jax.models.video_swin import VideoSwinConfig
+from vswin_jax.models.vtn import VTNConfig
 from vswin_jax.training import checkpointing
 
 _LICENCE = "the reference code is Apache-2.0; no licence is stated for the weights themselves"
@@ -136,20 +138,32 @@ def describe(conversion: Conversion) -> str:
     "model": model.pop("name"),
     "classes": f"{model.pop('num_classes')} ({converted.dataset or 'data set unknown'}, "
     + ("names known)" if conversion.labels else "no names: --labels=FILE)"),
-    "channels": config.embed_dim,
-    "blocks": _listed(config.depths),
-    "heads": _listed(config.num_heads),
-    "patch": _listed(config.patch_size, " x "),
-    "window": _listed(config.window_size, " x "),
+    **_describe_sizes(config),
     "differs in": ", ".join(f"{name}={value}" for name, value in model.items()) or None,
     "parameters": f"{sum(math.prod(p.shape) for p in converted.params.values()):,}",
-    "clips": f"{clip.num_frames} frames of {clip.size} x {clip.size}, {clip.sampling}"
+    "clips": f"{view_frames(clip, views)} frames of {clip.size} x {clip.size}, {clip.sampling}"
     + ("" if clip.sampling == "uniform" else f", interval {clip.frame_interval}")
     + (f" at {clip.frame_rate:g} a second" if clip.frame_rate else ""),
     "views": f"{describe_views(clip, views)} (clips x crops), short side {views.short_side}",
     "note": "; ".join(converted.notes) or None,
   }
   return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value is not None)
+
+
+def _describe_sizes(config: VideoSwinConfig | VTNConfig) -> dict[str, object]:
+  if isinstance(config, VTNConfig):
+    return {
+      "backbone": config.backbone,
+      "encoder": f"{config.num_layers} layers of {config.width} channels, "
+      f"{config.num_heads} heads, window {config.attention_window}",
+    }
+  return {
+    "channels": config.embed_dim,
+    "blocks": _listed(config.depths),
+    "heads": _listed(config.num_heads),
+    "patch": _listed(config.patch_size, " x "),
+    "window": _listed(config.window_size, " x "),
+  }
 
 
 def _listed(sizes: tuple[int, ...], separator: str = ", ") -> str:

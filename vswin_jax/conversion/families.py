@@ -1,23 +1,29 @@
 """Recognises the weights of a file and turns them into a model of this library."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from flax import nnx
 
-from vswin_jax.conversion import inflation, video_swin
+from vswin_jax.conversion import inflation, video_swin, vtn
 from vswin_jax.conversion.matching import NOTHING, ConversionError, match
 from vswin_jax.conversion.released import NUM_CLASSES
 from vswin_jax.data.clips import ClipSpec, Views
-from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.models import CATALOG, create_model
+from vswin_jax.data.preprocessing import VTN_MEAN, VTN_STD, Preprocessing
+from vswin_jax.models import CATALOG, create_model, model_config
 from vswin_jax.models.parameters import flatten, split_model
+from vswin_jax.models.video_swin import VideoSwinConfig
+from vswin_jax.models.vtn import VTNConfig
 from vswin_jax.models.windows import Size3D
 
-FAMILIES = (*video_swin.FAMILIES, "swin_2d")
+FAMILIES = (*video_swin.FAMILIES, "swin_2d", *vtn.FAMILIES)
+# What 2D Swin weights can become.
+TARGETS = ("video_swin", "vtn")
 _HEAD = r"head\..*"
+_NEW_HEAD_NOTE = "the head is new and random: fine-tune before use"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,10 @@ class Options:
     window: of the result, in tokens; None: that of the file, for 2D weights (8, side, side).
     source_window: of the file, if its bias tables leave that open.
     inflation: a name in `inflation.INFLATIONS`, for 2D weights.
+    to: of `TARGETS`, for 2D Swin weights: a Video Swin, or the backbone of a VTN.
+    num_heads: of a VTN's temporal encoder, which no file tells; None: 64 channels a head.
+    backbone_heads: of a ViT, likewise.
+    attention_window: of a VTN's temporal encoder, likewise; None: that of the released model.
   """
 
   num_classes: int | None = None
@@ -38,6 +48,10 @@ class Options:
   window: Size3D | None = None
   source_window: Size3D | None = None
   inflation: str = "mean"
+  to: str = "video_swin"
+  num_heads: int | None = None
+  backbone_heads: int | None = None
+  attention_window: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +114,8 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
     return parameter
 
   replaced = _HEAD if has_new_head else NOTHING
-  model, params = _match_model(config, tensors, name_of, from_source, replaced)
+  model = _name_model(config)
+  params = _match_model(model, tensors, name_of, from_source, video_swin.BUFFERS, replaced)
   dataset = None if has_new_head else _DATASETS.get(config["num_classes"])
   notes = []
   if dataset is not None:
@@ -108,7 +123,7 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
   if config["window_size"] != source_window:
     notes.append(f"bias tables resized from window {source_window} to {config['window_size']}")
   if has_new_head:
-    notes.append("the head is new and random: fine-tune before use")
+    notes.append(_NEW_HEAD_NOTE)
   return Converted(
     family=family,
     model=model,
@@ -154,15 +169,33 @@ def _recognise_swin_2d(tensors: Mapping) -> str | None:
   return "swin_2d" if is_swin else None
 
 
+def _original_names(tensors: Mapping) -> Mapping:
+  """2D Swin weights under their authors' names: timm counts patch merging to the stage after it."""
+  if any(name.startswith("layers.0.downsample.") for name in tensors):
+    return tensors
+  return {
+    re.sub(
+      r"^layers\.(\d+)\.downsample\.",
+      lambda match: f"layers.{int(match[1]) - 1}.downsample.",
+      name,
+    ): tensor
+    for name, tensor in tensors.items()
+  }
+
+
 def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Converted:
+  tensors = _original_names(tensors)
+  if options.to == "vtn":
+    return _convert_backbone(family, tensors, options)
   table = tensors.get(f"layers.0.blocks.0.{video_swin.BIAS_TABLE}")
   side = None if table is None else inflation.table_side(table)
   if side is None:
     raise ConversionError("the first bias table of this 2D Swin is missing or of no square window")
   window = options.window or (8, side, side)
   patch_time = CATALOG["video_swin_t"].patch_size[0]
-  classifier = ("head.weight", "head.bias")
-  backbone = {name: tensor for name, tensor in tensors.items() if name not in classifier}
+  backbone = {
+    name: tensor for name, tensor in tensors.items() if not re.fullmatch(vtn.CLASSIFIERS, name)
+  }
   inflated = inflation.inflate(backbone, window, patch_time, options.inflation)
   options = dataclasses.replace(
     options,
@@ -175,24 +208,119 @@ def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Convert
   return dataclasses.replace(converted, family=family, notes=(note, *converted.notes))
 
 
+def _convert_vtn(family: str, tensors: Mapping, options: Options) -> Converted:
+  """Weights of a whole VTN, or of a ViT or ResNet that becomes the backbone of one."""
+  if family != "vtn":
+    return _convert_backbone(family, tensors, options)
+  backbone = vtn.backbone_tensors(tensors)
+  kind = vtn.recognise_backbone(backbone)
+  if kind is None:
+    raise ConversionError(
+      "the backbone of this VTN is none that is known; known: ViT, DeiT, ResNet, Swin of timm"
+    )
+  config = vtn.infer_backbone(kind, backbone, options.backbone_heads)
+  config |= vtn.infer_temporal(tensors, options.num_heads)
+  is_complete = all(f"mlp_head.4.{leaf}" in tensors for leaf in ("weight", "bias"))
+  has_new_head = _choose_head(config, options, is_complete)
+  name_of = vtn.name_in(kind, whole=True)
+  replaced = r"head\.fc2\..*" if is_complete else _HEAD
+  return _finish_vtn(
+    family, config, tensors, name_of, options, replaced if has_new_head else NOTHING
+  )
+
+
+def _convert_backbone(family: str, tensors: Mapping, options: Options) -> Converted:
+  """Weights of an image backbone, which becomes that of a VTN whose other parts are random."""
+  config = vtn.infer_backbone(family, tensors, options.backbone_heads)
+  twin = next(
+    (known for known in CATALOG.values() if getattr(known, "width", None) == config["width"]),
+    CATALOG["vtn_vit_b"],
+  )
+  heads = options.num_heads or max(config["width"] // (twin.width // twin.num_heads), 1)
+  config |= {
+    "num_heads": heads,
+    "intermediate_size": twin.intermediate_size,
+    "num_classes": options.num_classes or twin.num_classes,
+  }
+  name_of = vtn.name_in(family, whole=False)
+  return _finish_vtn(family, config, tensors, name_of, options, vtn.BEYOND_BACKBONE)
+
+
+def _finish_vtn(
+  family: str, config: dict, tensors: Mapping, name_of: Callable, options: Options, replaced: str
+) -> Converted:
+  """A VTN of this configuration, with parameters from a file but for those `replaced`."""
+  if options.attention_window:
+    config["attention_window"] = options.attention_window
+  model = _name_vtn(config)
+  ignored = rf"{vtn.BUFFERS}|{vtn.CLASSIFIERS}"
+  params = _match_model(model, tensors, name_of, vtn.from_source, ignored, replaced)
+  has_new_head = replaced != NOTHING
+  dataset = None if has_new_head else _DATASETS.get(config["num_classes"])
+  notes = [f"taken for {dataset} by the number of its classes"] if dataset else []
+  if replaced == vtn.BEYOND_BACKBONE:
+    notes.append("the temporal encoder and the head are new and random: train before use")
+  elif has_new_head:
+    notes.append(_NEW_HEAD_NOTE)
+  size = _image_size(model_config(**model).named_backbone())
+  clip = ClipSpec(num_frames=16, frame_interval=8, frame_rate=25.0, sampling="time", size=size)
+  views = Views(1, "center", round(size * 256 / 224), whole_frames=250)
+  return Converted(
+    family=family,
+    model=model,
+    params=params,
+    preprocessing=Preprocessing(VTN_MEAN, VTN_STD, clip, views),
+    has_new_head=has_new_head,
+    dataset=dataset,
+    notes=tuple(notes),
+  )
+
+
+def _image_size(backbone) -> int:
+  """Pixels on a side of the images that a backbone was made for."""
+  if isinstance(backbone, VideoSwinConfig):
+    return _clip_size(dataclasses.asdict(backbone))
+  return getattr(backbone, "image_size", 224)
+
+
+def _clip_size(config: dict) -> int:
+  """Pixels on a side of the clips of a Swin: grids of the last stage are one window, in all
+  released models."""
+  return config["patch_size"][1] * 2 ** (len(config["depths"]) - 1) * config["window_size"][1]
+
+
+def _name_vtn(config: dict) -> dict:
+  """The name in the catalog that has most in common with a configuration, and what differs."""
+
+  def differing(name: str) -> dict:
+    known = CATALOG[name]
+    return {
+      field: value
+      for field, value in config.items()
+      if (dict(known.backbone_options) if field == "backbone_options" else getattr(known, field))
+      != value
+    }
+
+  names = [name for name, known in CATALOG.items() if isinstance(known, VTNConfig)]
+  name = min(names, key=lambda name: len(differing(name)))
+  return {"name": name, "num_classes": config["num_classes"], **differing(name)}
+
+
 def _match_model(
-  config: dict, tensors, name_of: Callable, from_source: Callable, replaced: str
-) -> tuple[dict, dict[str, np.ndarray]]:
-  """Name and options of the model with this configuration, and its parameters by path."""
-  model = _name_model(config)
+  model: dict, tensors, name_of: Callable, from_source: Callable, ignored: str, replaced: str
+) -> dict[str, np.ndarray]:
+  """The parameters of a model by path, from tensors; those `replaced` are random."""
   try:
     _, shapes = split_model(nnx.eval_shape(lambda: create_model(**model)))
   except ValueError as error:
     raise ConversionError(f"the file describes a model that can't be built: {error}") from error
   shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
-  params = match(
-    shapes, tensors, name_of, from_source, ignored=video_swin.BUFFERS, replaced=replaced
-  )
+  params = match(shapes, tensors, name_of, from_source, ignored=ignored, replaced=replaced)
   missing = [path for path in shapes if path not in params]
   if missing:
     # Compiled, only what is asked for is drawn.
     params |= jax.device_get(jax.jit(lambda: _random_params(model, missing))())
-  return model, {path: params[path] for path in shapes}
+  return {path: params[path] for path in shapes}
 
 
 def _random_params(model: dict, paths: list[str]) -> dict[str, jax.Array]:
@@ -206,7 +334,11 @@ def _name_model(config: dict) -> dict:
   def size(fields: dict) -> tuple:
     return fields["embed_dim"], tuple(fields["depths"]), tuple(fields["num_heads"])
 
-  named = {name: dataclasses.asdict(known) for name, known in CATALOG.items()}
+  named = {
+    name: dataclasses.asdict(known)
+    for name, known in CATALOG.items()
+    if isinstance(known, VideoSwinConfig)
+  }
   name = next((name for name in named if size(named[name]) == size(config)), "video_swin_t")
   differing = {field: value for field, value in config.items() if value != named[name][field]}
   return {"name": name, "num_classes": config["num_classes"], **differing}
@@ -220,8 +352,7 @@ _DATASETS = {
 
 def _preprocessing(family: str, config: dict, dataset: str | None) -> Preprocessing:
   """The published evaluation of the model."""
-  # Grids of the last stage are one window, in all released models.
-  size = config["patch_size"][1] * 2 ** (len(config["depths"]) - 1) * config["window_size"][1]
+  size = _clip_size(config)
   if family == "torchvision":
     clip = ClipSpec(frame_interval=1, frame_rate=15.0, sampling="dense_to_ends", size=size)
     return Preprocessing(clip=clip, views=Views(12, "center", round(size * 256 / 224)))
@@ -236,4 +367,5 @@ def _preprocessing(family: str, config: dict, dataset: str | None) -> Preprocess
 _FAMILIES: tuple[tuple[Callable, Callable], ...] = (
   (video_swin.recognise, _convert_video_swin),
   (_recognise_swin_2d, _convert_swin_2d),
+  (vtn.recognise, _convert_vtn),
 )

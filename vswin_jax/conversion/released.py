@@ -6,7 +6,7 @@ this library.
 
 import dataclasses
 
-from vswin_jax.models.catalog import closest
+from vswin_jax.models.options import closest
 
 FAMILIES = ("official", "mmaction2", "torchvision", "swin_2d", "vtn")
 # Logits of a head for each data set.
@@ -376,6 +376,7 @@ RELEASED: tuple[Released, ...] = (
     top1=77.72,
     top5=93.24,
     views="1x1",
+    config="configs/k400_vtn_vit_b.py",
     sha256="779682d33e7afc32c3eff910e151eab30e7aed375acf7743cfe3041a83dcbf3a",
   ),
 )

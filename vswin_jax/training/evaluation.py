@@ -41,12 +41,13 @@ def jit_eval_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
 
   Returns:
     `step(params, batch)` -> the batch with "probabilities" `[batch, num_classes]` in place of
-    "video", whole on every host.
+    "video" and "position_ids", whole on every host.
   """
 
   def run(params: dict, batch: dict) -> dict:
-    facts = {name: value for name, value in batch.items() if name != "video"}
-    return facts | {"probabilities": step(params, batch["video"])}
+    facts = dict(batch)
+    inputs = facts.pop("video"), facts.pop("position_ids")
+    return facts | {"probabilities": step(params, *inputs)}
 
   return jax.jit(run, out_shardings=replicated(mesh))
 

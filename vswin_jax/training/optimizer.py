@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vswin_jax.models.parameters import parameter_path
+from vswin_jax.models.parameters import is_statistic, parameter_path
 
 Rules = Sequence[tuple[str, float]]
 
@@ -69,7 +69,8 @@ def make_optimizer(
   """Builds AdamW or SGD with Nesterov momentum, equal to PyTorch's update for update.
 
   Args:
-    params: the parameters, or their shapes; only their names matter here.
+    params: the parameters, or their shapes; only their names matter here. Statistics among them,
+      see `models.parameters.is_statistic`, stay as they are.
     schedule: learning rate by step.
     name: "adamw" (decay apart from the gradient's moments) or "sgd" (decay added to the gradient).
     weight_decay: times the learning rate for "adamw".
@@ -80,7 +81,10 @@ def make_optimizer(
   Raises:
     ValueError: unknown name, or rules that do not fit the parameters.
   """
-  rates = group_values(params, learning_rate_multipliers, "learning rate")
+  rates = jax.tree_util.tree_map_with_path(
+    lambda path, rate: 0.0 if is_statistic(parameter_path(path)) else rate,
+    group_values(params, learning_rate_multipliers, "learning rate"),
+  )
   decays = group_values(params, weight_decay_multipliers, "weight decay")
 
   def decay(updates, params):

@@ -48,12 +48,12 @@ def create_state(
   )
 
 
-# What a model gives for a normalised video, by name.
+# What a model gives for a normalised video and the positions of its frames, by name.
 OUTPUTS = types.MappingProxyType(
   {
-    "probabilities": lambda model, video: jax.nn.softmax(model(video)),
-    "pooled": lambda model, video: model.features(video),
-    "map": lambda model, video: model.feature_map(video),
+    "probabilities": lambda model, *inputs: jax.nn.softmax(model(*inputs)),
+    "pooled": lambda model, *inputs: model.features(*inputs),
+    "map": lambda model, *inputs: model.feature_map(*inputs),
   }
 )
 
@@ -89,14 +89,17 @@ def make_train_step(
     log_every: steps after which the means in the metrics start anew.
 
   Returns:
-    `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "label" int32
-    `[batch]`, "failed" int32 `[batch]` -> (state, metrics). Metrics are scalars: "loss" of this
+    `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "position_ids"
+    int32 `[batch, time]`, "label" int32 `[batch]`, "failed" int32 `[batch]` -> (state, metrics).
+    Metrics are scalars: "loss" of this
     step, "learning_rate", "clips_failed", and means since the last logged step: "mean_loss",
     "mean_top1", "mean_grad_norm".
   """
 
-  def loss_function(params, video, label, key):
-    logits = merge_model(graph, params)(normalize(video, mean, std), key=key)
+  def loss_function(params, batch, key):
+    label = batch["label"]
+    pixels = normalize(batch["video"], mean, std)
+    logits = merge_model(graph, params)(pixels, batch["position_ids"], key=key)
     target = jax.nn.one_hot(label, logits.shape[-1])
     target = optax.smooth_labels(target, label_smoothing)
     loss = optax.softmax_cross_entropy(logits, target).mean()
@@ -106,7 +109,7 @@ def make_train_step(
 
   def gradient_of_batch(params, batch, key):
     if accumulate == 1:
-      (loss, top1), grads = gradient(params, batch["video"], batch["label"], key)
+      (loss, top1), grads = gradient(params, batch, key)
       return loss, top1, grads
 
     def part_first(x):
@@ -114,12 +117,12 @@ def make_train_step(
       return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
 
     def add_part(total, part):
-      video, label, index = part
-      (loss, top1), grads = gradient(params, video, label, jax.random.fold_in(key, index))
+      batch_part, index = part
+      (loss, top1), grads = gradient(params, batch_part, jax.random.fold_in(key, index))
       return jax.tree.map(jnp.add, total, (loss, top1, grads)), None
 
     zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    parts = (part_first(batch["video"]), part_first(batch["label"]), jnp.arange(accumulate))
+    parts = (jax.tree.map(part_first, batch), jnp.arange(accumulate))
     total, _ = jax.lax.scan(add_part, zero, parts)
     return jax.tree.map(lambda x: x / accumulate, total)
 
@@ -159,20 +162,20 @@ def make_train_step(
 
 def make_eval_step(
   graph: nnx.GraphDef, *, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[dict, jax.Array], jax.Array]:
+) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
   """Builds the evaluation step, to be jitted.
 
   Returns:
-    `step(params, video)` with video uint8 `[batch, views, time, height, width, 3]` -> float32
-    probabilities `[batch, num_classes]`, the mean over views.
+    `step(params, video, position_ids)`, as in `make_view_step`, -> float32 probabilities
+    `[batch, num_classes]`, the mean over views.
   """
   view_step = make_view_step(graph, "probabilities", mean=mean, std=std)
-  return lambda params, video: view_step(params, video).mean(1)
+  return lambda params, *inputs: view_step(params, *inputs).mean(1)
 
 
 def make_view_step(
   graph: nnx.GraphDef, output: str, *, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[dict, jax.Array], jax.Array]:
+) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
   """Builds a step that gives an output of the model for every view, to be jitted.
 
   Args:
@@ -180,9 +183,9 @@ def make_view_step(
       the feature "map" `[time, height, width, channels]`.
 
   Returns:
-    `step(params, video)` with video uint8 `[batch, views, time, height, width, 3]` -> float32
-    `[batch, views, ...]`. Views go through the model one after the other, so memory is that of
-    `batch` clips.
+    `step(params, video, position_ids)` with video uint8 `[batch, views, time, height, width, 3]`
+    and position_ids int32 `[batch, views, time]` -> float32 `[batch, views, ...]`. Views go through
+    the model one after the other, so memory is that of `batch` clips.
 
   Raises:
     ValueError: an unknown output.
@@ -190,12 +193,14 @@ def make_view_step(
   if output not in OUTPUTS:
     raise ValueError(f"unknown output {output!r}; expected one of {', '.join(OUTPUTS)}")
 
-  def step(params: dict, video: jax.Array) -> jax.Array:
+  def step(params: dict, video: jax.Array, position_ids: jax.Array) -> jax.Array:
     model = merge_model(graph, params)
 
-    def one_view(view: jax.Array) -> jax.Array:
-      return OUTPUTS[output](model, normalize(view, mean, std)).astype(jnp.float32)
+    def one_view(view) -> jax.Array:
+      pixels, positions = view
+      return OUTPUTS[output](model, normalize(pixels, mean, std), positions).astype(jnp.float32)
 
-    return jnp.moveaxis(jax.lax.map(one_view, jnp.moveaxis(video, 1, 0)), 0, 1)
+    views = (jnp.moveaxis(video, 1, 0), jnp.moveaxis(position_ids, 1, 0))
+    return jnp.moveaxis(jax.lax.map(one_view, views), 0, 1)
 
   return step

@@ -1,0 +1,7 @@
+"""VTN with ViT-B/16 and one temporal layer on Kinetics-400: the recipe of the three-layer model."""
+
+from vswin_jax.config import kinetics_vtn_config
+
+
+def get_config():
+  return kinetics_vtn_config("vtn_vit_b_1layer")

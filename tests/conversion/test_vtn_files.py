@@ -1,0 +1,156 @@
+"""Files of image backbones against the packages that define them, and what VTN files tell."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.conversion.checkpoints import fill, golden_keys
+from tests.conversion.timm_without_torchvision import import_timm
+from vswin_jax import create_model
+from vswin_jax.conversion.families import Options, convert_tensors
+from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.data.clips import view_frames
+from vswin_jax.models.parameters import merge_model, split_model, unflatten
+
+torch = pytest.importorskip("torch")
+
+SMALL_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 8}
+NANO = Options(num_heads=3, backbone_heads=3, attention_window=6)
+
+
+def random_timm(name: str, **options):
+  """A model of timm with every parameter and statistic far from its default."""
+  torch.manual_seed(0)
+  model = import_timm().create_model(name, **options).eval()
+  with torch.no_grad():
+    for entry in model.state_dict().values():
+      if entry.is_floating_point() and entry.ndim == 1:
+        entry.mul_(1 + 0.2 * torch.rand_like(entry)).add_(0.1 * torch.rand_like(entry))
+  return model
+
+
+def converted_model(converted):
+  graph, _ = split_model(nnx.eval_shape(lambda: create_model(**converted.model)))
+  return merge_model(graph, jax.tree.map(jnp.asarray, unflatten(converted.params)))
+
+
+def features_of(backbone, images):
+  return jax.jit(lambda images: backbone(images))(images)
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "size", "family", "backbone"),
+  [
+    ("vit_base_patch16_224", SMALL_VIT, 32, "vit", "vit_b_16"),
+    ("deit_tiny_patch16_224", {}, 224, "vit", "deit_ti_16"),
+    ("deit_base_distilled_patch16_224", SMALL_VIT, 32, "vit", None),
+    ("resnet50", {}, 65, "resnet", "resnet50"),
+    pytest.param("resnet101", {}, 64, "resnet", "resnet101", marks=pytest.mark.slow),
+    ("swin_tiny_patch4_window7_224", {}, 224, "swin_2d", "swin_t"),
+    ("swin_base_patch4_window7_224", {"depths": (2, 2, 4, 2)}, 224, "swin_2d", None),
+  ],
+)
+def test_features_equal_those_of_timm(name, options, size, family, backbone):
+  # Files come with a classifier.
+  reference = random_timm(name, num_classes=10, **options)
+  tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
+  heads = options.get("num_heads")
+  converted = convert_tensors(tensors, Options(num_classes=7, backbone_heads=heads, to="vtn"))
+  assert converted.family == family
+  assert converted.has_new_head and converted.dataset is None
+  model = converted_model(converted)
+  assert model.config.num_classes == 7
+  if backbone is not None:
+    assert model.config.backbone == backbone
+  images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+  with torch.no_grad():
+    reference.reset_classifier(0)
+    expected = reference(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+  actual = features_of(model.backbone, images)
+  assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_statistics_of_batch_normalisation_get_no_gradient():
+  model = create_model("vtn_r50", num_classes=2, backbone_options={"depths": (1,), "width": 512})
+  graph, params = split_model(model)
+  video = jnp.ones((1, 2, 32, 32, 3))
+  gradient = jax.jit(jax.grad(lambda params: merge_model(graph, params)(video)[0, 0]))(params)
+  norm = gradient["backbone"]["stem"]["norm"]
+  assert np.abs(norm["running_mean"]).max() == np.abs(norm["running_variance"]).max() == 0
+  assert np.abs(norm["scale"]).max() > 0
+
+
+def test_the_names_of_timm_serve_inflation_too():
+  reference = random_timm("swin_tiny_patch4_window7_224", num_classes=10, depths=(2, 2, 2, 2))
+  tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
+  converted = convert_tensors(tensors, Options(num_classes=7))
+  assert converted.model["name"].startswith("video_swin")
+  kernel = converted.params["stages.0.downsample.reduction.kernel"]
+  np.testing.assert_array_equal(kernel, tensors["layers.1.downsample.reduction.weight"].T)
+
+
+def nano_tensors():
+  return fill(golden_keys("vtn_nano_7f"))
+
+
+def test_what_a_file_does_not_tell_has_the_values_of_the_released_model():
+  converted = convert_tensors(fill(golden_keys("vtn_vit_b_16f")), Options())
+  assert converted.model == {"name": "vtn_vit_b", "num_classes": 400}
+  assert converted.dataset == "kinetics400"
+  preprocessing = converted.preprocessing
+  assert view_frames(preprocessing.clip, preprocessing.views) == 250
+  assert preprocessing.clip.size == 224 and preprocessing.views.short_side == 256
+  np.testing.assert_allclose(np.array(preprocessing.mean) / 255, 0.45)
+  np.testing.assert_allclose(np.array(preprocessing.std) / 255, 0.225)
+
+
+def test_another_number_of_classes_replaces_only_the_classifier():
+  options = Options(num_heads=3, backbone_heads=3, num_classes=3, allow_missing=("head",))
+  converted = convert_tensors(nano_tensors(), options)
+  assert converted.has_new_head
+  assert converted.params["head.fc2.kernel"].shape == (40, 3)
+  np.testing.assert_array_equal(
+    converted.params["head.fc1.kernel"], nano_tensors()["mlp_head.1.weight"].T
+  )
+
+
+def test_a_file_without_a_head_needs_to_be_told():
+  tensors = {name: value for name, value in nano_tensors().items() if "mlp_head" not in name}
+  with pytest.raises(ConversionError, match="the file has no head; give --num_classes=N"):
+    convert_tensors(tensors, NANO)
+  options = Options(num_heads=3, backbone_heads=3, num_classes=3, allow_missing=("head",))
+  assert convert_tensors(tensors, options).params["head.fc1.kernel"].shape == (48, 48)
+
+
+@pytest.mark.parametrize(
+  ("change", "options", "message"),
+  [
+    (lambda tensors: tensors.pop("cls_token"), NANO, "missing: cls_token"),
+    (lambda tensors: tensors.pop("backbone.norm.bias"), NANO, "missing: backbone.norm.bias"),
+    (lambda tensors: tensors.pop("backbone.pos_embed"), NANO, "size of the backbone can't be read"),
+    (
+      lambda tensors: tensors.pop("temporal_encoder.embeddings.position_embeddings.weight"),
+      NANO,
+      "size of the temporal encoder can't be read",
+    ),
+    (
+      lambda tensors: tensors.update({"temporal_encoder.pooler.dense.weight": np.ones((2, 2))}),
+      NANO,
+      "unknown: temporal_encoder.pooler.dense.weight",
+    ),
+    (lambda tensors: None, Options(num_heads=5), "48 channels are not divisible by 5 heads"),
+    (lambda tensors: None, Options(attention_window=7), "attention_window must be even, got 7"),
+    (
+      lambda tensors: [tensors.pop(name) for name in list(tensors) if "patch_embed" in name],
+      NANO,
+      "the backbone of this VTN is none that is known",
+    ),
+  ],
+)
+def test_damaged_files_and_impossible_requests_are_refused(change, options, message):
+  tensors = nano_tensors()
+  change(tensors)
+  with pytest.raises(ConversionError, match=message):
+    convert_tensors(tensors, options)
