@@ -19,10 +19,11 @@ from vswin_jax.data.encoding import encode_mp4
 from vswin_jax.data.files import file_record, find_videos
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import split_model
-from vswin_jax.prediction import iterate_features, iterate_timelines, predict
+from vswin_jax.prediction import iterate_features, predict
 from vswin_jax.prediction_files import parse_views
 from vswin_jax.training.checkpointing import write_params
 from vswin_jax.training.step import normalize
+from vswin_jax.whole_video import iterate_timelines
 
 ROOT = str(pathlib.Path(__file__).parents[1])
 LABELS = ("left", "right", "up", "down", "in", "out")

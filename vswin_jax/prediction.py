@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vswin_jax.data.clips import ClipSpec, Views, check_at_least, check_views, sliding_starts
-from vswin_jax.data.decoding import VideoError, frame_times
-from vswin_jax.data.files import Item, clip_batches, file_record, find_videos
+from vswin_jax.data.clips import Views, check_at_least, check_views
+from vswin_jax.data.files import Item, clip_batches, find_videos
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import split_model
@@ -45,26 +44,6 @@ class Prediction:
     if self.probabilities is None:
       raise ValueError(f"{self.path}: {self.error}")
     return top_classes(self.probabilities, self.labels, count)
-
-
-@dataclasses.dataclass(frozen=True)
-class Timeline:
-  """What a model says along one video, clip after clip.
-
-  Attributes:
-    path: of the video.
-    start: float64 `[clips]`, seconds; likewise `end`.
-    probabilities: float32 `[clips, num_classes]`; rows of NaN where a clip could not be decoded.
-    labels: names of the classes, by index.
-    error: why the video, or a part of it, could not be read; None if all could.
-  """
-
-  path: str
-  start: np.ndarray
-  end: np.ndarray
-  probabilities: np.ndarray
-  labels: tuple[str, ...]
-  error: str | None = None
 
 
 def class_names(model: nnx.Module) -> tuple[str, ...]:
@@ -151,71 +130,6 @@ def iterate_features(
   )
   for item, features, error in results:
     yield items[item].path, None if error else features, error
-
-
-def iterate_timelines(
-  model: nnx.Module,
-  paths: Sequence[str],
-  preprocessing: Preprocessing,
-  *,
-  batch_size: int,
-  num_workers: int,
-  progress: Callable[[Iterator, int], Iterator] = lambda results, total: results,
-) -> Iterator[Timeline]:
-  """A timeline of each video: clips that follow each other without a gap, the last one whole.
-
-  Frames in memory are those of a few batches, however long a video is.
-
-  Args:
-    progress: passes on the results of clips, of which there will be `total`.
-  """
-  labels = class_names(model)
-  one_clip = dataclasses.replace(preprocessing.views, num_clips=1)
-  preprocessing = dataclasses.replace(preprocessing, views=one_clip)
-  plans = [_plan(path, preprocessing.clip) for path in paths]
-  items = [Item(plan.path, start) for plan in plans for start in plan.starts]
-  results = iterate_outputs(
-    model, items, preprocessing, "probabilities", batch_size=batch_size, num_workers=num_workers
-  )
-  results = progress(results, len(items))
-  for plan in plans:
-    probabilities = np.full((len(plan.starts), len(labels)), np.nan, np.float32)
-    first_error, failed = plan.error, 0
-    for clip, (_, output, error) in enumerate(itertools.islice(results, len(plan.starts))):
-      if error:
-        failed += 1
-        first_error = first_error or f"from {plan.edges[clip]:.1f} s on: {error}"
-      else:
-        probabilities[clip] = output.mean(0)
-    if failed:
-      first_error = f"{failed} of {len(plan.starts)} clips can't be decoded; {first_error}"
-    yield Timeline(plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, first_error)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """The clips of a timeline: first frames, and the seconds at which one clip gives way to the next,
-  beginning and end of the video included."""
-
-  path: str
-  starts: tuple[int, ...] = ()
-  edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1))
-  error: str | None = None
-
-
-def _plan(path: str, spec: ClipSpec) -> _Plan:
-  try:
-    times = frame_times(path)
-    record = file_record(path)
-    starts, parts = sliding_starts(record, spec)
-  except VideoError as error:
-    return _Plan(path, error=str(error))
-  # The last frame is shown as long as the others.
-  if len(times) > 1:
-    frame_seconds = float(np.median(np.diff(times)))
-  else:
-    frame_seconds = record["fps_denominator"] / (record["fps_numerator"] or 25)
-  return _Plan(path, tuple(map(int, starts)), np.append(times[parts], times[-1] + frame_seconds))
 
 
 def iterate_outputs(

@@ -17,13 +17,12 @@ from vswin_jax.loading import load_model
 from vswin_jax.local_files import local_path, replacing
 from vswin_jax.prediction import (
   Prediction,
-  Timeline,
   iterate_features,
   iterate_predictions,
-  iterate_timelines,
   top_classes,
   with_views,
 )
+from vswin_jax.whole_video import Timeline, iterate_timelines
 
 
 def predict_files(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from vswin_jax.data import transforms
 from vswin_jax.data.decoding import VideoError, decode_frames, probe
-from vswin_jax.prediction import Timeline
+from vswin_jax.whole_video import Timeline
 
 _THUMBNAILS = 8
 

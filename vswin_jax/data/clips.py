@@ -172,7 +172,7 @@ def train_clip(
   elif spec.sampling == "time":
     indices = sampling.time_train(num_frames, spec.num_frames, _clip_span(record, spec), random)
   else:
-    shown = _resample(record, spec)
+    shown = frames_shown(record, spec)
     indices = sampling.dense_train(len(shown), spec.num_frames, spec.frame_interval, random)
     indices = shown[indices]
   order = _reorder(indices[0], spec, random)
@@ -206,7 +206,7 @@ def eval_clips(
     span = _clip_span(record, spec)
     indices = sampling.time_eval(num_frames, spec.num_frames, span, views.num_clips)
   else:
-    shown = _resample(record, spec)
+    shown = frames_shown(record, spec)
     rule = sampling.dense_eval if spec.sampling == "dense" else sampling.dense_eval_to_ends
     indices = shown[rule(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)]
   order = np.stack([_reorder(clip, spec, random) for clip in indices])
@@ -236,7 +236,7 @@ def sliding_clip(
     num_frames, span = int(record["num_frames"]), _clip_span(record, spec)
     indices = sampling.time_clips([start], num_frames, spec.num_frames, span)
   else:
-    shown = _resample(record, spec)
+    shown = frames_shown(record, spec)
     indices = start + np.arange(spec.num_frames) * spec.frame_interval
     indices = shown[indices % len(shown)][None]
   return _decode_views(record, indices, spec, views), _for_crops(indices, views)
@@ -255,7 +255,7 @@ def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray
   """
   if spec.sampling == "time":
     return sampling.time_parts(int(record["num_frames"]), _clip_span(record, spec))
-  shown = _resample(record, spec)
+  shown = frames_shown(record, spec)
   span = spec.num_frames * spec.frame_interval
   parts = np.arange(0, len(shown), span)
   return np.minimum(parts, max(len(shown) - span, 0)), shown[parts]
@@ -305,7 +305,7 @@ def _for_crops(positions: np.ndarray, views: Views) -> np.ndarray:
   return np.tile(positions, (CROPS[views.crops], 1)).astype(np.int32)
 
 
-def _resample(record: dict, spec: ClipSpec) -> np.ndarray:
+def frames_shown(record: dict, spec: ClipSpec) -> np.ndarray:
   """Positions in the video of the frames that dense sampling sees."""
   num_frames = int(record["num_frames"])
   if not spec.frame_rate:

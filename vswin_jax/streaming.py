@@ -1,0 +1,192 @@
+"""VTN on a video that is still going on: what it says of all frames so far, at any moment.
+
+    stream = Stream(load_model("models/vtn_vit_b"))
+    for frame in camera:  # uint8 [height, width, 3], RGB
+      stream.add_frames(frame[None])
+      print(stream.probabilities().argmax())
+
+Every frame goes through the backbone once; only the temporal encoder, a few thousandths of the
+work, runs again over the features of all frames. Features take `4 * width` bytes a frame: 276 MB
+for an hour of 25 frames a second at 768 channels. `max_frames` bounds them, and with them the
+memory and the time of the temporal encoder.
+"""
+
+import collections
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vswin_jax.data import transforms
+from vswin_jax.data.clips import check_at_least
+from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.models.parameters import merge_model, split_model
+from vswin_jax.models.vtn import VTN
+from vswin_jax.training.step import normalize
+
+
+class Stream:
+  """The features of the frames so far, and the class probabilities that they amount to."""
+
+  def __init__(
+    self,
+    model: nnx.Module,
+    preprocessing: Preprocessing | None = None,
+    *,
+    max_frames: int | None = None,
+    frames_per_call: int = 8,
+  ):
+    """Begins before the first frame.
+
+    Args:
+      model: a VTN.
+      preprocessing: of frames; None: that of a loaded model. Only `add_frames` needs it.
+      max_frames: how many of the newest frames are kept; None: all.
+      frames_per_call: frames that the backbone computes at a time.
+
+    Raises:
+      ValueError: another kind of model, or numbers that do not fit.
+    """
+    if not isinstance(model, VTN):
+      raise ValueError(f"only a VTN keeps features of frames; got a {type(model).__name__}")
+    check_at_least(1, frames_per_call=frames_per_call)
+    if max_frames is not None:
+      check_at_least(1, max_frames=max_frames)
+    self._graph, self._params = split_model(model)
+    self._width = model.config.width
+    self._preprocessing = preprocessing or getattr(model, "preprocessing", None)
+    self._max_frames = max_frames
+    self._frames_per_call = frames_per_call
+    self._pending: list[np.ndarray] = []
+    # Blocks of (features, numbers) of frames, in order.
+    self._blocks: collections.deque[tuple[np.ndarray, np.ndarray]] = collections.deque()
+    self._numbers: list[int] = []
+    self._next_number = 0
+
+  @property
+  def num_frames(self) -> int:
+    """Frames that count now: all so far, or the newest `max_frames`."""
+    frames = sum(len(numbers) for _, numbers in self._blocks) + len(self._pending)
+    return frames if self._max_frames is None else min(frames, self._max_frames)
+
+  def add_frames(self, frames: np.ndarray, position_ids: np.ndarray | None = None) -> None:
+    """Takes the next frames of the video.
+
+    Args:
+      frames: uint8 `[count, height, width, 3]`, RGB of any size; resized and cropped in the middle
+        as in an evaluation.
+      position_ids: int `[count]`, their numbers in the video; None: counting on from the last.
+
+    Raises:
+      ValueError: arrays that do not fit, or no preprocessing.
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+      raise ValueError(
+        f"frames must be uint8 [count, height, width, 3], got {frames.dtype} {list(frames.shape)}"
+      )
+    if self._preprocessing is None:
+      raise ValueError("this model came without a checkpoint: give the Stream a preprocessing")
+    numbers = self._count_on(len(frames), position_ids)
+    size, short_side = self._preprocessing.clip.size, self._preprocessing.views.short_side
+    for frame, number in zip(frames, numbers):
+      frame = transforms.resize_short_side(frame, short_side)
+      box = transforms.center_crop_box(*frame.shape[:2], size)
+      self._pending.append(transforms.crop(frame[None], box)[0])
+      self._numbers.append(number)
+      if len(self._pending) == self._frames_per_call:
+        self._encode_pending()
+
+  def add_features(self, features: np.ndarray, position_ids: np.ndarray | None = None) -> None:
+    """Takes the features of the next frames: float `[count, width]`, as `encode_frames` gives them;
+    the rest as in `add_frames`."""
+    features = np.asarray(features, np.float32)
+    if features.ndim != 2 or features.shape[1] != self._width:
+      raise ValueError(f"features must be [count, {self._width}], got {list(features.shape)}")
+    self._encode_pending()
+    self._keep(features, self._count_on(len(features), position_ids))
+
+  def probabilities(self) -> np.ndarray:
+    """What the model says of the frames so far: float32 `[num_classes]`, the softmax of the logits
+    that it gives for all of them in one pass.
+
+    Raises:
+      ValueError: there are no frames yet.
+    """
+    self._encode_pending()
+    if not self._blocks:
+      raise ValueError("no frames yet")
+    features, numbers = (np.concatenate(parts) for parts in zip(*self._blocks))
+    self._blocks = collections.deque([(features, numbers)])
+    # One of a few lengths, so that a growing video compiles seldom.
+    padding = _padded_length(len(features)) - len(features)
+    valid = np.arange(len(features) + padding) < len(features)
+    features = np.pad(features, [(0, padding), (0, 0)])
+    run = _classifier(self._graph)
+    return np.asarray(run(self._params, features, np.pad(numbers, (0, padding)), valid))
+
+  def _count_on(self, count: int, position_ids: np.ndarray | None) -> np.ndarray:
+    if position_ids is None:
+      position_ids = np.arange(self._next_number, self._next_number + count)
+    position_ids = np.asarray(position_ids)
+    if position_ids.shape != (count,) or position_ids.dtype.kind not in "iu":
+      raise ValueError(
+        f"position_ids must be {count} integers, got {position_ids.dtype} "
+        f"{list(position_ids.shape)}"
+      )
+    if count:
+      self._next_number = int(position_ids[-1]) + 1
+    return position_ids.astype(np.int32)
+
+  def _encode_pending(self) -> None:
+    if not self._pending:
+      return
+    count = len(self._pending)
+    # One of a few lengths, likewise.
+    length = min(1 << (count - 1).bit_length(), self._frames_per_call)
+    frames = np.stack(self._pending + [np.zeros_like(self._pending[0])] * (length - count))
+    encode = _encoder(self._graph, self._preprocessing.mean, self._preprocessing.std)
+    features = np.asarray(encode(self._params, frames))[:count]
+    self._keep(features, np.array(self._numbers, np.int32))
+    self._pending, self._numbers = [], []
+
+  def _keep(self, features: np.ndarray, numbers: np.ndarray) -> None:
+    if not len(features):
+      return
+    self._blocks.append((features, numbers))
+    if self._max_frames is None:
+      return
+    surplus = sum(len(block) for _, block in self._blocks) - self._max_frames
+    while surplus > 0:
+      features, numbers = self._blocks.popleft()
+      if surplus < len(numbers):
+        # Copies, so that what is dropped leaves the memory.
+        self._blocks.appendleft((features[surplus:].copy(), numbers[surplus:].copy()))
+      surplus -= len(numbers)
+
+
+def _padded_length(length: int) -> int:
+  """The next of lengths that are at most a quarter apart."""
+  step = max(32, 1 << max(length.bit_length() - 3, 0))
+  return -(-length // step) * step
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder(graph: nnx.GraphDef, mean: tuple, std: tuple) -> Callable:
+  def encode(params: dict, frames: jax.Array) -> jax.Array:
+    features = merge_model(graph, params).encode_frames(normalize(frames[None], mean, std))
+    return features[0].astype(jnp.float32)
+
+  return jax.jit(encode)
+
+
+@functools.lru_cache(maxsize=8)
+def _classifier(graph: nnx.GraphDef) -> Callable:
+  def classify(params: dict, *arrays: jax.Array) -> jax.Array:
+    logits = merge_model(graph, params).classify(*(array[None] for array in arrays))
+    return jax.nn.softmax(logits)[0]
+
+  return jax.jit(classify)
