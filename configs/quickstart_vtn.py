@@ -16,6 +16,7 @@ def get_config():
   config.model.backbone_options.depth = 2
   config.model.backbone_options.num_heads = 3
   config.model.backbone_options.init_std = 0.08
+  config.model.backbone_options.embedding_std = 0.5
   config.model.width = 96
   config.model.num_layers = 2
   config.model.num_heads = 3
@@ -23,7 +24,8 @@ def get_config():
   config.model.dropout_rate = 0.0
   config.model.attention_dropout_rate = 0.0
   config.model.head_dropout_rate = 0.0
-  config.model.init_std = 0.08
+  config.model.init_std = 0.1
+  config.model.embedding_std = 0.5
 
   config.clip.num_frames = 16
   config.clip.frame_interval = 1
@@ -39,13 +41,13 @@ def get_config():
   config.loader.num_workers = 1
 
   config.train.batch_size = 32
-  config.train.epochs = 16.0
-  config.train.log_every = 50
-  config.train.eval_every = 512
-  config.train.save_every = 512
+  config.train.epochs = 6.0
+  config.train.log_every = 25
+  config.train.eval_every = 256
+  config.train.save_every = 256
   config.eval_batch_size = 64
   config.schedule.name = "cosine"
-  config.schedule.learning_rate = 1e-3
+  config.schedule.learning_rate = 5e-4
   config.schedule.warmup_epochs = 1.0
   config.schedule.warmup_start = 0.0
   config.optimizer.clip_norm = 1.0
