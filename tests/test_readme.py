@@ -3,30 +3,34 @@
 import pathlib
 import re
 
-import jax
 from flax import nnx
 
 from vswin_jax.conversion.released import find
 from vswin_jax.models import CATALOG, create_model
-from vswin_jax.models.parameters import split_model
+from vswin_jax.models.parameters import flatten, is_statistic, split_model
+from vswin_jax.models.vtn import VTNConfig
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_table_of_models_is_the_catalog():
-  rows = [line for line in README.splitlines() if line.startswith("| `video_swin_")]
-  assert len(rows) == len(CATALOG)
+def _facts(config) -> list[str]:
+  if isinstance(config, VTNConfig):
+    sizes = (config.width, config.num_layers, config.num_heads)
+    return [f"`{config.backbone}`", *map(str, sizes)]
+  depths, heads = (", ".join(map(str, sizes)) for sizes in (config.depths, config.num_heads))
+  return [str(config.embed_dim), depths, heads]
+
+
+def test_tables_of_models_are_the_catalog():
+  rows = re.findall(r"^\| `(?:video_swin|vtn)_.*", README, re.MULTILINE)
+  assert len([row for row in rows if row.count("|") > 6]) == len(CATALOG)
   for row, (name, config) in zip(rows, CATALOG.items()):
     model = nnx.eval_shape(lambda name=name: create_model(name))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(split_model(model)[1]))
+    leaves = flatten(split_model(model)[1])
+    parameters = sum(leaf.size for path, leaf in leaves.items() if not is_statistic(path))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:5] == [
-      f"`{name}`",
-      str(config.embed_dim),
-      ", ".join(map(str, config.depths)),
-      ", ".join(map(str, config.num_heads)),
-      f"{parameters:,}",
-    ]
+    expected = [f"`{name}`", *_facts(config), f"{parameters:,}"]
+    assert cells[: len(expected)] == expected
 
 
 def test_converted_names_are_in_the_catalog():
@@ -49,4 +53,4 @@ def test_links_lead_somewhere():
 
 
 def test_nothing_is_left_to_fill_in():
-  assert not re.findall(r"^[A-Z_]+_TABLE$", README, re.MULTILINE)
+  assert not re.findall(r"^[A-Z]+_[A-Z_]+$", README, re.MULTILINE)

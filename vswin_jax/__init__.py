@@ -1,4 +1,4 @@
-"""Video recognition in JAX: Video Swin Transformer and what it takes to train and use it."""
+"""Video recognition in JAX: Video Swin Transformer, VTN and what it takes to use them."""
 
 import importlib
 
@@ -10,6 +10,7 @@ _PUBLIC = {
   "load_model": "vswin_jax.loading",
   "predict": "vswin_jax.prediction",
   "CATALOG": "vswin_jax.models",
+  "Stream": "vswin_jax.streaming",
 }
 __all__ = sorted(_PUBLIC)
 

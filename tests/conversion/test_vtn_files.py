@@ -4,76 +4,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.conversion.checkpoints import fill, golden_keys
-from tests.conversion.timm_without_torchvision import import_timm
+from tests.vtn_parity import BACKBONES, SLOW, backbone_error, random_timm
 from vswin_jax import create_model
 from vswin_jax.conversion.families import Options, convert_tensors
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.data.clips import view_frames
-from vswin_jax.models.parameters import merge_model, split_model, unflatten
+from vswin_jax.models.parameters import merge_model, split_model
 
 torch = pytest.importorskip("torch")
 
-SMALL_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 8}
 NANO = Options(num_heads=3, backbone_heads=3, attention_window=6)
 
 
-def random_timm(name: str, **options):
-  """A model of timm with every parameter and statistic far from its default."""
-  torch.manual_seed(0)
-  model = import_timm().create_model(name, **options).eval()
-  with torch.no_grad():
-    for entry in model.state_dict().values():
-      if entry.is_floating_point() and entry.ndim == 1:
-        entry.mul_(1 + 0.2 * torch.rand_like(entry)).add_(0.1 * torch.rand_like(entry))
-  return model
-
-
-def converted_model(converted):
-  graph, _ = split_model(nnx.eval_shape(lambda: create_model(**converted.model)))
-  return merge_model(graph, jax.tree.map(jnp.asarray, unflatten(converted.params)))
-
-
-def features_of(backbone, images):
-  return jax.jit(lambda images: backbone(images))(images)
-
-
 @pytest.mark.parametrize(
-  ("name", "options", "size", "family", "backbone"),
-  [
-    ("vit_base_patch16_224", SMALL_VIT, 32, "vit", "vit_b_16"),
-    ("deit_tiny_patch16_224", {}, 224, "vit", "deit_ti_16"),
-    ("deit_base_distilled_patch16_224", SMALL_VIT, 32, "vit", None),
-    ("resnet50", {}, 65, "resnet", "resnet50"),
-    pytest.param("resnet101", {}, 64, "resnet", "resnet101", marks=pytest.mark.slow),
-    ("swin_tiny_patch4_window7_224", {}, 224, "swin_2d", "swin_t"),
-    ("swin_base_patch4_window7_224", {"depths": (2, 2, 4, 2)}, 224, "swin_2d", None),
-  ],
+  "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BACKBONES]
 )
-def test_features_equal_those_of_timm(name, options, size, family, backbone):
-  # Files come with a classifier.
-  reference = random_timm(name, num_classes=10, **options)
-  tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
-  heads = options.get("num_heads")
-  converted = convert_tensors(tensors, Options(num_classes=7, backbone_heads=heads, to="vtn"))
-  assert converted.family == family
-  assert converted.has_new_head and converted.dataset is None
-  model = converted_model(converted)
-  assert model.config.num_classes == 7
-  if backbone is not None:
-    assert model.config.backbone == backbone
-  images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
-  with torch.no_grad():
-    reference.reset_classifier(0)
-    expected = reference(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
-  actual = features_of(model.backbone, images)
-  assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()
+def test_features_equal_those_of_timm(name):
+  assert backbone_error(name) < 1e-5
 
 
 def test_statistics_of_batch_normalisation_get_no_gradient():
-  model = create_model("vtn_r50", num_classes=2, backbone_options={"depths": (1,), "width": 512})
+  small = {"width": 64, "num_heads": 2, "intermediate_size": 8}
+  model = create_model(
+    "vtn_r50", num_classes=2, backbone_options={"depths": (1,), "width": 16}, **small
+  )
   graph, params = split_model(model)
   video = jnp.ones((1, 2, 32, 32, 3))
   gradient = jax.jit(jax.grad(lambda params: merge_model(graph, params)(video)[0, 0]))(params)

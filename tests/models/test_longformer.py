@@ -4,55 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from vswin_jax.conversion import vtn as vtn_files
-from vswin_jax.models import model_config
+from tests.vtn_parity import encode, encoder, huggingface_error, video_features
 from vswin_jax.models.longformer import TemporalEncoder
-from vswin_jax.models.parameters import flatten, merge_model, split_model, unflatten
-
-WIDTH, HEADS, WINDOW, POSITIONS = 48, 3, 6, 34
-
-
-def encoder(seed=0, **overrides) -> TemporalEncoder:
-  """A small encoder whose attention is far from uniform and whose biases are not zero."""
-  config = model_config(
-    "vtn_vit_b",
-    **{
-      "width": WIDTH,
-      "num_heads": HEADS,
-      "attention_window": WINDOW,
-      "intermediate_size": 64,
-      "num_positions": POSITIONS,
-      "num_layers": 2,
-    }
-    | overrides,
-  )
-  graph, shapes = split_model(nnx.eval_shape(lambda: TemporalEncoder(config, rngs=nnx.Rngs(0))))
-  random = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    values = random.normal(size=leaf.shape).astype(np.float32)
-    if path.endswith(".scale"):
-      return jnp.asarray(1 + 0.2 * values)
-    return jnp.asarray(values * (1.5 / np.sqrt(WIDTH) if path.endswith(".kernel") else 0.3))
-
-  return merge_model(
-    graph, unflatten({path: draw(path, leaf) for path, leaf in flatten(shapes).items()})
-  )
-
-
-def encode(model: TemporalEncoder, *arrays) -> np.ndarray:
-  return np.asarray(jax.jit(lambda arrays: model(*arrays))(arrays))
-
-
-def video_features(lengths, seed=1):
-  """Features and positions of videos, padded to the longest, and which frames are real."""
-  random = np.random.default_rng(seed)
-  frames = max(lengths)
-  features = random.normal(size=(len(lengths), frames, WIDTH)).astype(np.float32)
-  positions = np.sort(random.integers(0, 3 * POSITIONS, (len(lengths), frames)))
-  return features, positions, np.arange(frames) < np.array(lengths)[:, None]
+from vswin_jax.models.parameters import flatten, split_model
 
 
 def dense_encoding(model: TemporalEncoder, features, positions):
@@ -138,49 +93,6 @@ def test_gradients_do_not_see_padding():
 
 @pytest.mark.parametrize("frames", [5, 24, 71])
 def test_encoding_equals_huggingface(frames):
-  torch = pytest.importorskip("torch")
-  transformers = pytest.importorskip("transformers")
-  model = encoder(num_layers=3)
-  config = transformers.LongformerConfig(
-    hidden_size=WIDTH,
-    num_attention_heads=HEADS,
-    num_hidden_layers=3,
-    intermediate_size=64,
-    attention_window=[WINDOW] * 3,
-    max_position_embeddings=POSITIONS,
-    type_vocab_size=2,
-    vocab_size=1,
-    pad_token_id=0,
-    layer_norm_eps=1e-12,
-    hidden_act="gelu",
-  )
-  reference = transformers.LongformerModel(config, add_pooling_layer=False).eval()
-  name_of = vtn_files.name_in("vit", whole=True)
-  weights = {}
-  for path, parameter in flatten(split_model(model)[1]).items():
-    name = name_of(f"temporal_encoder.{path}").removeprefix("temporal_encoder.")
-    weights[name] = torch.tensor(
-      np.asarray(parameter).T if path.endswith(".kernel") else np.asarray(parameter)
-    )
-  class_token = weights.pop("cls_token")
-  missing, unexpected = reference.load_state_dict(weights, strict=False)
-  assert not unexpected
-  assert set(missing) <= {"embeddings.word_embeddings.weight", "embeddings.position_ids"}
-
-  features, positions, _ = video_features([frames, frames], seed=frames)
-  # To a multiple of the window, as the reference pads.
-  padding = -(1 + frames) % WINDOW
-  embedded = torch.cat([class_token.expand(2, 1, WIDTH), torch.tensor(features)], dim=1)
-  embedded = torch.nn.functional.pad(embedded, (0, 0, 0, padding), value=-1.0)
-  mask = torch.ones(2, 1 + frames + padding)
-  mask[:, 0], mask[:, 1 + frames :] = 2, 0
-  types = torch.zeros(mask.shape, dtype=torch.long)
-  types[:, 0] = 1
-  ids = torch.full(mask.shape, POSITIONS - 1)
-  ids[:, 0] = POSITIONS - 2
-  ids[:, 1 : 1 + frames] = torch.tensor(positions % (POSITIONS - 2))
-  with torch.no_grad():
-    output = reference(
-      inputs_embeds=embedded, attention_mask=mask, token_type_ids=types, position_ids=ids
-    ).last_hidden_state
-  np.testing.assert_allclose(encode(model, features, positions), output[:, 0].numpy(), atol=5e-6)
+  pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  assert huggingface_error(frames) < 1e-5

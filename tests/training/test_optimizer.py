@@ -145,3 +145,13 @@ def test_average_forgets_its_start_and_then_decays_evenly():
   np.testing.assert_allclose(early["a"], 5 * (1 / 11) + 1 * (10 / 11), rtol=1e-6)
   late = update_average(average, params, 0.99, jnp.array(10_000))
   np.testing.assert_allclose(late["a"], 5 * 0.99 + 1 * 0.01, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_stored_statistics_stay_as_they_are(name):
+  params = {"norm": {"scale": jnp.ones(3), "running_mean": jnp.ones(3)}}
+  optimizer = make_optimizer(params, lambda step: 0.1, name=name, weight_decay=0.5)
+  gradients = jax.tree.map(jnp.ones_like, params)
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  np.testing.assert_array_equal(updates["norm"]["running_mean"], 0.0)
+  assert (updates["norm"]["scale"] < -0.05).all()

@@ -160,7 +160,8 @@ def test_views_are_averaged_as_probabilities(devices):
   mesh = sharding.make_mesh(1, jax.devices()[:devices])
   video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 32, 32, 3), dtype=np.uint8)
   step = jit_eval_step(make_eval_step(graph, **PIXELS), mesh)
-  batch = {"video": video, "label": np.arange(4, dtype=np.int32)}
+  position_ids = np.tile(np.arange(8, dtype=np.int32), (4, 3, 1))
+  batch = {"video": video, "position_ids": position_ids, "label": np.arange(4, dtype=np.int32)}
   result = step(params, sharding.put_batch(batch, sharding.batch_sharding(mesh)))
   assert result["label"].sharding.is_fully_replicated
   model = tiny_model()
@@ -168,6 +169,56 @@ def test_views_are_averaged_as_probabilities(devices):
     jax.nn.softmax(model(normalize(jnp.asarray(video[:, view]), **PIXELS))) for view in range(3)
   ]
   np.testing.assert_allclose(result["probabilities"], np.mean(views, axis=0), atol=1e-6)
+
+
+def vtn_and_batch():
+  """A VTN that tells positions apart, and clips that each have other ones."""
+  model = create_model(
+    "vtn_vit_b",
+    num_classes=CLASSES,
+    backbone=lambda images: images.mean((1, 2)).repeat(8, axis=1),
+    width=24,
+    num_heads=2,
+    intermediate_size=16,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+    head_dropout_rate=0.0,
+    init_std=0.3,
+    embedding_std=1.0,
+  )
+  batch = next(batches(1))
+  batch["position_ids"] = np.random.default_rng(1).integers(0, 99, (BATCH, 8), dtype=np.int32)
+  return model, batch
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_position_ids_reach_the_model_in_training(accumulate):
+  model, batch = vtn_and_batch()
+  graph, params = split_model(model)
+  optimizer = make_optimizer(params, lambda step: 1e-3)
+  step = make_train_step(
+    graph, optimizer, lambda step: 1e-3, seed=0, accumulate=accumulate, **PIXELS
+  )
+  state = create_state(params, optimizer, with_average=False)
+  _, metrics = jax.jit(step)(state, batch)
+
+  def loss(position_ids):
+    logits = model(normalize(batch["video"], **PIXELS), position_ids)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+  np.testing.assert_allclose(metrics["loss"], loss(batch["position_ids"]), rtol=1e-5)
+  assert abs(float(metrics["loss"] - loss(None))) > 1e-3
+
+
+def test_position_ids_reach_the_model_in_evaluation():
+  model, batch = vtn_and_batch()
+  graph, params = split_model(model)
+  views = {name: batch[name].reshape(4, 2, *batch[name].shape[1:]) for name in batch}
+  step = jax.jit(make_eval_step(graph, **PIXELS))
+  result = step(params, views["video"], views["position_ids"])
+  logits = model(normalize(batch["video"], **PIXELS), batch["position_ids"])
+  expected = jax.nn.softmax(logits).reshape(4, 2, -1).mean(1)
+  np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_impossible_layouts_are_refused():
