@@ -2,11 +2,16 @@
 
 import os
 
-# Several virtual devices, so that sharding is tested without accelerators. Before JAX is loaded.
+# Before JAX is loaded: several virtual devices, so that sharding is tested without accelerators; and
+# no optimisation by LLVM, since most programs here take longer to compile than to run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+  ]
+)
 
 from absl import flags
 

@@ -53,4 +53,4 @@ def test_links_lead_somewhere():
 
 
 def test_nothing_is_left_to_fill_in():
-  assert not re.findall(r"^[A-Z]+_[A-Z_]+$", README, re.MULTILINE)
+  assert not re.findall(r"\b(?!JAX_|VSWIN_)[A-Z]+_[A-Z_]+\b", README)

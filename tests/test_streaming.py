@@ -1,17 +1,19 @@
 """A VTN on videos that go on, and on whole ones, against one pass over the same frames."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vswin_jax import create_model, load_model
+from vswin_jax import create_model, load_model, whole_video
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.decoding import decode_frames
 from vswin_jax.data.encoding import encode_mp4
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import split_model
 from vswin_jax.prediction import predict
+from vswin_jax.prediction_files import parse_views
 from vswin_jax.streaming import Stream
 from vswin_jax.training.checkpointing import write_params
 from vswin_jax.training.step import normalize
@@ -36,8 +38,11 @@ MODEL = {
 PREPROCESSING = Preprocessing(
   mean=(110.0, 100.0, 90.0),
   std=(60.0, 50.0, 40.0),
-  clip=ClipSpec(num_frames=4, frame_interval=2, frame_rate=10.0, sampling="time", size=16),
-  views=Views(1, "center", 20, whole_frames=25),
+  clip=ClipSpec(
+    num_frames=4, frame_interval=2, frame_rate=10.0, sampling="time", size=16, rounding="pyslowfast"
+  ),
+  # 31 x 21 pixels, in whose middle there is no place for 16 x 16.
+  views=Views(1, "center", 21, whole_frames=25),
 )
 
 
@@ -66,14 +71,18 @@ def video(pixels, tmp_path_factory) -> str:
   return str(path)
 
 
+def inputs_of(frames: np.ndarray) -> np.ndarray:
+  resized = np.stack([cv2.resize(frame, (31, 21)) for frame in frames])
+  return normalize(resized[None, :, 3:19, 8:24], PREPROCESSING.mean, PREPROCESSING.std)
+
+
 @pytest.fixture(scope="module")
 def one_pass(model):
   """Probabilities of frames uint8 `[count, 20, 30, 3]` with their numbers, all in one call."""
   call = jax.jit(lambda *inputs: jax.nn.softmax(model(*inputs))[0])
 
   def run(frames, numbers):
-    inputs = normalize(frames[None, :, 2:18, 7:23], PREPROCESSING.mean, PREPROCESSING.std)
-    return np.asarray(call(inputs, jnp.asarray(numbers)[None]))
+    return np.asarray(call(inputs_of(frames), jnp.asarray(numbers)[None]))
 
   return run
 
@@ -116,8 +125,7 @@ def test_a_bounded_stream_sees_the_newest_frames(model, pixels, one_pass, max_fr
 
 
 def test_features_can_be_given_instead_of_frames(model, pixels, one_pass):
-  inputs = normalize(pixels[None, :12, 2:18, 7:23], PREPROCESSING.mean, PREPROCESSING.std)
-  features = np.asarray(model.encode_frames(inputs))[0]
+  features = np.asarray(model.encode_frames(inputs_of(pixels[:12])))[0]
   stream = Stream(model)
   stream.add_frames(pixels[:3])
   stream.add_features(features[3:12])
@@ -148,13 +156,15 @@ def test_a_prediction_is_one_pass_over_frames_of_the_whole_video(model, video, o
   frames = decode_frames(video, range(25))
   expected = one_pass(frames, np.arange(25))
   np.testing.assert_allclose(result.probabilities, expected, atol=2e-6)
-  (other,) = predict(model, video, views=Views(3, "center", 20))
+  assert parse_views("1x1", PREPROCESSING) == PREPROCESSING.views
+  assert parse_views("3x1", PREPROCESSING) == Views(3, "center", 21)
+  (other,) = predict(model, video, views=Views(3, "center", 21))
   assert np.abs(other.probabilities - expected).max() > 1e-3
 
 
 @pytest.mark.parametrize("crops", ["center", "three"])
 def test_a_timeline_says_what_all_of_the_video_so_far_amounts_to(model, video, one_pass, crops):
-  views = Views(1, crops, 20 if crops == "center" else 16)
+  views = Views(1, crops, 21 if crops == "center" else 16)
   preprocessing = Preprocessing(PREPROCESSING.mean, PREPROCESSING.std, PREPROCESSING.clip, views)
   (timeline,) = iterate_timelines(model, [video], preprocessing, batch_size=2, num_workers=0)
   assert timeline.error is None
@@ -174,3 +184,13 @@ def test_a_video_shorter_than_a_part_has_one_row(model, pixels, one_pass, tmp_pa
   (timeline,) = iterate_timelines(model, [str(path)], PREPROCESSING, batch_size=2, num_workers=0)
   expected = one_pass(decode_frames(str(path), range(6)), np.arange(6))
   np.testing.assert_allclose(timeline.probabilities, [expected], atol=2e-6)
+
+
+def test_rows_of_long_videos_are_longer(model, video, one_pass, monkeypatch):
+  monkeypatch.setattr(whole_video, "_MOST_PASSES", 2)
+  (timeline,) = iterate_timelines(model, [video], PREPROCESSING, batch_size=2, num_workers=0)
+  np.testing.assert_allclose(timeline.start, [0.0, 6.4], atol=1e-6)
+  np.testing.assert_allclose(timeline.end, [6.4, 7.0], atol=1e-6)
+  frames = decode_frames(video, range(70))
+  for row, count in zip(timeline.probabilities, (64, 70)):
+    np.testing.assert_allclose(row, one_pass(frames[:count], np.arange(count)), atol=2e-6)

@@ -166,6 +166,7 @@ def kinetics_vtn_config(model: str) -> config_dict.ConfigDict:
   config.clip.frame_rate = 25.0
   config.clip.sampling = "time"
   config.clip.train_crop = "jittered"
+  config.clip.rounding = "pyslowfast"
   for views in (config.validation, config.test):
     views.update({"num_clips": 1, "crops": "center", "short_side": 256, "whole_frames": 250})
 

@@ -40,7 +40,10 @@ _TO = flags.DEFINE_enum(
   "to", "video_swin", TARGETS, "What 2D Swin weights become; vtn: the backbone of a VTN."
 )
 _NUM_HEADS = flags.DEFINE_integer(
-  "num_heads", None, "Heads of a VTN's temporal encoder; default: 64 channels each.", lower_bound=1
+  "num_heads",
+  None,
+  "Heads of a VTN's temporal encoder; default: as in the catalog, or 64 channels each.",
+  lower_bound=1,
 )
 _BACKBONE_HEADS = flags.DEFINE_integer(
   "backbone_heads", None, "Heads of a ViT; default: 64 channels each.", lower_bound=1

@@ -17,11 +17,11 @@ from flax import nnx
 from ml_collections import config_dict
 
 from vswin_jax import run_files
+from vswin_jax.checks import check_at_least
 from vswin_jax.data import generated, pipeline
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
-  check_at_least,
   check_views,
   count_views,
   describe_views,
@@ -32,8 +32,8 @@ from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.loading import read_usage
 from vswin_jax.local_files import LocalPathError, local_path
-from vswin_jax.models import create_model, model_config
-from vswin_jax.models.parameters import split_model
+from vswin_jax.models import check_clips, create_model, model_config
+from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.training import checkpointing, loop, sharding
 from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate, jit_eval_step
 from vswin_jax.training.metrics import MetricsWriter
@@ -168,6 +168,7 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
     options = set_options(config.model)
     name = options.pop("name")
     model_config(name, **options)
+    check_clips({"name": name, **options}, clip.num_frames, clip.size)
 
   generated.ensure(config.data.name, config.data.dir)
   train_records = open_records(config.data.name, config.data.dir, config.data.train_split)
@@ -328,13 +329,18 @@ def _with_weights_of(source: str, state: TrainState) -> TrainState:
   """Replaces the parameters by those of another run; a head of another size stays random."""
   directory = checkpointing.checkpoints_of(source)
   shapes = sharding.with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
-  step, loaded, _ = checkpointing.restore_params(directory, shapes, replaceable="head.")
+  random = tuple(checkpointing.read_facts(directory).get("source", {}).get("random", ()))
+  step, loaded, _ = checkpointing.restore_params(
+    directory, shapes, replaceable="head.", ignored=random
+  )
   params = jax.tree.map(
     lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
   )
   logger.info("weights from step %d of %s", step, directory)
-  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(loaded)):
-    logger.info("its head has another number of classes; ours starts at random")
+  kept = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+  if kept:
+    parts = sorted({name.partition(".")[0] for name in kept})
+    logger.info("not in it, or of another number of classes, so random: %s", ", ".join(parts))
   average = jax.tree.map(jnp.copy, params) if state.average else {}
   return state.replace(params=params, average=average)
 

@@ -59,7 +59,7 @@ def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
   Args:
     path: workdir of a run of `vswin_jax.main`, or the DEST of `vswin_jax.convert`.
     **overrides: fields of the model's configuration that change no parameter, such as
-      `dtype="bfloat16"` or `attention="chunked"`.
+      `dtype="bfloat16"` or `attention="chunked"`; those of `backbone_options` one by one.
 
   Returns:
     The model on one device: `model(video)` with normalised float `[batch, time, height, width,
@@ -73,7 +73,11 @@ def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
   """
   directory = checkpoints_of(path)
   usage = read_usage(directory)
-  graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**usage.model | overrides)))
+  options = usage.model | overrides
+  if "backbone_options" in overrides:
+    stored = dict(usage.model.get("backbone_options", {}))
+    options["backbone_options"] = stored | dict(overrides["backbone_options"])
+  graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**options)))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   _, params, _ = restore_params(directory, with_shardings(shapes, place))
   model = merge_model(graph, params)

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vswin_jax.data.clips import Views, check_at_least, check_views
+from vswin_jax.checks import check_at_least
+from vswin_jax.data.clips import Views, check_views
 from vswin_jax.data.files import Item, clip_batches, find_videos
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import Preprocessing

@@ -87,7 +87,10 @@ def parse_views(text: str | None, preprocessing: Preprocessing) -> Views | None:
   crops = next(name for name, count in CROPS.items() if count == int(parts[2]))
   own = preprocessing.views
   short_side = preprocessing.clip.size if crops == "three" else own.short_side
-  return Views(int(parts[1]), crops, short_side)
+  clips = int(parts[1])
+  # Several clips of a video are no whole ones.
+  whole_frames = own.whole_frames if clips == 1 else 0
+  return Views(clips, crops, short_side, whole_frames)
 
 
 def _progress(results: Iterable, total: int) -> Iterator:

@@ -6,6 +6,7 @@ import pathlib
 
 from ml_collections import config_dict
 
+from vswin_jax.config import base_config
 from vswin_jax.local_files import replacing
 from vswin_jax.training.evaluation import Evaluation
 from vswin_jax.training.metrics import read_metrics
@@ -34,8 +35,10 @@ def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
   path = workdir / "config.json"
   if not path.exists():
     return
-  before = _leaves(json.loads(path.read_text()))
   now = _leaves(json.loads(config.to_json_best_effort()))
+  # An older version wrote no values of keys that it did not have.
+  default = _leaves(json.loads(base_config(config.model.name).to_json_best_effort()))
+  before = default | _leaves(json.loads(path.read_text()))
   for key in sorted(before.keys() | now.keys()):
     free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
     if before.get(key) != now.get(key) and not free:

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.data import transforms
-from vswin_jax.data.clips import check_at_least
+from vswin_jax.checks import check_at_least
+from vswin_jax.data.clips import central_view
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.vtn import VTN
@@ -91,11 +91,9 @@ class Stream:
     if self._preprocessing is None:
       raise ValueError("this model came without a checkpoint: give the Stream a preprocessing")
     numbers = self._count_on(len(frames), position_ids)
-    size, short_side = self._preprocessing.clip.size, self._preprocessing.views.short_side
+    spec, views = self._preprocessing.clip, self._preprocessing.views
     for frame, number in zip(frames, numbers):
-      frame = transforms.resize_short_side(frame, short_side)
-      box = transforms.center_crop_box(*frame.shape[:2], size)
-      self._pending.append(transforms.crop(frame[None], box)[0])
+      self._pending.append(central_view(frame, spec, views))
       self._numbers.append(number)
       if len(self._pending) == self._frames_per_call:
         self._encode_pending()
@@ -169,7 +167,7 @@ class Stream:
 
 
 def _padded_length(length: int) -> int:
-  """The next of lengths that are at most a quarter apart."""
+  """The next of lengths 32 or a quarter apart, whichever is more."""
   step = max(32, 1 << max(length.bit_length() - 3, 0))
   return -(-length // step) * step
 

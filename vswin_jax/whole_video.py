@@ -116,26 +116,32 @@ def _iterate_growing(
   for plan in plans:
     streams = [Stream(model) for _ in range(CROPS[preprocessing.views.crops])]
     count = len(plan.starts)
-    probabilities = np.full((count, len(labels)), np.nan, np.float32)
     # Passes grow with the video, so a long one gets no more than so many.
-    step = -(-count // _MOST_PASSES)
+    step = max(-(-count // _MOST_PASSES), 1)
+    edges = np.unique(np.append(np.arange(0, count, step), count))
+    probabilities = np.full((len(edges) - 1, len(labels)), np.nan, np.float32)
     failure = _Failure(plan)
     for part, (_, features, error) in enumerate(itertools.islice(results, count)):
       if error:
         failure.add(part, error)
       else:
-        # The last part may begin before its place, or be longer than the video.
-        first = part * _PART_FRAMES
-        skipped = first - plan.starts[part]
-        numbers = plan.frames[first : first + _PART_FRAMES]
-        for stream, crop in zip(streams, features[:, skipped : skipped + len(numbers), 0, 0]):
+        numbers, new = _new_frames(plan, part, features)
+        for stream, crop in zip(streams, new):
           stream.add_features(crop, numbers)
-      if ((part + 1) % step == 0 or part == count - 1) and streams[0].num_frames:
+      if part + 1 in edges and streams[0].num_frames:
         row = np.mean([stream.probabilities() for stream in streams], axis=0)
-        probabilities[max(part + 1 - step, 0) : part + 1] = row
-    yield Timeline(
-      plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, failure.message
-    )
+        probabilities[part // step] = row
+    times = plan.edges[edges]
+    yield Timeline(plan.path, times[:-1], times[1:], probabilities, labels, failure.message)
+
+
+def _new_frames(plan: "_Plan", part: int, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The numbers of the frames of a part, and their features `[crops, frames, width]` out of those
+  of its clip, which may begin before the part or be longer than the video."""
+  first = part * _PART_FRAMES
+  numbers = plan.frames[first : first + _PART_FRAMES]
+  skipped = first - plan.starts[part]
+  return numbers, features[:, skipped : skipped + len(numbers), 0, 0]
 
 
 class _Failure:

@@ -4,14 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from tests.conversion.checkpoints import fill, golden_keys
+from tests.conversion.checkpoints import (
+  fill,
+  golden_keys,
+  official_tensors,
+  save_torch,
+  save_vtn,
+)
 from tests.vtn_parity import BACKBONES, SLOW, backbone_error, random_timm
 from vswin_jax import create_model
+from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.families import Options, convert_tensors
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.data.clips import view_frames
-from vswin_jax.models.parameters import merge_model, split_model
+from vswin_jax.models.parameters import flatten, merge_model, split_model
+from vswin_jax.training.checkpointing import checkpoints_of, read_facts, restore_params
+from vswin_jax.training.sharding import with_shardings
 
 torch = pytest.importorskip("torch")
 
@@ -96,6 +106,22 @@ def test_a_file_without_a_head_needs_to_be_told():
       NANO,
       "unknown: temporal_encoder.pooler.dense.weight",
     ),
+    (
+      lambda tensors: tensors.update({"backbone.pos_embed": np.ones((1, 0, 48), np.float32)}),
+      NANO,
+      "describes a model that can't be built: image_size must be at least 1",
+    ),
+    (
+      lambda tensors: tensors.update({"cls_token": np.float32(1)}),
+      NANO,
+      "wrong shape: cls_token",
+    ),
+    (
+      lambda tensors: tensors.update({"backbone.patch_embed.proj.weight": np.ones((2, 2))}),
+      NANO,
+      "the backbone of this VTN is none that is known",
+    ),
+    (lambda tensors: None, Options(window=(8, 7, 7)), "--window does not apply"),
     (lambda tensors: None, Options(num_heads=5), "48 channels are not divisible by 5 heads"),
     (lambda tensors: None, Options(attention_window=7), "attention_window must be even, got 7"),
     (
@@ -110,3 +136,48 @@ def test_damaged_files_and_impossible_requests_are_refused(change, options, mess
   change(tensors)
   with pytest.raises(ConversionError, match=message):
     convert_tensors(tensors, options)
+
+
+def test_random_parts_of_a_conversion_do_not_bind_a_run(tmp_path):
+  tensors = {
+    name.removeprefix("backbone."): value
+    for name, value in nano_tensors().items()
+    if name.startswith("backbone.")
+  }
+  request = Request(num_classes=3, backbone_heads=3)
+  convert_file(save_torch(tmp_path / "vit.pth", tensors), tmp_path / "vit", request)
+  directory = checkpoints_of(tmp_path / "vit")
+  facts = read_facts(directory)
+  assert facts["source"]["random"] == ["temporal_encoder.", "head."]
+  # A run may have another temporal encoder.
+  options = facts["model"] | {"num_layers": 1, "num_heads": 2}
+  _, shapes = split_model(nnx.eval_shape(lambda: create_model(**options)))
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = with_shardings(shapes, place)
+  random = tuple(facts["source"]["random"])
+  _, params, _ = restore_params(directory, shapes, ignored=random)
+  for path, leaf in flatten(params).items():
+    if path.startswith("backbone."):
+      assert isinstance(leaf, jax.Array), path
+    else:
+      assert leaf is flatten(shapes)[path]
+  np.testing.assert_array_equal(params["backbone"]["norm"]["bias"], tensors["norm.bias"])
+
+
+def test_clips_that_the_model_does_not_take_are_refused(tmp_path):
+  source = save_vtn(tmp_path / "vtn.pyth", nano_tensors())
+  request = Request(num_heads=3, backbone_heads=3, clip={"size": 40})
+  with pytest.raises(ConversionError, match=r"images must be \[batch, 32, 32, 3\]"):
+    convert_file(source, tmp_path / "vtn", request)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (Options(to="vtn"), "--to=vtn does not apply: these weights of official"),
+    (Options(attention_window=8), "--attention_window does not apply"),
+  ],
+)
+def test_what_is_for_a_vtn_is_refused_for_a_video_swin(options, message):
+  with pytest.raises(ConversionError, match=message):
+    convert_tensors(official_tensors("nano_16x56x56"), options)

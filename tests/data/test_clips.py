@@ -10,6 +10,7 @@ import pytest
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
+  central_view,
   count_views,
   describe_views,
   eval_clips,
@@ -116,6 +117,7 @@ def test_seconds_need_a_frame_rate(record):
 def test_jittered_crops_have_a_random_size_and_place_each(record):
   spec = dataclasses.replace(
     SPEC, num_frames=2, frame_interval=20, size=24, train_crop="jittered", flip_probability=0.0,
+    rounding="pyslowfast",
     short_side_range=(24, 27),
   )  # fmt: skip
   frames = decode_frames(record["video"], [0, 20])
@@ -135,14 +137,19 @@ def test_jittered_crops_have_a_random_size_and_place_each(record):
   assert len(set(lefts)) > 8
 
 
-def test_central_crops_of_time_sampling_round_up(record):
-  """44 - 31 leaves 6.5 pixels on either side, 32 - 31 half a pixel."""
-  center = Views(num_clips=1, crops="center", short_side=32)
-  for sampling, frame, top, left in (("dense", 14, 0, 6), ("time", 0, 1, 7)):
-    spec = dataclasses.replace(SPEC, sampling=sampling, size=31)
-    views, _ = eval_clips(record, spec, center, np.random.default_rng(0))
-    (picture,) = decode_frames(record["video"], [frame])
-    np.testing.assert_array_equal(views[0, 0], picture[top : top + 31, left : left + 31])
+@pytest.mark.parametrize(
+  ("rounding", "width", "top", "left"), [("openmmlab", 47, 1, 8), ("pyslowfast", 46, 2, 8)]
+)
+def test_fractions_of_pixels_are_rounded_as_in_either_code(record, rounding, width, top, left):
+  """34 / 32 of 44 pixels are 46.75; 34 - 31 leaves 1.5 pixels, 46 - 31 leaves 7.5 on a side."""
+  spec = dataclasses.replace(SPEC, size=31, rounding=rounding)
+  center = Views(num_clips=1, crops="center", short_side=34)
+  views, _ = eval_clips(record, spec, center, np.random.default_rng(0))
+  (picture,) = decode_frames(record["video"], [14])
+  resized = cv2.resize(picture, (width, 34))
+  expected = resized[top : top + 31, left : left + 31]
+  np.testing.assert_array_equal(views[0, 0], expected)
+  np.testing.assert_array_equal(central_view(picture, spec, center), expected)
 
 
 @pytest.mark.parametrize("start", [None, 7])

@@ -81,6 +81,8 @@ def test_random_crops_never_take_the_last_place_unless_it_is_the_only_one():
 def test_central_crops_between_pixels_go_either_way():
   assert transforms.center_crop_box(10, 13, 8) == (1, 2, 8, 8)
   assert transforms.center_crop_box(10, 13, 8, round_up=True) == (1, 3, 8, 8)
+  lefts = [[box[1] for box in transforms.three_crop_boxes(8, 13, 8, up)] for up in (False, True)]
+  assert lefts == [[0, 4, 2], [0, 5, 3]]
 
 
 def test_boxes_that_never_fit_fall_back_to_the_central_square():

@@ -15,7 +15,7 @@ from vswin_jax.data.clips import describe_views, view_frames
 from vswin_jax.data.label_names import label_names
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.local_files import local_path
-from vswin_jax.models import model_config
+from vswin_jax.models import check_clips, model_config
 from vswin_jax.models.parameters import unflatten
 from vswin_jax.models.video_swin import VideoSwinConfig
 from vswin_jax.models.vtn import VTNConfig
@@ -64,15 +64,7 @@ def convert_file(
   content = read_file(source)
   converted = convert_tensors(find_tensors(content), request)
   labels = _labels(request, content, converted)
-  try:
-    clip = dataclasses.replace(converted.preprocessing.clip, **request.clip)
-  except ValueError as error:
-    raise ConversionError(str(error)) from error
-  views = converted.preprocessing.views
-  if "size" in request.clip:
-    short_side = round(views.short_side * clip.size / converted.preprocessing.clip.size)
-    views = dataclasses.replace(views, short_side=short_side)
-  preprocessing = dataclasses.replace(converted.preprocessing, clip=clip, views=views)
+  preprocessing = _preprocessing(converted, request)
   digest = file_sha256(source)
   facts = {
     "model": converted.model,
@@ -84,11 +76,31 @@ def convert_file(
       "family": converted.family,
       "licence": _LICENCE,
       "notes": list(converted.notes),
+      "random": list(converted.random),
     },
   }
   checkpointing.write_params(destination, unflatten(converted.params), facts)
   known = released.identify(source.name, digest, source.stat().st_size)
   return Conversion(source, known, converted, labels, preprocessing)
+
+
+def _preprocessing(converted: Converted, request: Request) -> Preprocessing:
+  """That of the released model with what the request says of clips."""
+  own = converted.preprocessing
+  views = own.views
+  try:
+    clip = dataclasses.replace(own.clip, **request.clip)
+    check_clips(converted.model, clip.num_frames, clip.size)
+  except ValueError as error:
+    raise ConversionError(str(error)) from error
+  if "size" in request.clip:
+    short_side = round(views.short_side * clip.size / own.clip.size)
+    views = dataclasses.replace(views, short_side=short_side)
+  if views.whole_frames and "sampling" in request.clip:
+    views = dataclasses.replace(views, whole_frames=0)
+  elif views.whole_frames and "num_frames" in request.clip:
+    views = dataclasses.replace(views, whole_frames=clip.num_frames)
+  return dataclasses.replace(own, clip=clip, views=views)
 
 
 def _labels(request: Request, content, converted: Converted) -> tuple[str, ...] | None:

@@ -38,8 +38,9 @@ class Options:
     source_window: of the file, if its bias tables leave that open.
     inflation: a name in `inflation.INFLATIONS`, for 2D weights.
     to: of `TARGETS`, for 2D Swin weights: a Video Swin, or the backbone of a VTN.
-    num_heads: of a VTN's temporal encoder, which no file tells; None: 64 channels a head.
-    backbone_heads: of a ViT, likewise.
+    num_heads: of a VTN's temporal encoder, which no file tells; None: as many as models of that
+      width in the catalog have, or 64 channels each.
+    backbone_heads: of a ViT, likewise; None: 64 channels each.
     attention_window: of a VTN's temporal encoder, likewise; None: that of the released model.
   """
 
@@ -63,7 +64,7 @@ class Converted:
     model: name in the catalog, and the fields of its configuration that differ.
     params: float32 arrays by dotted path; may be views of the file.
     preprocessing: how the released models of this kind were evaluated.
-    has_new_head: whether the head is random.
+    random: beginnings of the paths of parameters that are not from the file.
     dataset: whose classes the head has, assumed from their number; None: unknown, or a new head.
     notes: what a user should know.
   """
@@ -72,9 +73,13 @@ class Converted:
   model: dict
   params: dict[str, np.ndarray]
   preprocessing: Preprocessing
-  has_new_head: bool
+  random: tuple[str, ...]
   dataset: str | None
   notes: tuple[str, ...]
+
+  @property
+  def has_new_head(self) -> bool:
+    return bool(self.random)
 
 
 def convert_tensors(tensors: Mapping[str, np.ndarray], options: Options) -> Converted:
@@ -89,12 +94,28 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], options: Options) -> Conv
   for recognise, convert_family in _FAMILIES:
     family = recognise(tensors)
     if family is not None:
+      _check_options(family, options)
       return convert_family(family, tensors, options)
   names = sorted(tensors)
   raise ConversionError(
     f"the file holds {len(names)} tensors ({', '.join(names[:3])}, ...) of no model of this "
     f"library; known families: {', '.join(FAMILIES)}"
   )
+
+
+_FOR_VIDEO_SWIN = ("window", "source_window")
+_FOR_VTN = ("num_heads", "backbone_heads", "attention_window")
+
+
+def _check_options(family: str, options: Options) -> None:
+  """Refuses what would have no effect."""
+  if options.to == "vtn" and family in video_swin.FAMILIES:
+    raise ConversionError(f"--to=vtn does not apply: these weights of {family} have no 2D backbone")
+  is_vtn = family in vtn.FAMILIES or options.to == "vtn"
+  for name in _FOR_VIDEO_SWIN if is_vtn else _FOR_VTN:
+    if getattr(options, name) is not None:
+      kind = "a VTN" if is_vtn else "a Video Swin"
+      raise ConversionError(f"--{name} does not apply: these weights of {family} become {kind}")
 
 
 def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Converted:
@@ -129,7 +150,7 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
     model=model,
     params=params,
     preprocessing=_preprocessing(family, config, dataset),
-    has_new_head=has_new_head,
+    random=("head.",) if has_new_head else (),
     dataset=dataset,
     notes=tuple(notes),
   )
@@ -170,15 +191,15 @@ def _recognise_swin_2d(tensors: Mapping) -> str | None:
 
 
 def _original_names(tensors: Mapping) -> Mapping:
-  """2D Swin weights under their authors' names: timm counts patch merging to the stage after it."""
-  if any(name.startswith("layers.0.downsample.") for name in tensors):
+  """2D Swin weights under their authors' names: timm counts patch merging to the stage after it.
+
+  Others stay as they are.
+  """
+  merging = re.compile(r"^((?:backbone\.)?layers)\.(\d+)\.downsample\.")
+  if any((found := merging.match(name)) and found[2] == "0" for name in tensors):
     return tensors
   return {
-    re.sub(
-      r"^layers\.(\d+)\.downsample\.",
-      lambda match: f"layers.{int(match[1]) - 1}.downsample.",
-      name,
-    ): tensor
+    merging.sub(lambda match: f"{match[1]}.{int(match[2]) - 1}.downsample.", name): tensor
     for name, tensor in tensors.items()
   }
 
@@ -212,65 +233,70 @@ def _convert_vtn(family: str, tensors: Mapping, options: Options) -> Converted:
   """Weights of a whole VTN, or of a ViT or ResNet that becomes the backbone of one."""
   if family != "vtn":
     return _convert_backbone(family, tensors, options)
+  tensors = _original_names(tensors)
   backbone = vtn.backbone_tensors(tensors)
   kind = vtn.recognise_backbone(backbone)
   if kind is None:
     raise ConversionError(
-      "the backbone of this VTN is none that is known; known: ViT, DeiT, ResNet, Swin of timm"
+      "the backbone of this VTN is none that is known; known: ViT, DeiT, ResNet, 2D Swin"
     )
   config = vtn.infer_backbone(kind, backbone, options.backbone_heads)
   config |= vtn.infer_temporal(tensors, options.num_heads)
   is_complete = all(f"mlp_head.4.{leaf}" in tensors for leaf in ("weight", "bias"))
   has_new_head = _choose_head(config, options, is_complete)
   name_of = vtn.name_in(kind, whole=True)
-  replaced = r"head\.fc2\..*" if is_complete else _HEAD
-  return _finish_vtn(
-    family, config, tensors, name_of, options, replaced if has_new_head else NOTHING
-  )
+  # Without all of a head, none of it is taken.
+  new_head = "head.fc2." if is_complete else "head."
+  random = (new_head,) if has_new_head else ()
+  return _finish_vtn(family, config, tensors, name_of, options, random)
 
 
 def _convert_backbone(family: str, tensors: Mapping, options: Options) -> Converted:
   """Weights of an image backbone, which becomes that of a VTN whose other parts are random."""
   config = vtn.infer_backbone(family, tensors, options.backbone_heads)
-  twin = next(
-    (known for known in CATALOG.values() if getattr(known, "width", None) == config["width"]),
-    CATALOG["vtn_vit_b"],
-  )
-  heads = options.num_heads or max(config["width"] // (twin.width // twin.num_heads), 1)
-  config |= {
-    "num_heads": heads,
-    "intermediate_size": twin.intermediate_size,
-    "num_classes": options.num_classes or twin.num_classes,
-  }
+  config |= vtn.default_temporal(config["width"], options.num_heads)
+  config["num_classes"] = options.num_classes or CATALOG["vtn_vit_b"].num_classes
   name_of = vtn.name_in(family, whole=False)
   return _finish_vtn(family, config, tensors, name_of, options, vtn.BEYOND_BACKBONE)
 
 
 def _finish_vtn(
-  family: str, config: dict, tensors: Mapping, name_of: Callable, options: Options, replaced: str
+  family: str,
+  config: dict,
+  tensors: Mapping,
+  name_of: Callable,
+  options: Options,
+  random: tuple[str, ...],
 ) -> Converted:
-  """A VTN of this configuration, with parameters from a file but for those `replaced`."""
+  """A VTN of this configuration, with parameters from a file but for those `random`."""
   if options.attention_window:
     config["attention_window"] = options.attention_window
   model = _name_vtn(config)
   ignored = rf"{vtn.BUFFERS}|{vtn.CLASSIFIERS}"
+  replaced = "|".join(re.escape(start) + ".*" for start in random) or NOTHING
   params = _match_model(model, tensors, name_of, vtn.from_source, ignored, replaced)
-  has_new_head = replaced != NOTHING
-  dataset = None if has_new_head else _DATASETS.get(config["num_classes"])
+  dataset = None if random else _DATASETS.get(config["num_classes"])
   notes = [f"taken for {dataset} by the number of its classes"] if dataset else []
-  if replaced == vtn.BEYOND_BACKBONE:
+  if random == vtn.BEYOND_BACKBONE:
     notes.append("the temporal encoder and the head are new and random: train before use")
-  elif has_new_head:
+  elif random:
     notes.append(_NEW_HEAD_NOTE)
   size = _image_size(model_config(**model).named_backbone())
-  clip = ClipSpec(num_frames=16, frame_interval=8, frame_rate=25.0, sampling="time", size=size)
+  clip = ClipSpec(
+    num_frames=16,
+    frame_interval=8,
+    frame_rate=25.0,
+    sampling="time",
+    size=size,
+    rounding="pyslowfast",
+  )
   views = Views(1, "center", round(size * 256 / 224), whole_frames=250)
   return Converted(
     family=family,
     model=model,
     params=params,
     preprocessing=Preprocessing(VTN_MEAN, VTN_STD, clip, views),
-    has_new_head=has_new_head,
+    random=random,
     dataset=dataset,
     notes=tuple(notes),
   )

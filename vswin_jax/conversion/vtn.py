@@ -5,14 +5,20 @@ VTN's own files hold a timm ViT under "backbone.", a HuggingFace Longformer unde
 torchvision (ResNet) and the authors of Swin.
 """
 
+import contextlib
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.models import CATALOG
 from vswin_jax.models.backbones import BACKBONES
+from vswin_jax.models.resnet import ResNetConfig
+from vswin_jax.models.video_swin import VideoSwinConfig
+from vswin_jax.models.vit import ViTConfig
 
 FAMILIES = ("vtn", "vit", "resnet")
 # What the references store although it follows from the sizes, or serves training only.
@@ -21,8 +27,8 @@ BUFFERS = (
 )
 # The classifiers of image files, which a video has no use for.
 CLASSIFIERS = r"(head|head_dist|fc|head\.fc)\.(weight|bias)"
-# Our paths of what a file of a backbone alone does not have.
-BEYOND_BACKBONE = r"(temporal_encoder|head)\..*"
+# Beginnings of our paths of what a file of a backbone alone does not have.
+BEYOND_BACKBONE = ("temporal_encoder.", "head.")
 # Channels of an attention head where a file does not tell, as in all released models.
 _HEAD_CHANNELS = 64
 
@@ -42,8 +48,11 @@ _TEMPORAL = (
   (r"\.fc2\.", ".output.dense."),
   (r"\.norm2\.", ".output.LayerNorm."),
 )
-_HEAD = ((r"^head\.norm\.", "mlp_head.0."), (r"^head\.fc1\.", "mlp_head.1."))
-_HEAD += ((r"^head\.fc2\.", "mlp_head.4."),)
+_HEAD = (
+  (r"^head\.norm\.", "mlp_head.0."),
+  (r"^head\.fc1\.", "mlp_head.1."),
+  (r"^head\.fc2\.", "mlp_head.4."),
+)
 _VIT = (
   (r"^class_token$", "cls_token"),
   (r"^distillation_token$", "dist_token"),
@@ -129,7 +138,7 @@ def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
   if path.endswith(".conv.kernel"):
     return tensor.transpose(2, 3, 1, 0)
   if path.endswith((".class_token", ".distillation_token", ".position_embedding")):
-    return tensor.reshape(tensor.shape[1:] if path.endswith("embedding") else tensor.shape[-1])
+    return tensor.reshape(tensor.shape[1:] if path.endswith("embedding") else -1)
   return tensor.T if path.endswith(".kernel") else tensor
 
 
@@ -147,29 +156,23 @@ def infer_backbone(kind: str, tensors: Mapping[str, np.ndarray], heads: int | No
   Raises:
     ConversionError: a tensor is missing or of a shape that tells nothing.
   """
-  try:
-    options, width = _INFER[kind](tensors, heads)
-  except (KeyError, IndexError, ZeroDivisionError) as error:
-    raise ConversionError(
-      f"the size of the backbone can't be read off the file: {error!r} is missing or empty; "
-      "expected its complete weights"
-    ) from error
+  with _explained("backbone", "image backbone"):
+    options, width = _INFER[kind](tensors)
+  if kind == "vit":
+    options["num_heads"] = heads or max(width // _HEAD_CHANNELS, 1)
   sizes = {name: value for name, value in options.items() if name in _TELLING[kind]}
 
   def differing(name: str) -> dict:
     known = BACKBONES[name]
     return {key: value for key, value in options.items() if getattr(known, key) != value}
 
-  candidates = [name for name in BACKBONES if _KINDS[name] == kind]
+  candidates = [name for name, known in BACKBONES.items() if _KINDS[type(known)] == kind]
   alike = [name for name in candidates if not sizes.keys() & differing(name).keys()]
   name = (alike or candidates)[0]
   return {"backbone": name, "backbone_options": differing(name), "width": width}
 
 
-_KINDS = {
-  name: "vit" if name.startswith(("vit", "deit")) else "resnet" if "resnet" in name else "swin_2d"
-  for name in BACKBONES
-}
+_KINDS = {ViTConfig: "vit", ResNetConfig: "resnet", VideoSwinConfig: "swin_2d"}
 # The options by which a named backbone is known.
 _TELLING = {
   "vit": ("width", "depth", "num_heads", "distilled"),
@@ -178,35 +181,32 @@ _TELLING = {
 }
 
 
-def _infer_vit(tensors, heads) -> tuple[dict, int]:
+def _infer_vit(tensors) -> tuple[dict, int]:
   width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
   is_distilled = "dist_token" in tensors
   patches = tensors["pos_embed"].shape[1] - (2 if is_distilled else 1)
   options = {
-    "image_size": round(patches**0.5) * patch,
+    "image_size": math.isqrt(max(patches, 0)) * patch,
     "patch_size": patch,
     "width": width,
     "depth": _count(tensors, "blocks.{}.norm1.weight"),
-    "num_heads": heads or max(width // _HEAD_CHANNELS, 1),
     "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
     "distilled": is_distilled,
   }
   return options, width
 
 
-def _infer_resnet(tensors, heads) -> tuple[dict, int]:
-  del heads
+def _infer_resnet(tensors) -> tuple[dict, int]:
   stages = _count(tensors, "layer{}.0.conv1.weight", first=1)
   depths = tuple(_count(tensors, f"layer{stage + 1}.{{}}.conv1.weight") for stage in range(stages))
   options = {"depths": depths, "width": tensors["conv1.weight"].shape[0]}
   return options, tensors[f"layer{stages}.0.conv3.weight"].shape[0]
 
 
-def _infer_swin(tensors, heads) -> tuple[dict, int]:
-  del heads
+def _infer_swin(tensors) -> tuple[dict, int]:
   name_of = _BACKBONE_NAMES["swin_2d"]
   rows = tensors[f"layers.0.blocks.0.{video_swin.BIAS_TABLE}"].shape[0]
-  side = (round(rows**0.5) + 1) // 2
+  side = (math.isqrt(rows) + 1) // 2
   options = video_swin.infer_options(tensors, name_of, (1, side, side))
   options.pop("num_classes", None)
   options["patch_size"] = (1, *options["patch_size"])
@@ -220,30 +220,53 @@ def infer_temporal(tensors: Mapping[str, np.ndarray], heads: int | None) -> dict
   """Reads the temporal encoder and the head off the tensors of a VTN: fields of `VTNConfig`.
 
   Args:
-    heads: of the temporal encoder, which the file does not tell; None: 64 channels each.
+    heads: of the temporal encoder, which the file does not tell; None: see `default_temporal`.
 
   Raises:
     ConversionError: a tensor is missing or of a shape that tells nothing.
   """
   prefix = "temporal_encoder."
-  try:
+  with _explained("temporal encoder", "VTN"):
     positions, width = tensors[f"{prefix}embeddings.position_embeddings.weight"].shape
-    options = {
+    options = default_temporal(width, heads) | {
       "num_layers": _count(tensors, f"{prefix}encoder.layer.{{}}.output.dense.weight"),
-      "num_heads": heads or max(width // _HEAD_CHANNELS, 1),
       "intermediate_size": tensors[f"{prefix}encoder.layer.0.intermediate.dense.weight"].shape[0],
       "num_positions": positions,
     }
-    if "mlp_head.4.weight" in tensors:
+    if {"mlp_head.1.weight", "mlp_head.4.weight"} <= tensors.keys():
       hidden = tensors["mlp_head.1.weight"].shape[0]
       options["head_width"] = 0 if hidden == width else hidden
       options["num_classes"] = tensors["mlp_head.4.weight"].shape[0]
-  except (KeyError, IndexError, ValueError) as error:
-    raise ConversionError(
-      f"the size of the temporal encoder can't be read off the file: {error!r} is missing or has "
-      "too few axes; expected the complete weights of a VTN"
-    ) from error
   return options
+
+
+def default_temporal(width: int, heads: int | None) -> dict:
+  """Heads and MLPs of a temporal encoder: those of the models of its width in the catalog."""
+  known = (config for config in CATALOG.values() if getattr(config, "width", None) == width)
+  alike = next(known, None)
+  return {
+    "num_heads": heads or (alike.num_heads if alike else max(width // _HEAD_CHANNELS, 1)),
+    "intermediate_size": alike.intermediate_size if alike else 4 * width,
+  }
+
+
+@contextlib.contextmanager
+def _explained(part: str, whole: str) -> Iterator[None]:
+  """Turns what tensors that are missing or of other shapes raise into one line."""
+  expected = f"expected the complete weights of {'an' if whole[0] in 'aeiou' else 'a'} {whole}"
+  try:
+    yield
+  except KeyError as error:
+    raise ConversionError(
+      f"the size of the {part} can't be read off the file: {error} is missing; {expected}"
+    ) from error
+  except (IndexError, ValueError, ZeroDivisionError) as error:
+    if isinstance(error, ConversionError):
+      raise
+    raise ConversionError(
+      f"the size of the {part} can't be read off the file: its first tensors are empty or have "
+      f"another number of axes; {expected}"
+    ) from error
 
 
 def _count(tensors: Mapping, pattern: str, first: int = 0) -> int:

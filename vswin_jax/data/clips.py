@@ -9,17 +9,19 @@ import dataclasses
 import fractions
 import math
 import types
-from collections.abc import Collection
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
+from vswin_jax.checks import check_at_least, check_choices
 from vswin_jax.data import sampling, transforms
 from vswin_jax.data.decoding import VideoError, decode_frames
 
 FRAME_ORDERS = ("ordered", "shuffled", "single")
 SAMPLINGS = ("dense", "dense_to_ends", "uniform", "time")
 TRAIN_CROPS = ("resized", "jittered")
+ROUNDINGS = ("openmmlab", "pyslowfast")
 # Name -> crops of each clip.
 CROPS = types.MappingProxyType({"center": 1, "three": 3})
 
@@ -46,6 +48,9 @@ class ClipSpec:
     aspect_ratio_range: of a resized crop, width over height.
     short_side_range: of the frames before a jittered crop.
     flip_probability: of a horizontal flip in training.
+    rounding: of fractions of pixels, as in the code that a model comes from. "openmmlab": the long
+      side to the nearest pixel, crops in the middle down; "pyslowfast": the long side down, crops
+      in the middle up.
   """
 
   num_frames: int = 32
@@ -60,11 +65,13 @@ class ClipSpec:
   aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
   short_side_range: tuple[int, int] = (256, 320)
   flip_probability: float = 0.5
+  rounding: str = "openmmlab"
 
   def __post_init__(self):
-    _check_choice("sampling", self.sampling, SAMPLINGS)
-    _check_choice("frame_order", self.frame_order, FRAME_ORDERS)
-    _check_choice("train_crop", self.train_crop, TRAIN_CROPS)
+    check_choices(SAMPLINGS, sampling=self.sampling)
+    check_choices(FRAME_ORDERS, frame_order=self.frame_order)
+    check_choices(TRAIN_CROPS, train_crop=self.train_crop)
+    check_choices(ROUNDINGS, rounding=self.rounding)
     check_at_least(
       1,
       num_frames=self.num_frames,
@@ -107,21 +114,9 @@ class Views:
   whole_frames: int = 0
 
   def __post_init__(self):
-    _check_choice("crops", self.crops, CROPS)
+    check_choices(CROPS, crops=self.crops)
     check_at_least(1, num_clips=self.num_clips, short_side=self.short_side)
     check_at_least(0, whole_frames=self.whole_frames)
-
-
-def _check_choice(name: str, value: str, known: Collection[str]) -> None:
-  if value not in known:
-    raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-
-
-def check_at_least(smallest: int, **values: int) -> None:
-  """Raises ValueError naming the first of the values that is too small."""
-  for name, value in values.items():
-    if value < smallest:
-      raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 
 def check_views(spec: ClipSpec, views: Views) -> None:
@@ -267,8 +262,7 @@ def _train_crop(
   """Decodes frames and cuts one random box out of all of them."""
   jittered = spec.train_crop == "jittered"
   short_side = round(random.uniform(*spec.short_side_range)) if jittered else spec.train_short_side
-  resize = partial(transforms.resize_short_side, size=short_side, round_down=jittered)
-  frames = decode_frames(record["video"], indices, resize)
+  frames = decode_frames(record["video"], indices, _resizer(spec, short_side))
   height, width = frames.shape[1:3]
   if jittered:
     return transforms.crop(frames, transforms.random_crop_box(height, width, spec.size, random))
@@ -280,19 +274,28 @@ def _train_crop(
 
 def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
   """Decodes clips, frames `[clips, time]`, and cuts out every crop, crop-major."""
-  frames = decode_frames(
-    record["video"],
-    indices.ravel(),
-    partial(transforms.resize_short_side, size=views.short_side),
-  )
+  frames = decode_frames(record["video"], indices.ravel(), _resizer(spec, views.short_side))
   height, width = frames.shape[1:3]
-  if views.crops == "three":
-    boxes = transforms.three_crop_boxes(height, width, spec.size)
-  else:
-    round_up = spec.sampling == "time"
-    boxes = [transforms.center_crop_box(height, width, spec.size, round_up)]
+  cut = transforms.three_crop_boxes if views.crops == "three" else transforms.center_crop_boxes
+  boxes = cut(height, width, spec.size, round_up=_is_pyslowfast(spec))
   clips = frames.reshape(*indices.shape, height, width, 3)
   return np.concatenate([np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes])
+
+
+def central_view(frame: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
+  """A frame uint8 `[height, width, 3]` as an evaluation with one central crop sees it: uint8
+  `[size, size, 3]`."""
+  frame = _resizer(spec, views.short_side)(frame)
+  (box,) = transforms.center_crop_boxes(*frame.shape[:2], spec.size, round_up=_is_pyslowfast(spec))
+  return transforms.crop(frame[None], box)[0]
+
+
+def _resizer(spec: ClipSpec, short_side: int) -> Callable[[np.ndarray], np.ndarray]:
+  return partial(transforms.resize_short_side, size=short_side, round_down=_is_pyslowfast(spec))
+
+
+def _is_pyslowfast(spec: ClipSpec) -> bool:
+  return spec.rounding == "pyslowfast"
 
 
 def _positions(indices: np.ndarray) -> np.ndarray:

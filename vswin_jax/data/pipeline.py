@@ -16,10 +16,10 @@ import threading
 import grain
 import numpy as np
 
+from vswin_jax.checks import check_at_least
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
-  check_at_least,
   count_views,
   eval_clips,
   train_clip,

@@ -12,7 +12,7 @@ VTN_MEAN = (114.75, 114.75, 114.75)
 VTN_STD = (57.375, 57.375, 57.375)
 
 # What of a `ClipSpec` matters for using a model; the rest is about training it.
-_CLIP_FACTS = ("num_frames", "frame_interval", "frame_rate", "sampling", "size")
+_CLIP_FACTS = ("num_frames", "frame_interval", "frame_rate", "sampling", "size", "rounding")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,12 +75,22 @@ def center_crop_box(height: int, width: int, size: int, round_up: bool = False) 
   return (height - size + round_up) // 2, (width - size + round_up) // 2, size, size
 
 
-def three_crop_boxes(height: int, width: int, size: int) -> list[Box]:
-  """Square crops at both ends and in the middle of the longer side, in the reference's order
-  (first, last, middle). The shorter side must have `size` pixels."""
+def center_crop_boxes(height: int, width: int, size: int, round_up: bool = False) -> list[Box]:
+  """The central square alone, for callers that choose between one crop and three."""
+  return [center_crop_box(height, width, size, round_up)]
+
+
+def three_crop_boxes(height: int, width: int, size: int, round_up: bool = False) -> list[Box]:
+  """Square crops at both ends and in the middle of the longer side, in the order first, last,
+  middle. The shorter side must have `size` pixels.
+
+  If the middle is rounded down, the last lies as far from it as the first, as in OpenMMLab; if up,
+  it ends with the frame, as in PySlowFast.
+  """
   if size != min(height, width):
     raise ValueError(
       f"three crops of {size} need frames of short side {size}, got {height} x {width}"
     )
-  step_y, step_x = (height - size) // 2, (width - size) // 2
-  return [(i * step_y, i * step_x, size, size) for i in (0, 2, 1)]
+  top, left, *_ = center_crop_box(height, width, size, round_up)
+  last_top, last_left = (height - size, width - size) if round_up else (2 * top, 2 * left)
+  return [(0, 0, size, size), (last_top, last_left, size, size), (top, left, size, size)]

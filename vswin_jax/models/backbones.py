@@ -6,7 +6,7 @@ import types
 import jax
 from flax import nnx
 
-from vswin_jax.models.options import closest
+from vswin_jax.checks import closest
 from vswin_jax.models.resnet import ResNet, ResNetConfig
 from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
 from vswin_jax.models.vit import ViT, ViTConfig

@@ -2,10 +2,12 @@
 
 import types
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from vswin_jax.checks import closest
 from vswin_jax.models.backbones import replace_fields
-from vswin_jax.models.options import closest
 from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
 from vswin_jax.models.vtn import VTN, VTNConfig
 
@@ -47,6 +49,18 @@ def model_config(name: str, **overrides) -> VideoSwinConfig | VTNConfig:
   if name not in CATALOG:
     raise ValueError(f"unknown model {name!r}: {closest(name, CATALOG)}")
   return replace_fields(CATALOG[name], name, overrides)
+
+
+def check_clips(options: dict, frames: int, size: int) -> None:
+  """Raises ValueError if a model can't be built or does not take clips of such a shape.
+
+  Args:
+    options: of `create_model`.
+    frames: of a clip.
+    size: height and width of a clip in pixels.
+  """
+  clip = jax.ShapeDtypeStruct((1, frames, size, size, 3), jnp.float32)
+  jax.eval_shape(lambda clip: create_model(**options)(clip), clip)
 
 
 def create_model(name: str, *, num_classes: int = 400, seed: int = 0, **overrides) -> nnx.Module:

@@ -104,7 +104,9 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 class MLP(nnx.Module):
   """Two linear layers with the exact (erf) GELU between them, dropout after both."""
 
-  def __init__(self, channels: int, hidden: int, config, *, rngs: nnx.Rngs):
+  def __init__(self, channels: int, config, *, rngs: nnx.Rngs):
+    # Ratios read off a file may be inexact.
+    hidden = round(channels * config.mlp_ratio)
     self.dropout_rate = config.dropout_rate
     self.fc1 = linear(channels, hidden, config, rngs)
     self.fc2 = linear(hidden, channels, config, rngs)

@@ -150,6 +150,9 @@ class TemporalEncoder(nnx.Module):
     Returns:
       `[batch, channels]`, the class token after the last layer.
     """
+    if valid is not None:
+      # Zero times whatever the padding holds could be NaN.
+      features = jnp.where(valid[..., None], features, 0)
     embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
     positions, types = self.position_embeddings[...], self.type_embeddings[...]
     class_token = self.class_token[...] + positions[-2] + types[1]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.models import options
+from vswin_jax.checks import check_at_least, check_choices, fields, set_sizes
 from vswin_jax.models.layers import DTYPES
 
 BATCH_NORM_EPSILON = 1e-5
@@ -39,10 +39,10 @@ class ResNetConfig:
   rematerialisation: str = "none"
 
   def __post_init__(self):
-    options.set_sizes(self, "depths")
-    options.check_at_least(1, self, "width")
-    options.check_choices(self, DTYPES, "dtype", "param_dtype")
-    options.check_choices(self, REMATERIALISATIONS, "rematerialisation")
+    set_sizes(self, "depths")
+    check_at_least(1, **fields(self, "width"))
+    check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
+    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
 
 
 class FrozenBatchNorm(nnx.Module):

@@ -15,7 +15,14 @@ from flax import nnx
 from vswin_jax.attention import window_attention
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
-from vswin_jax.models import options
+from vswin_jax.checks import (
+  check_at_least,
+  check_choices,
+  check_heads,
+  check_rates,
+  fields,
+  set_sizes,
+)
 from vswin_jax.models.layers import (
   DTYPES,
   MLP,
@@ -85,7 +92,7 @@ class VideoSwinConfig:
 
   def __post_init__(self):
     for name in ("depths", "num_heads", "patch_size", "window_size"):
-      options.set_sizes(self, name)
+      set_sizes(self, name)
     for name in ("patch_size", "window_size"):
       if len(getattr(self, name)) != 3:
         raise ValueError(f"{name} must be (time, height, width), got {getattr(self, name)}")
@@ -93,18 +100,14 @@ class VideoSwinConfig:
       raise ValueError(
         f"depths {self.depths} and num_heads {self.num_heads} must name the same stages"
       )
-    options.check_at_least(0, self, "num_classes")
-    options.check_at_least(1, self, "embed_dim")
-    options.check_rates(self, *_RATES)
-    options.check_choices(self, DTYPES, "dtype", "param_dtype")
-    options.check_choices(self, REMATERIALISATIONS, "rematerialisation")
-    options.check_choices(self, IMPLEMENTATIONS, "attention")
+    check_at_least(0, **fields(self, "num_classes"))
+    check_at_least(1, **fields(self, "embed_dim"))
+    check_rates(**fields(self, *_RATES))
+    check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
+    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_choices(IMPLEMENTATIONS, **fields(self, "attention"))
     for stage, heads in enumerate(self.num_heads):
-      if self.embed_dim * 2**stage % heads:
-        raise ValueError(
-          f"stage {stage} has {self.embed_dim * 2**stage} channels, not divisible by its "
-          f"{heads} heads; change embed_dim or num_heads"
-        )
+      check_heads(self.embed_dim * 2**stage, heads, f"stage {stage}")
 
 
 class PatchEmbed(nnx.Module):
@@ -189,7 +192,7 @@ class Block(nnx.Module):
     self.norm1 = layer_norm(channels, LAYER_NORM_EPSILON, config, rngs)
     self.attention = WindowAttention(channels, heads, config, rngs=rngs)
     self.norm2 = layer_norm(channels, LAYER_NORM_EPSILON, config, rngs)
-    self.mlp = MLP(channels, int(channels * config.mlp_ratio), config, rngs=rngs)
+    self.mlp = MLP(channels, config, rngs=rngs)
 
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)

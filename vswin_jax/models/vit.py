@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.models import options
+from vswin_jax.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.models.layers import (
   DTYPES,
   MLP,
@@ -24,7 +24,6 @@ from vswin_jax.models.layers import (
 
 LAYER_NORM_EPSILON = 1e-6
 REMATERIALISATIONS = ("none", "block")
-ATTENTIONS = ("xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,6 @@ class ViTConfig:
     dtype: of the computation; LayerNorm and softmax are float32.
     param_dtype: of the parameters.
     rematerialisation: what the backward pass recomputes: "none" or "block".
-    attention: "xla", or "cudnn" (a fused kernel: NVIDIA GPUs, half precision).
     init_std: standard deviation of the initial linear layers.
     embedding_std: of the initial class tokens and position embeddings.
   """
@@ -61,19 +59,16 @@ class ViTConfig:
   dtype: str = "float32"
   param_dtype: str = "float32"
   rematerialisation: str = "none"
-  attention: str = "xla"
   init_std: float = 0.02
   embedding_std: float = 0.02
 
   def __post_init__(self):
-    options.check_at_least(
-      1, self, "image_size", "patch_size", "width", "depth", "num_heads", "mlp_ratio"
-    )
-    options.check_rates(self, "dropout_rate", "drop_path_rate")
-    options.check_choices(self, DTYPES, "dtype", "param_dtype")
-    options.check_choices(self, REMATERIALISATIONS, "rematerialisation")
-    options.check_choices(self, ATTENTIONS, "attention")
-    options.check_heads(self.width, self.num_heads, "the image backbone")
+    sizes = ("image_size", "patch_size", "width", "depth", "num_heads", "mlp_ratio")
+    check_at_least(1, **fields(self, *sizes))
+    check_rates(**fields(self, "dropout_rate", "drop_path_rate"))
+    check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
+    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_heads(self.width, self.num_heads, "the image backbone")
     if self.image_size % self.patch_size:
       raise ValueError(
         f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}"
@@ -89,23 +84,21 @@ class SelfAttention(nnx.Module):
     self.proj = linear(config.width, config.width, config, rngs)
 
   def __call__(self, x: jax.Array, queries: int) -> jax.Array:
-    batch, tokens, channels = x.shape
-    heads = self.config.num_heads
+    query = self._project(x[:, :queries], slice(0, 1))
+    key_and_value = self._project(x, slice(1, 3))
+    heads = jax.nn.dot_product_attention(
+      query[:, :, 0], key_and_value[:, :, 0], key_and_value[:, :, 1]
+    )
+    return self.proj(heads.reshape(x.shape[0], queries, -1))
 
-    def project(x, first, count):
-      columns = slice(first * channels, (first + count) * channels)
-      kernel, bias = self.qkv.kernel[:, columns], self.qkv.bias[columns]
-      dtype = self.config.dtype
-      y = x.reshape(-1, channels) @ kernel.astype(dtype) + bias.astype(dtype)
-      return y.reshape(batch, -1, count, heads, channels // heads)
-
-    if queries == tokens:
-      query, key, value = jnp.moveaxis(project(x, 0, 3), 2, 0)
-    else:
-      query = project(x[:, :queries], 0, 1)[:, :, 0]
-      key, value = jnp.moveaxis(project(x, 1, 2), 2, 0)
-    heads = jax.nn.dot_product_attention(query, key, value, implementation=self.config.attention)
-    return self.proj(heads.reshape(batch, queries, channels))
+  def _project(self, x: jax.Array, parts: slice) -> jax.Array:
+    """Some of query, key and value, whose kernels files hold as one:
+    `[batch, tokens, parts, heads, head_dim]`."""
+    width, heads, dtype = self.config.width, self.config.num_heads, self.config.dtype
+    columns = slice(parts.start * width, parts.stop * width)
+    kernel, bias = self.qkv.kernel[:, columns], self.qkv.bias[columns]
+    y = x.reshape(-1, width) @ kernel.astype(dtype) + bias.astype(dtype)
+    return y.reshape(*x.shape[:2], -1, heads, width // heads)
 
 
 class Block(nnx.Module):
@@ -117,7 +110,7 @@ class Block(nnx.Module):
     self.norm1 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
     self.attention = SelfAttention(config, rngs=rngs)
     self.norm2 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
-    self.mlp = MLP(config.width, int(config.width * config.mlp_ratio), config, rngs=rngs)
+    self.mlp = MLP(config.width, config, rngs=rngs)
 
   def __call__(self, x: jax.Array, kept: int, *, key: jax.Array | None = None) -> jax.Array:
     """The first `kept` of the tokens, the only ones that are computed to the end."""

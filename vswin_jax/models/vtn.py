@@ -5,13 +5,13 @@ A 2D backbone turns every frame into a vector; a Longformer over these vectors c
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.models import options
+from vswin_jax.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.models.backbones import backbone_config, create_backbone
 from vswin_jax.models.layers import (
   DTYPES,
@@ -50,7 +50,8 @@ class VTNConfig:
     dropout_rate: in the temporal encoder; likewise `attention_dropout_rate`.
     head_dropout_rate: before the classifier.
     frames_per_chunk: frames of each video that the backbone computes at a time; 0: all. It bounds
-      memory and changes nothing else, but for the draws of dropout in the backbone.
+      memory and changes nothing else, but for the draws of dropout in the backbone. Outside of
+      `jax.jit` every call compiles anew.
     dtype: of the computation; LayerNorm, softmax and the head are float32.
     param_dtype: of the parameters; float32 unless memory forbids.
     rematerialisation: what the backward pass recomputes: "none" or "chunk" (the backbone, chunk by
@@ -81,18 +82,21 @@ class VTNConfig:
   embedding_std: float = 0.02
 
   def __post_init__(self):
-    options.check_at_least(
-      1, self, "num_classes", "width", "num_layers", "num_heads", "intermediate_size"
-    )
-    options.check_at_least(0, self, "head_width", "frames_per_chunk")
-    options.check_at_least(3, self, "num_positions")
-    options.check_at_least(2, self, "attention_window")
-    options.check_rates(self, "dropout_rate", "attention_dropout_rate", "head_dropout_rate")
-    options.check_choices(self, DTYPES, "dtype", "param_dtype")
-    options.check_choices(self, REMATERIALISATIONS, "rematerialisation")
-    options.check_heads(self.width, self.num_heads, "the temporal encoder")
+    sizes = ("num_classes", "width", "num_layers", "num_heads", "intermediate_size")
+    check_at_least(1, **fields(self, *sizes))
+    check_at_least(0, **fields(self, "head_width", "frames_per_chunk"))
+    check_at_least(3, **fields(self, "num_positions"))
+    check_at_least(2, **fields(self, "attention_window"))
+    check_rates(**fields(self, "dropout_rate", "attention_dropout_rate", "head_dropout_rate"))
+    check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
+    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_heads(self.width, self.num_heads, "the temporal encoder")
     if self.attention_window % 2:
       raise ValueError(f"attention_window must be even, got {self.attention_window}")
+    if not (isinstance(self.backbone, str) or callable(self.backbone)):
+      raise ValueError(f"backbone must be a name, a module or a function, got {self.backbone!r}")
+    if not isinstance(self.backbone_options, Mapping | tuple | list):
+      raise ValueError(f"backbone_options must be a dict, got {self.backbone_options!r}")
     # Hashable, as the rest of a model's static part must be.
     pairs = {
       name: tuple(value) if isinstance(value, list) else value
@@ -253,11 +257,11 @@ class VTN(nnx.Module):
     return self.encode_frames(video, key=key)[:, :, None, None]
 
   def _encode(self, features, position_ids, valid, key):
-    batch, frames = features.shape[:2]
     if features.ndim != 3 or features.shape[2] != self.config.width or not features.size:
       raise ValueError(
         f"features must be [batch, frames, {self.config.width}], got {list(features.shape)}"
       )
+    batch, frames = features.shape[:2]
     if position_ids is None:
       position_ids = jnp.broadcast_to(jnp.arange(frames), (batch, frames))
     for name, array in (("position_ids", position_ids), ("valid", valid)):
@@ -265,5 +269,7 @@ class VTN(nnx.Module):
         raise ValueError(
           f"{name} must be [batch, frames] = {[batch, frames]}, got {list(array.shape)}"
         )
+    if not jnp.issubdtype(position_ids.dtype, jnp.integer):
+      raise ValueError(f"position_ids must be integers, got {position_ids.dtype}")
     encoded = self.temporal_encoder(features, position_ids, valid, key=key)
     return encoded.astype(jnp.float32)

@@ -140,17 +140,22 @@ def checkpoints_of(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def restore_params(
-  directory: str | os.PathLike, shapes: dict, *, replaceable: str | None = None
+  directory: str | os.PathLike,
+  shapes: dict,
+  *,
+  replaceable: str | None = None,
+  ignored: tuple[str, ...] = (),
 ) -> tuple[int, dict, dict]:
   """Loads only the parameters of the newest complete checkpoint, the averaged ones if it has any.
 
   Args:
     shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings.
     replaceable: start of the path of parameters that need not fit.
+    ignored: starts of the paths of parameters that are not loaded.
 
   Returns:
-    The step of the checkpoint, the parameters (replaceable ones that do not fit stay as in
-    `shapes`) and the facts that were saved with them.
+    The step of the checkpoint, the parameters (replaceable ones that do not fit, and those
+    ignored, stay as in `shapes`) and the facts that were saved with them.
 
   Raises:
     CheckpointError: there is no checkpoint, or it holds another model.
@@ -166,7 +171,8 @@ def restore_params(
         shape, wanted_shape = (
           getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)
         )
-        if replaceable is not None and path.startswith(replaceable) and shape != wanted_shape:
+        is_replaced = replaceable and path.startswith(replaceable) and shape != wanted_shape
+        if is_replaced or path.startswith(ignored):
           saved.pop(path, None)
           expected.pop(path, None)
       _check_fit(checkpoints, step, saved, expected)

@@ -91,9 +91,8 @@ def make_train_step(
   Returns:
     `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "position_ids"
     int32 `[batch, time]`, "label" int32 `[batch]`, "failed" int32 `[batch]` -> (state, metrics).
-    Metrics are scalars: "loss" of this
-    step, "learning_rate", "clips_failed", and means since the last logged step: "mean_loss",
-    "mean_top1", "mean_grad_norm".
+    Metrics are scalars: "loss" of this step, "learning_rate", "clips_failed", and means since the
+    last logged step: "mean_loss", "mean_top1", "mean_grad_norm".
   """
 
   def loss_function(params, batch, key):

@@ -1,7 +1,12 @@
-"""Checks that the configurations of models share; each raises ValueError with one line."""
+"""Checks of values that users choose; each raises ValueError with one line that names the value."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+
+
+def fields(config, *names: str) -> dict:
+  """Some attributes by name, to be checked: `check_at_least(1, **fields(config, "width"))`."""
+  return {name: getattr(config, name) for name in names}
 
 
 def set_sizes(config, name: str) -> None:
@@ -13,24 +18,22 @@ def set_sizes(config, name: str) -> None:
   object.__setattr__(config, name, tuple(sizes))
 
 
-def check_at_least(smallest: int, config, *names: str) -> None:
-  for name in names:
-    if getattr(config, name) < smallest:
-      raise ValueError(f"{name} must be at least {smallest}, got {getattr(config, name)}")
+def check_at_least(smallest: int, **values: float) -> None:
+  for name, value in values.items():
+    if value < smallest:
+      raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 
-def check_rates(config, *names: str) -> None:
-  for name in names:
-    if not 0 <= getattr(config, name) < 1:
-      raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(config, name)}")
+def check_rates(**values: float) -> None:
+  for name, value in values.items():
+    if not 0 <= value < 1:
+      raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
 
 
-def check_choices(config, known: Collection[str], *names: str) -> None:
-  for name in names:
-    if getattr(config, name) not in known:
-      raise ValueError(
-        f"unknown {name} {getattr(config, name)!r}; choose one of {', '.join(sorted(known))}"
-      )
+def check_choices(known: Collection[str], **values: str) -> None:
+  for name, value in values.items():
+    if value not in known:
+      raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(sorted(known))}")
 
 
 def check_heads(channels: int, heads: int, what: str) -> None:
