@@ -2,8 +2,8 @@
 
 import os
 
-# Before JAX is loaded: several virtual devices, so that sharding is tested without accelerators; and
-# no optimisation by LLVM, since most programs here take longer to compile than to run.
+# Before JAX is loaded: several virtual devices, so that sharding is tested without accelerators;
+# and no optimisation by LLVM, since most programs here take longer to compile than to run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
   [

@@ -1,4 +1,4 @@
-"""VTN's parts against the PyTorch packages that define them, with random weights;
+"""VTN against golden outputs, and its parts against the PyTorch packages that define them;
 `python -m tests.vtn_parity` prints the table."""
 
 import os
@@ -9,10 +9,13 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
+from tests.conversion.checkpoints import fill, golden_keys
 from tests.conversion.timm_without_torchvision import import_timm
 from tests.golden_table import relative_error
+from tests.reference_weights import golden, golden_video
 from vswin_jax import create_model
 from vswin_jax.conversion import vtn as vtn_files
 from vswin_jax.conversion.families import Options, convert_tensors
@@ -170,9 +173,61 @@ def huggingface_error(frames: int) -> float:
   return relative_error(encode(model, features, positions), output[:, 0].numpy())
 
 
+def reference_vtn(case: str):
+  """The model of a golden file, its weights taken through the converter."""
+  is_nano = "nano" in case
+  keys = golden_keys("vtn_nano_7f" if is_nano else case)
+  options = Options(num_heads=3, backbone_heads=3, attention_window=6) if is_nano else Options()
+  return converted_model(convert_tensors(fill(keys), options))
+
+
+def golden_errors(case: str) -> dict[str, float]:
+  """Relative errors of the logits and of the frame features of a golden file."""
+  meta, expected = golden(case)
+  model = reference_vtn(case)
+  features = jax.jit(model.encode_frames)(golden_video(meta))
+  logits = jax.jit(model.classify)(features, expected["position_ids"])
+  return {
+    "logits": relative_error(logits, expected["logits"]),
+    "frame features": relative_error(features[:, :4], expected["frame_features"]),
+  }
+
+
+def golden_gradient_errors() -> dict[str, float]:
+  """Relative errors of the loss and of every parameter's gradient norm."""
+  meta, expected = golden("vtn_nano_20f")
+  graph, params = split_model(reference_vtn("vtn_nano_20f"))
+  video, label = golden_video(meta), np.arange(2) % meta["num_classes"]
+
+  def loss(params):
+    logits = merge_model(graph, params)(video, expected["position_ids"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+  value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+  name_of = vtn_files.name_in("vit", whole=True)
+  norms = {
+    f"gradnorm/{name_of(path)}": np.linalg.norm(np.asarray(leaf, np.float64))
+    for path, leaf in flatten(gradient).items()
+  }
+  assert norms.keys() == {name for name in expected if name.startswith("gradnorm/")}
+  reference = {name: float(expected[name]) for name in norms}
+  largest = max(reference.values())
+  errors = {}
+  for name, norm in norms.items():
+    # Some are zero but for rounding, because softmax does not feel a bias of the keys.
+    is_zero = reference[name] < 1e-6 * largest
+    errors[name] = abs(norm - reference[name]) / (1e-3 * largest if is_zero else reference[name])
+  return {"loss": relative_error(value, expected["loss"])} | errors
+
+
 def main():
   print("| part | package | case | error |")
   print("|---|---|---|---|")
+  for case in ("vtn_nano_7f", "vtn_nano_20f", "vtn_nano_50f", "vtn_vit_b_16f"):
+    for what, error in golden_errors(case).items():
+      print(f"| {what} | official VTN | `{case}` | {error:.1e} |", flush=True)
+  gradients = golden_gradient_errors()
+  print(f"| worst gradient norm | official VTN | `vtn_nano_20f` | {max(gradients.values()):.1e} |")
   for name in BACKBONES:
     print(f"| backbone | timm | `{name}` | {backbone_error(name):.1e} |", flush=True)
   for frames in (5, 24, 71, 250):

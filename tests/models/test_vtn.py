@@ -1,18 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
-from tests.conversion.checkpoints import fill, golden_keys
-from tests.golden_table import relative_error
-from tests.reference_weights import golden, golden_video
+from tests.vtn_parity import golden_errors, golden_gradient_errors
 from vswin_jax import create_model
-from vswin_jax.conversion import vtn as vtn_files
-from vswin_jax.conversion.families import Options, convert_tensors
-from vswin_jax.models.parameters import flatten, merge_model, split_model, unflatten
-from vswin_jax.models.vtn import VTN
+from vswin_jax.models.parameters import flatten, merge_model, split_model
 
 SMALL = {
   "num_classes": 5,
@@ -25,16 +19,6 @@ SMALL = {
   "attention_window": 4,
   "intermediate_size": 32,
 }  # fmt: skip
-
-
-def reference_vtn(case: str, **overrides) -> VTN:
-  """The model of a golden file, its weights taken through the converter."""
-  is_nano = "nano" in case
-  keys = golden_keys("vtn_nano_7f" if is_nano else case)
-  options = Options(num_heads=3, backbone_heads=3, attention_window=6) if is_nano else Options()
-  converted = convert_tensors(fill(keys), options)
-  graph, _ = split_model(nnx.eval_shape(lambda: create_model(**converted.model | overrides)))
-  return merge_model(graph, jax.tree.map(jnp.asarray, unflatten(converted.params)))
 
 
 def small_video(frames=7, batch=2, seed=0):
@@ -50,40 +34,14 @@ def run(model, *arrays):
   "case", ["vtn_nano_20f", pytest.param("vtn_vit_b_16f", marks=pytest.mark.slow)]
 )
 def test_logits_and_frame_features_equal_the_reference(case):
-  meta, expected = golden(case)
-  model, video = reference_vtn(case), golden_video(meta)
-  features = jax.jit(model.encode_frames)(video)
-  logits = jax.jit(model.classify)(features, expected["position_ids"])
-  assert relative_error(logits, expected["logits"]) < 1e-5
-  assert relative_error(features[:, :4], expected["frame_features"]) < 1e-5
+  errors = golden_errors(case)
+  assert max(errors.values()) < 1e-5, errors
 
 
 def test_gradients_equal_the_reference():
-  meta, expected = golden("vtn_nano_20f")
-  graph, params = split_model(reference_vtn("vtn_nano_20f"))
-  video, label = golden_video(meta), np.arange(2) % meta["num_classes"]
-
-  def loss(params):
-    logits = merge_model(graph, params)(video, expected["position_ids"])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
-  value, gradient = jax.jit(jax.value_and_grad(loss))(params)
-  assert relative_error(value, expected["loss"]) < 1e-5
-  name_of = vtn_files.name_in("vit", whole=True)
-  norms = {
-    name_of(path): np.linalg.norm(np.asarray(leaf, np.float64))
-    for path, leaf in flatten(gradient).items()
-  }
-  reference = {
-    name.removeprefix("gradnorm/"): float(norm)
-    for name, norm in expected.items()
-    if name.startswith("gradnorm/")
-  }
-  assert norms.keys() == reference.keys()
-  largest = max(reference.values())
-  for name, norm in norms.items():
-    # Some are zero but for rounding: softmax does not feel a bias of the keys.
-    assert abs(norm - reference[name]) < max(1e-4 * reference[name], 1e-7 * largest), name
+  errors = golden_gradient_errors()
+  assert errors.pop("loss") < 1e-5
+  assert max(errors.values()) < 1e-4, errors
 
 
 @pytest.mark.parametrize("frames_per_chunk", [1, 3, 7, 100])

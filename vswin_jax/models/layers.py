@@ -5,6 +5,8 @@ deterministic. `config` stands for any model's configuration with `dtype`, `para
 `init_std`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -99,6 +101,31 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
   return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def map_chunks(
+  function: Callable[[jax.Array, int | jax.Array], jax.Array], x: jax.Array, size: int
+) -> jax.Array:
+  """A function over chunks of an array, one after the other, which takes the memory of one.
+
+  Args:
+    function: (chunk, its index) -> an array with the same first two axes.
+    x: `[batch, length, ...]`.
+    size: of a chunk along the second axis; the last one may be shorter.
+  """
+  batch, length = x.shape[:2]
+  count = length // size
+  if count == 0 or length == size:
+    return function(x, 0)
+
+  def apply_at(index):
+    return function(jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=1), index)
+
+  chunks = jnp.moveaxis(jax.lax.map(apply_at, jnp.arange(count)), 0, 1)
+  parts = [chunks.reshape(batch, count * size, *chunks.shape[3:])]
+  if length % size:
+    parts.append(function(x[:, count * size :], count))
+  return jnp.concatenate(parts, axis=1)
 
 
 class MLP(nnx.Module):

@@ -9,9 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vswin_jax.attention.banded import banded_attention, global_attention
-from vswin_jax.models.layers import dropout, layer_norm, linear, normal_param, split_key
+from vswin_jax.models.layers import (
+  dropout,
+  layer_norm,
+  linear,
+  map_chunks,
+  normal_param,
+  split_key,
+)
 
 LAYER_NORM_EPSILON = 1e-12
+# Tokens whose hidden layers are in memory at a time.
+_MLP_CHUNK = 2048
 
 
 class LongformerAttention(nnx.Module):
@@ -107,8 +116,11 @@ class LongformerLayer(nnx.Module):
     attention_key, mlp_key = split_key(key, 2)
     attended = self.attention(x, valid, class_token_only=class_token_only, key=attention_key)
     x = self.norm1(x[:, : attended.shape[1]] + attended)
-    y = self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    y = map_chunks(lambda tokens, _: self._mlp(tokens), x, _MLP_CHUNK)
     return self.norm2(x + dropout(y, self.config.dropout_rate, mlp_key))
+
+  def _mlp(self, x: jax.Array) -> jax.Array:
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
 class TemporalEncoder(nnx.Module):

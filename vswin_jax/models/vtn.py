@@ -19,6 +19,7 @@ from vswin_jax.models.layers import (
   dropout,
   layer_norm,
   linear,
+  map_chunks,
   split_key,
   symmetric_uniform,
 )
@@ -207,20 +208,7 @@ class VTN(nnx.Module):
 
     if self.config.rematerialisation == "chunk":
       encode = jax.checkpoint(encode)
-    frames = video.shape[1]
-    size = min(self.config.frames_per_chunk or frames, frames)
-    if size == frames:
-      return encode(video, 0)
-
-    def encode_at(index):
-      return encode(jax.lax.dynamic_slice_in_dim(video, index * size, size, axis=1), index)
-
-    count = frames // size
-    chunks = jnp.moveaxis(jax.lax.map(encode_at, jnp.arange(count)), 0, 1)
-    parts = [chunks.reshape(len(video), count * size, -1)]
-    if frames % size:
-      parts.append(encode(video[:, count * size :], count))
-    return jnp.concatenate(parts, axis=1)
+    return map_chunks(encode, video, self.config.frames_per_chunk or video.shape[1])
 
   def classify(
     self,
