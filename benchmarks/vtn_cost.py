@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates of the VTN variants: by the paper's count and as computed.
 
-The paper's count is of linear layers and convolutions only, over every token; what is computed
+The paper's count is of linear layers and convolutions only, over every token (of a Swin, which the
+paper does not have, of all products); what is computed
 includes the products of attention, but of the last ViT block and the last temporal layer only what
 the class token needs.
 

@@ -1,5 +1,6 @@
-"""Checks of values that users choose; each raises ValueError with one line that names the value."""
+"""Values that users choose: each check raises ValueError with one line that names the value."""
 
+import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
@@ -38,10 +39,28 @@ def check_choices(known: Collection[str], **values: str) -> None:
 
 def check_heads(channels: int, heads: int, what: str) -> None:
   if channels % heads:
-    raise ValueError(f"{what}: {channels} channels are not divisible by {heads} heads")
+    raise ValueError(f"{what}: {channels} channels are not divisible by num_heads {heads}")
 
 
 def closest(name: str, known: Iterable[str]) -> str:
   """The end of an error line about an unknown name: the nearest known one, or all of them."""
   match = difflib.get_close_matches(name, list(known), n=1)
   return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}"
+
+
+def replace_fields(config, name: str, overrides: dict):
+  """A copy of a configuration with some fields replaced.
+
+  Args:
+    config: a dataclass.
+    name: of what it describes, for messages.
+    overrides: new values by field.
+
+  Raises:
+    ValueError: an unknown field, or a value that does not fit.
+  """
+  known = {field.name for field in dataclasses.fields(config)}
+  for field in overrides:
+    if field not in known:
+      raise ValueError(f"{name} has no option {field!r}: {closest(field, known)}")
+  return dataclasses.replace(config, **overrides)

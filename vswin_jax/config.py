@@ -180,3 +180,14 @@ def kinetics_vtn_config(model: str) -> config_dict.ConfigDict:
   config.optimizer.name = "sgd"
   config.optimizer.weight_decay = 1e-4
   return config
+
+
+def kinetics_vtn_resnet_config(model: str) -> config_dict.ConfigDict:
+  """`kinetics_vtn_config` with the paper's batch for ResNets; batch norm does not decay."""
+  config = kinetics_vtn_config(model)
+  config.train.batch_size = 32
+  config.optimizer.weight_decay_multipliers = (
+    (r"backbone\..*\.norm\.(scale|bias)", 0.0),
+    (r".*", 1.0),
+  )
+  return config

@@ -34,7 +34,7 @@ _SOURCE_WINDOW = flags.DEFINE_list(
   "source_window", None, "Window of the file, where its bias tables fit several."
 )
 _INFLATION = flags.DEFINE_enum(
-  "inflation", "mean", INFLATIONS, "How 2D weights become 3D: mean is the reference's way."
+  "inflation", None, INFLATIONS, "How 2D weights become 3D; default: mean, as in the reference."
 )
 _TO = flags.DEFINE_enum(
   "to", "video_swin", TARGETS, "What 2D Swin weights become; vtn: the backbone of a VTN."
@@ -49,7 +49,10 @@ _BACKBONE_HEADS = flags.DEFINE_integer(
   "backbone_heads", None, "Heads of a ViT; default: 64 channels each.", lower_bound=1
 )
 _ATTENTION_WINDOW = flags.DEFINE_integer(
-  "attention_window", None, "Frames that a frame sees in a VTN; default: 18.", lower_bound=2
+  "attention_window",
+  None,
+  "Frames that a frame of a VTN sees besides itself, even; default: 18.",
+  lower_bound=2,
 )
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", None, "Classes of a new head.", lower_bound=1)
 _ALLOW_MISSING = flags.DEFINE_multi_enum(

@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from vswin_jax import run_files
-from vswin_jax.checks import check_at_least
+from vswin_jax.checks import check_at_least, check_rates
 from vswin_jax.data import generated, pipeline
 from vswin_jax.data.clips import (
   ClipSpec,
@@ -32,7 +32,7 @@ from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.loading import read_usage
 from vswin_jax.local_files import LocalPathError, local_path
-from vswin_jax.models import check_clips, create_model, model_config
+from vswin_jax.models import check_clips, create_model
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.training import checkpointing, loop, sharding
 from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate, jit_eval_step
@@ -167,7 +167,6 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     options = set_options(config.model)
     name = options.pop("name")
-    model_config(name, **options)
     check_clips({"name": name, **options}, clip.num_frames, clip.size)
 
   generated.ensure(config.data.name, config.data.dir)
@@ -223,9 +222,8 @@ def _check_train_values(config: config_dict.ConfigDict) -> None:
   check_at_least(0, seed=config.seed)
   if not (math.isfinite(train.epochs) and train.epochs > 0):
     raise ValueError(f"train.epochs must be a positive number, got {train.epochs}")
-  for name in ("label_smoothing", "average_decay"):
-    if not 0 <= train[name] < 1:
-      raise ValueError(f"train.{name} must be at least 0 and below 1, got {train[name]}")
+  rates = ("label_smoothing", "average_decay")
+  check_rates(**{f"train.{name}": train[name] for name in rates})
   for name in ("mean", "std"):
     if len(data[name]) != 3:
       raise ValueError(f"data.{name} must be three numbers (red, green, blue), got {data[name]}")
@@ -326,7 +324,10 @@ def _new_state(experiment: Experiment, create: Callable, shardings: TrainState) 
 
 
 def _with_weights_of(source: str, state: TrainState) -> TrainState:
-  """Replaces the parameters by those of another run; a head of another size stays random."""
+  """Replaces the parameters by those of another run, or of converted weights.
+
+  A head of another size stays random, and so does what was random in the converted weights.
+  """
   directory = checkpointing.checkpoints_of(source)
   shapes = sharding.with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
   random = tuple(checkpointing.read_facts(directory).get("source", {}).get("random", ()))
@@ -337,12 +338,21 @@ def _with_weights_of(source: str, state: TrainState) -> TrainState:
     lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
   )
   logger.info("weights from step %d of %s", step, directory)
-  kept = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
-  if kept:
-    parts = sorted({name.partition(".")[0] for name in kept})
-    logger.info("not in it, or of another number of classes, so random: %s", ", ".join(parts))
+  drawn = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+  if drawn:
+    logger.info("not taken from there, so random: %s", ", ".join(_modules(drawn)))
   average = jax.tree.map(jnp.copy, params) if state.average else {}
   return state.replace(params=params, average=average)
+
+
+def _modules(paths: list[str]) -> list[str]:
+  """The modules of parameters: those of a head by name, all else by its first name."""
+  return sorted(
+    {
+      path.rpartition(".")[0] if path.startswith("head.") else path.partition(".")[0]
+      for path in paths
+    }
+  )
 
 
 def _check_facts(

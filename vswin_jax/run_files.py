@@ -36,7 +36,7 @@ def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
   if not path.exists():
     return
   now = _leaves(json.loads(config.to_json_best_effort()))
-  # An older version wrote no values of keys that it did not have.
+  # A key that was not written had its default.
   default = _leaves(json.loads(base_config(config.model.name).to_json_best_effort()))
   before = default | _leaves(json.loads(path.read_text()))
   for key in sorted(before.keys() | now.keys()):

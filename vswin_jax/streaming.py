@@ -5,10 +5,11 @@
       stream.add_frames(frame[None])
       print(stream.probabilities().argmax())
 
-Every frame goes through the backbone once; only the temporal encoder, a few thousandths of the
-work, runs again over the features of all frames. Features take `4 * width` bytes a frame: 276 MB
-for an hour of 25 frames a second at 768 channels. `max_frames` bounds them, and with them the
-memory and the time of the temporal encoder.
+Every frame goes through the backbone once. Every call of `probabilities` runs the temporal encoder
+over all frames kept: with ViT-B, that is less than a six-hundredth of the backbone's work on them,
+but more than its work on one new frame from some 700 frames on. Features take `4 * width` bytes a
+frame: 276 MB for an hour of 25 frames a second at 768 channels. `max_frames` bounds what is kept,
+and with it the memory and the time of a call.
 """
 
 import collections
@@ -60,16 +61,16 @@ class Stream:
     self._preprocessing = preprocessing or getattr(model, "preprocessing", None)
     self._max_frames = max_frames
     self._frames_per_call = frames_per_call
-    self._pending: list[np.ndarray] = []
-    # Blocks of (features, numbers) of frames, in order.
+    # Frames and their positions, not yet encoded.
+    self._pending: list[tuple[np.ndarray, int]] = []
+    # Blocks of (features, positions) of frames, in order.
     self._blocks: collections.deque[tuple[np.ndarray, np.ndarray]] = collections.deque()
-    self._numbers: list[int] = []
-    self._next_number = 0
+    self._next_position = 0
 
   @property
   def num_frames(self) -> int:
     """Frames that count now: all so far, or the newest `max_frames`."""
-    frames = sum(len(numbers) for _, numbers in self._blocks) + len(self._pending)
+    frames = sum(len(positions) for _, positions in self._blocks) + len(self._pending)
     return frames if self._max_frames is None else min(frames, self._max_frames)
 
   def add_frames(self, frames: np.ndarray, position_ids: np.ndarray | None = None) -> None:
@@ -90,11 +91,10 @@ class Stream:
       )
     if self._preprocessing is None:
       raise ValueError("this model came without a checkpoint: give the Stream a preprocessing")
-    numbers = self._count_on(len(frames), position_ids)
+    position_ids = self._count_on(len(frames), position_ids)
     spec, views = self._preprocessing.clip, self._preprocessing.views
-    for frame, number in zip(frames, numbers):
-      self._pending.append(central_view(frame, spec, views))
-      self._numbers.append(number)
+    for frame, position in zip(frames, position_ids):
+      self._pending.append((central_view(frame, spec, views), position))
       if len(self._pending) == self._frames_per_call:
         self._encode_pending()
 
@@ -117,18 +117,18 @@ class Stream:
     self._encode_pending()
     if not self._blocks:
       raise ValueError("no frames yet")
-    features, numbers = (np.concatenate(parts) for parts in zip(*self._blocks))
-    self._blocks = collections.deque([(features, numbers)])
+    features, positions = (np.concatenate(parts) for parts in zip(*self._blocks))
+    self._blocks = collections.deque([(features, positions)])
     # One of a few lengths, so that a growing video compiles seldom.
     padding = _padded_length(len(features)) - len(features)
     valid = np.arange(len(features) + padding) < len(features)
     features = np.pad(features, [(0, padding), (0, 0)])
     run = _classifier(self._graph)
-    return np.asarray(run(self._params, features, np.pad(numbers, (0, padding)), valid))
+    return np.asarray(run(self._params, features, np.pad(positions, (0, padding)), valid))
 
   def _count_on(self, count: int, position_ids: np.ndarray | None) -> np.ndarray:
     if position_ids is None:
-      position_ids = np.arange(self._next_number, self._next_number + count)
+      position_ids = np.arange(self._next_position, self._next_position + count)
     position_ids = np.asarray(position_ids)
     if position_ids.shape != (count,) or position_ids.dtype.kind not in "iu":
       raise ValueError(
@@ -136,7 +136,7 @@ class Stream:
         f"{list(position_ids.shape)}"
       )
     if count:
-      self._next_number = int(position_ids[-1]) + 1
+      self._next_position = int(position_ids[-1]) + 1
     return position_ids.astype(np.int32)
 
   def _encode_pending(self) -> None:
@@ -145,25 +145,26 @@ class Stream:
     count = len(self._pending)
     # One of a few lengths, likewise.
     length = min(1 << (count - 1).bit_length(), self._frames_per_call)
-    frames = np.stack(self._pending + [np.zeros_like(self._pending[0])] * (length - count))
+    frames, position_ids = zip(*self._pending)
+    frames = np.stack([*frames, *[np.zeros_like(frames[0])] * (length - count)])
     encode = _encoder(self._graph, self._preprocessing.mean, self._preprocessing.std)
     features = np.asarray(encode(self._params, frames))[:count]
-    self._keep(features, np.array(self._numbers, np.int32))
-    self._pending, self._numbers = [], []
+    self._keep(features, np.array(position_ids, np.int32))
+    self._pending = []
 
-  def _keep(self, features: np.ndarray, numbers: np.ndarray) -> None:
+  def _keep(self, features: np.ndarray, positions: np.ndarray) -> None:
     if not len(features):
       return
-    self._blocks.append((features, numbers))
+    self._blocks.append((features, positions))
     if self._max_frames is None:
       return
     surplus = sum(len(block) for _, block in self._blocks) - self._max_frames
     while surplus > 0:
-      features, numbers = self._blocks.popleft()
-      if surplus < len(numbers):
+      features, positions = self._blocks.popleft()
+      if surplus < len(positions):
         # Copies, so that what is dropped leaves the memory.
-        self._blocks.appendleft((features[surplus:].copy(), numbers[surplus:].copy()))
-      surplus -= len(numbers)
+        self._blocks.appendleft((features[surplus:].copy(), positions[surplus:].copy()))
+      surplus -= len(positions)
 
 
 def _padded_length(length: int) -> int:

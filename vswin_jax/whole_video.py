@@ -41,6 +41,50 @@ class Timeline:
   error: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """The clips of a timeline: first frames, the seconds at which one clip gives way to the next,
+  beginning and end of the video included; the numbers of all frames that dense sampling sees."""
+
+  path: str
+  starts: tuple[int, ...] = ()
+  edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1))
+  frames: np.ndarray | None = None
+  error: str | None = None
+
+
+def _plan(path: str, spec: ClipSpec) -> _Plan:
+  try:
+    times = frame_times(path)
+    record = file_record(path)
+    starts, parts = sliding_starts(record, spec)
+    frames = frames_shown(record, spec)
+  except VideoError as error:
+    return _Plan(path, error=str(error))
+  # The last frame is shown as long as the others.
+  if len(times) > 1:
+    frame_seconds = float(np.median(np.diff(times)))
+  else:
+    frame_seconds = record["fps_denominator"] / (record["fps_numerator"] or 25)
+  edges = np.append(times[parts], times[-1] + frame_seconds)
+  return _Plan(path, tuple(map(int, starts)), edges, frames)
+
+
+def _failure(plan: _Plan, errors: dict[int, str]) -> str | None:
+  """What went wrong with a video, in one line; None: nothing.
+
+  Args:
+    errors: by part.
+  """
+  if not errors:
+    return plan.error
+  part, error = next(iter(errors.items()))
+  return (
+    f"{len(errors)} of {len(plan.starts)} clips can't be decoded; "
+    f"from {plan.edges[part]:.1f} s on: {error}"
+  )
+
+
 def iterate_timelines(
   model: nnx.Module,
   paths: Sequence[str],
@@ -71,8 +115,6 @@ def iterate_timelines(
     )
     return
   labels = class_names(model)
-  one_clip = dataclasses.replace(preprocessing.views, num_clips=1)
-  preprocessing = dataclasses.replace(preprocessing, views=one_clip)
   plans = [_plan(path, preprocessing.clip) for path in paths]
   items = [Item(plan.path, start) for plan in plans for start in plan.starts]
   results = iterate_outputs(
@@ -81,14 +123,14 @@ def iterate_timelines(
   results = progress(results, len(items))
   for plan in plans:
     probabilities = np.full((len(plan.starts), len(labels)), np.nan, np.float32)
-    failure = _Failure(plan)
+    errors = {}
     for clip, (_, output, error) in enumerate(itertools.islice(results, len(plan.starts))):
       if error:
-        failure.add(clip, error)
+        errors[clip] = error
       else:
         probabilities[clip] = output.mean(0)
     yield Timeline(
-      plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, failure.message
+      plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, _failure(plan, errors)
     )
 
 
@@ -118,12 +160,12 @@ def _iterate_growing(
     count = len(plan.starts)
     # Passes grow with the video, so a long one gets no more than so many.
     step = max(-(-count // _MOST_PASSES), 1)
-    edges = np.unique(np.append(np.arange(0, count, step), count))
+    edges = np.append(np.arange(0, count, step), count)
     probabilities = np.full((len(edges) - 1, len(labels)), np.nan, np.float32)
-    failure = _Failure(plan)
+    errors = {}
     for part, (_, features, error) in enumerate(itertools.islice(results, count)):
       if error:
-        failure.add(part, error)
+        errors[part] = error
       else:
         numbers, new = _new_frames(plan, part, features)
         for stream, crop in zip(streams, new):
@@ -132,59 +174,13 @@ def _iterate_growing(
         row = np.mean([stream.probabilities() for stream in streams], axis=0)
         probabilities[part // step] = row
     times = plan.edges[edges]
-    yield Timeline(plan.path, times[:-1], times[1:], probabilities, labels, failure.message)
+    yield Timeline(plan.path, times[:-1], times[1:], probabilities, labels, _failure(plan, errors))
 
 
-def _new_frames(plan: "_Plan", part: int, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _new_frames(plan: _Plan, part: int, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The numbers of the frames of a part, and their features `[crops, frames, width]` out of those
   of its clip, which may begin before the part or be longer than the video."""
   first = part * _PART_FRAMES
   numbers = plan.frames[first : first + _PART_FRAMES]
   skipped = first - plan.starts[part]
   return numbers, features[:, skipped : skipped + len(numbers), 0, 0]
-
-
-class _Failure:
-  """What went wrong with a video, in one line."""
-
-  def __init__(self, plan: "_Plan"):
-    self._plan, self._first, self._count = plan, plan.error, 0
-
-  def add(self, part: int, error: str) -> None:
-    self._first = self._first or f"from {self._plan.edges[part]:.1f} s on: {error}"
-    self._count += 1
-
-  @property
-  def message(self) -> str | None:
-    if not self._count:
-      return self._first
-    return f"{self._count} of {len(self._plan.starts)} clips can't be decoded; {self._first}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """The clips of a timeline: first frames, the seconds at which one clip gives way to the next,
-  beginning and end of the video included; the numbers of all frames that dense sampling sees."""
-
-  path: str
-  starts: tuple[int, ...] = ()
-  edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1))
-  frames: np.ndarray | None = None
-  error: str | None = None
-
-
-def _plan(path: str, spec: ClipSpec) -> _Plan:
-  try:
-    times = frame_times(path)
-    record = file_record(path)
-    starts, parts = sliding_starts(record, spec)
-    frames = frames_shown(record, spec)
-  except VideoError as error:
-    return _Plan(path, error=str(error))
-  # The last frame is shown as long as the others.
-  if len(times) > 1:
-    frame_seconds = float(np.median(np.diff(times)))
-  else:
-    frame_seconds = record["fps_denominator"] / (record["fps_numerator"] or 25)
-  edges = np.append(times[parts], times[-1] + frame_seconds)
-  return _Plan(path, tuple(map(int, starts)), edges, frames)

@@ -109,7 +109,7 @@ def test_a_file_without_a_head_needs_to_be_told():
     (
       lambda tensors: tensors.update({"backbone.pos_embed": np.ones((1, 0, 48), np.float32)}),
       NANO,
-      "describes a model that can't be built: image_size must be at least 1",
+      "describe a model that can't be built: image_size must be at least 1",
     ),
     (
       lambda tensors: tensors.update({"cls_token": np.float32(1)}),
@@ -121,8 +121,9 @@ def test_a_file_without_a_head_needs_to_be_told():
       NANO,
       "the backbone of this VTN is none that is known",
     ),
-    (lambda tensors: None, Options(window=(8, 7, 7)), "--window does not apply"),
-    (lambda tensors: None, Options(num_heads=5), "48 channels are not divisible by 5 heads"),
+    (lambda tensors: None, Options(window=(8, 7, 7)), "--window does not apply to vtn weights"),
+    (lambda tensors: None, Options(inflation="center"), "--inflation does not apply"),
+    (lambda tensors: None, Options(num_heads=5), "48 channels are not divisible by num_heads 5"),
     (lambda tensors: None, Options(attention_window=7), "attention_window must be even, got 7"),
     (
       lambda tensors: [tensors.pop(name) for name in list(tensors) if "patch_embed" in name],
@@ -174,7 +175,7 @@ def test_clips_that_the_model_does_not_take_are_refused(tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (Options(to="vtn"), "--to=vtn does not apply: these weights of official"),
+    (Options(to="vtn"), "--to=vtn does not apply to official weights"),
     (Options(attention_window=8), "--attention_window does not apply"),
   ],
 )

@@ -260,7 +260,7 @@ def test_wrong_input_and_options_get_one_clear_line():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"embed_dim": 32}, "stage 0: 32 channels are not divisible by 3 heads"),
+    ({"embed_dim": 32}, "stage 0: 32 channels are not divisible by num_heads 3"),
     ({"embed_dim": 0}, "embed_dim must be at least 1, got 0"),
     ({"num_heads": (0, 1, 2, 4)}, "num_heads must be positive integers"),
     ({"depths": ()}, "depths must be positive integers"),

@@ -185,12 +185,14 @@ def test_dropout_is_a_function_of_the_key():
     ({"backbone": "vit_b16"}, "unknown backbone 'vit_b16': did you mean 'vit_b_16'"),
     ({"backbone_options": {"dept": 3}}, "vit_b_16 has no option 'dept': did you mean 'depth'"),
     ({"backbone": "resnet50"}, "has 2048 features, but width is 768; set width=2048"),
-    ({"width": 100}, "the temporal encoder: 100 channels are not divisible by 12 heads"),
+    ({"width": 100}, "the temporal encoder: 100 channels are not divisible by num_heads 12"),
     ({"attention_window": 7}, "attention_window must be even, got 7"),
     ({"num_positions": 2}, "num_positions must be at least 3"),
     ({"rematerialisation": "block"}, "unknown rematerialisation 'block'"),
     ({"backbone": "custom"}, "built with a backbone of its own: give backbone="),
     ({"backbone": len, "backbone_options": {"depth": 1}}, "are for named backbones"),
+    ({"backbone_options": (1, 2)}, "backbone_options must be a dict, got"),
+    ({"backbone": None}, "backbone must be a name, a module or a function, got None"),
   ],
 )
 def test_impossible_options_are_refused(options, message):

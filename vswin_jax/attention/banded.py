@@ -64,9 +64,9 @@ def banded_attention(
   global_weight = jnp.exp(global_logits - largest)
   total = weights.sum(-1, keepdims=True) + global_weight
   if dropout_key is not None and dropout_rate > 0.0:
-    local, far = jax.random.split(dropout_key)
-    weights = _dropout(weights, dropout_rate, local)
-    global_weight = _dropout(global_weight, dropout_rate, far)
+    local_key, global_token_key = jax.random.split(dropout_key)
+    weights = _dropout(weights, dropout_rate, local_key)
+    global_weight = _dropout(global_weight, dropout_rate, global_token_key)
   output = _product("bhnqk,bhnkd->bhnqd", weights.astype(value.dtype), values)
   output += global_weight * global_value[:, :, None, None, :].astype(jnp.float32)
   output = (output / total).reshape(*query.shape[:2], blocks * block, -1)
@@ -88,6 +88,7 @@ def global_attention(
     query: `[batch, heads, head_dim]`, scaled.
     key: `[batch, heads, tokens, head_dim]`. Likewise `value`.
     valid: bool `[batch, tokens]`: tokens that are seen, at least one of each example; None: all.
+    dropout_rate: on the attention probabilities, applied if `dropout_key` is given.
 
   Returns:
     `[batch, heads, head_dim]`, the dtype of `query`.
@@ -122,12 +123,12 @@ def _blocks_with_neighbours(x: jax.Array, block: int, reach: int) -> jax.Array:
   """
   tokens = x.shape[2]
   blocks = -(-tokens // block)
-  x = _pad_tokens(x, reach, blocks * block - tokens + reach)
-  parts, start = [], 0
-  # The neighbourhood in pieces of at most a block: each is a slice of the same length as `x`.
-  while start < block + 2 * reach:
-    length = min(block, block + 2 * reach - start)
-    piece = jax.lax.slice_in_dim(_pad_tokens(x, 0, block), start, start + blocks * block, axis=2)
-    parts.append(piece.reshape(*x.shape[:2], blocks, block, *x.shape[3:])[:, :, :, :length])
-    start += block
+  span = reach + block + reach
+  x = _pad_tokens(x, reach, (blocks + 1) * block - tokens + reach)
+  parts = []
+  # In pieces of at most a block: each is one slice that is as long as all blocks.
+  for start in range(0, span, block):
+    piece = jax.lax.slice_in_dim(x, start, start + blocks * block, axis=2)
+    piece = piece.reshape(*x.shape[:2], blocks, block, *x.shape[3:])
+    parts.append(piece[:, :, :, : span - start])
   return jnp.concatenate(parts, axis=3)

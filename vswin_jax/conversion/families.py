@@ -22,7 +22,6 @@ from vswin_jax.models.windows import Size3D
 FAMILIES = (*video_swin.FAMILIES, "swin_2d", *vtn.FAMILIES)
 # What 2D Swin weights can become.
 TARGETS = ("video_swin", "vtn")
-_HEAD = r"head\..*"
 _NEW_HEAD_NOTE = "the head is new and random: fine-tune before use"
 
 
@@ -36,7 +35,7 @@ class Options:
       `num_classes`, the head is a new one even if the file has one of so many.
     window: of the result, in tokens; None: that of the file, for 2D weights (8, side, side).
     source_window: of the file, if its bias tables leave that open.
-    inflation: a name in `inflation.INFLATIONS`, for 2D weights.
+    inflation: a name in `inflation.INFLATIONS`, for 2D weights; None: "mean".
     to: of `TARGETS`, for 2D Swin weights: a Video Swin, or the backbone of a VTN.
     num_heads: of a VTN's temporal encoder, which no file tells; None: as many as models of that
       width in the catalog have, or 64 channels each.
@@ -48,7 +47,7 @@ class Options:
   allow_missing: tuple[str, ...] = ()
   window: Size3D | None = None
   source_window: Size3D | None = None
-  inflation: str = "mean"
+  inflation: str | None = None
   to: str = "video_swin"
   num_heads: int | None = None
   backbone_heads: int | None = None
@@ -103,19 +102,30 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], options: Options) -> Conv
   )
 
 
-_FOR_VIDEO_SWIN = ("window", "source_window")
-_FOR_VTN = ("num_heads", "backbone_heads", "attention_window")
+# Option -> families to whose weights it applies, by what they become.
+_APPLIES = {
+  "video_swin": {
+    "window": (*video_swin.FAMILIES, "swin_2d"),
+    "source_window": video_swin.FAMILIES,
+    "inflation": ("swin_2d",),
+  },
+  "vtn": {
+    "num_heads": (*vtn.FAMILIES, "swin_2d"),
+    "attention_window": (*vtn.FAMILIES, "swin_2d"),
+    "backbone_heads": ("vtn", "vit"),
+  },
+}
 
 
 def _check_options(family: str, options: Options) -> None:
   """Refuses what would have no effect."""
   if options.to == "vtn" and family in video_swin.FAMILIES:
-    raise ConversionError(f"--to=vtn does not apply: these weights of {family} have no 2D backbone")
-  is_vtn = family in vtn.FAMILIES or options.to == "vtn"
-  for name in _FOR_VIDEO_SWIN if is_vtn else _FOR_VTN:
-    if getattr(options, name) is not None:
-      kind = "a VTN" if is_vtn else "a Video Swin"
-      raise ConversionError(f"--{name} does not apply: these weights of {family} become {kind}")
+    raise ConversionError(f"--to=vtn does not apply to {family} weights, which have no 2D backbone")
+  target = "vtn" if family in vtn.FAMILIES else options.to
+  for name in (name for table in _APPLIES.values() for name in table):
+    if getattr(options, name) is not None and family not in _APPLIES[target].get(name, ()):
+      becomes = {"vtn": "a VTN", "video_swin": "a Video Swin"}[target]
+      raise ConversionError(f"--{name} does not apply to {family} weights, which become {becomes}")
 
 
 def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Converted:
@@ -134,9 +144,9 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
       parameter = inflation.resize_table(parameter, source_window, config["window_size"])
     return parameter
 
-  replaced = _HEAD if has_new_head else NOTHING
-  model = _name_model(config)
-  params = _match_model(model, tensors, name_of, from_source, video_swin.BUFFERS, replaced)
+  random = ("head.",) if has_new_head else ()
+  model = _name_video_swin(config)
+  params = _match_model(model, tensors, name_of, from_source, video_swin.BUFFERS, random)
   dataset = None if has_new_head else _DATASETS.get(config["num_classes"])
   notes = []
   if dataset is not None:
@@ -150,7 +160,7 @@ def _convert_video_swin(family: str, tensors: Mapping, options: Options) -> Conv
     model=model,
     params=params,
     preprocessing=_preprocessing(family, config, dataset),
-    random=("head.",) if has_new_head else (),
+    random=random,
     dataset=dataset,
     notes=tuple(notes),
   )
@@ -180,14 +190,7 @@ def _choose_head(config: dict, options: Options, is_complete: bool) -> bool:
 
 
 def _recognise_swin_2d(tensors: Mapping) -> str | None:
-  patch = tensors.get("patch_embed.proj.weight")
-  has_stages = any(name.startswith("layers.0.") for name in tensors)
-  is_swin = patch is not None and patch.ndim == 4 and has_stages
-  if is_swin and any(name.endswith(".logit_scale") for name in tensors):
-    raise ConversionError(
-      "these are weights of a Swin Transformer V2, which Video Swin can't use; take those of V1"
-    )
-  return "swin_2d" if is_swin else None
+  return "swin_2d" if vtn.recognise_backbone(tensors) == "swin_2d" else None
 
 
 def _original_names(tensors: Mapping) -> Mapping:
@@ -217,7 +220,8 @@ def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Convert
   backbone = {
     name: tensor for name, tensor in tensors.items() if not re.fullmatch(vtn.CLASSIFIERS, name)
   }
-  inflated = inflation.inflate(backbone, window, patch_time, options.inflation)
+  how = options.inflation or "mean"
+  inflated = inflation.inflate(backbone, window, patch_time, how)
   options = dataclasses.replace(
     options,
     num_classes=options.num_classes or CATALOG["video_swin_t"].num_classes,
@@ -225,7 +229,7 @@ def _convert_swin_2d(family: str, tensors: Mapping, options: Options) -> Convert
     source_window=window,
   )
   converted = _convert_video_swin("official", inflated, options)
-  note = f"2D weights of window {side} x {side} inflated ({options.inflation}) to {window}"
+  note = f"2D weights of window {side} x {side} inflated ({how}) to {window}"
   return dataclasses.replace(converted, family=family, notes=(note, *converted.notes))
 
 
@@ -273,8 +277,7 @@ def _finish_vtn(
     config["attention_window"] = options.attention_window
   model = _name_vtn(config)
   ignored = rf"{vtn.BUFFERS}|{vtn.CLASSIFIERS}"
-  replaced = "|".join(re.escape(start) + ".*" for start in random) or NOTHING
-  params = _match_model(model, tensors, name_of, vtn.from_source, ignored, replaced)
+  params = _match_model(model, tensors, name_of, vtn.from_source, ignored, random)
   dataset = None if random else _DATASETS.get(config["num_classes"])
   notes = [f"taken for {dataset} by the number of its classes"] if dataset else []
   if random == vtn.BEYOND_BACKBONE:
@@ -333,14 +336,22 @@ def _name_vtn(config: dict) -> dict:
 
 
 def _match_model(
-  model: dict, tensors, name_of: Callable, from_source: Callable, ignored: str, replaced: str
+  model: dict,
+  tensors,
+  name_of: Callable,
+  from_source: Callable,
+  ignored: str,
+  random: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
-  """The parameters of a model by path, from tensors; those `replaced` are random."""
+  """The parameters of a model by path, from tensors but for those whose paths begin so."""
   try:
     _, shapes = split_model(nnx.eval_shape(lambda: create_model(**model)))
   except ValueError as error:
-    raise ConversionError(f"the file describes a model that can't be built: {error}") from error
+    raise ConversionError(
+      f"the weights and the options describe a model that can't be built: {error}"
+    ) from error
   shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+  replaced = "|".join(re.escape(start) + ".*" for start in random) or NOTHING
   params = match(shapes, tensors, name_of, from_source, ignored=ignored, replaced=replaced)
   missing = [path for path in shapes if path not in params]
   if missing:
@@ -354,7 +365,7 @@ def _random_params(model: dict, paths: list[str]) -> dict[str, jax.Array]:
   return {path: params[path] for path in paths}
 
 
-def _name_model(config: dict) -> dict:
+def _name_video_swin(config: dict) -> dict:
   """The name in the catalog that is nearest to a configuration, and the fields that differ."""
 
   def size(fields: dict) -> tuple:

@@ -85,12 +85,20 @@ _BACKBONE_NAMES: Mapping[str, Callable[[str], str]] = {
 
 
 def recognise_backbone(tensors: Mapping[str, np.ndarray]) -> str | None:
-  """The kind of image backbone that a file holds, a key of `_BACKBONE_NAMES`; None if none."""
+  """The kind of image backbone that a file holds, a key of `_BACKBONE_NAMES`; None if none.
+
+  Raises:
+    ConversionError: a Swin Transformer V2.
+  """
   patch = tensors.get("patch_embed.proj.weight")
   if patch is not None and patch.ndim == 4:
     if "blocks.0.attn.qkv.weight" in tensors and "cls_token" in tensors:
       return "vit"
     if any(name.startswith("layers.0.") for name in tensors):
+      if any(name.endswith(".logit_scale") for name in tensors):
+        raise ConversionError(
+          "these are weights of a Swin Transformer V2, which has no model here; take those of V1"
+        )
       return "swin_2d"
   return "resnet" if {"conv1.weight", "layer1.0.conv3.weight"} <= tensors.keys() else None
 

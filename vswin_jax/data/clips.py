@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from vswin_jax.checks import check_at_least, check_choices
+from vswin_jax.checks import check_at_least, check_choices, fields
 from vswin_jax.data import sampling, transforms
 from vswin_jax.data.decoding import VideoError, decode_frames
 
@@ -68,17 +68,11 @@ class ClipSpec:
   rounding: str = "openmmlab"
 
   def __post_init__(self):
-    check_choices(SAMPLINGS, sampling=self.sampling)
-    check_choices(FRAME_ORDERS, frame_order=self.frame_order)
-    check_choices(TRAIN_CROPS, train_crop=self.train_crop)
-    check_choices(ROUNDINGS, rounding=self.rounding)
-    check_at_least(
-      1,
-      num_frames=self.num_frames,
-      frame_interval=self.frame_interval,
-      size=self.size,
-      train_short_side=self.train_short_side,
-    )
+    check_choices(SAMPLINGS, **fields(self, "sampling"))
+    check_choices(FRAME_ORDERS, **fields(self, "frame_order"))
+    check_choices(TRAIN_CROPS, **fields(self, "train_crop"))
+    check_choices(ROUNDINGS, **fields(self, "rounding"))
+    check_at_least(1, **fields(self, "num_frames", "frame_interval", "size", "train_short_side"))
     if not 0 <= self.frame_rate < math.inf:
       raise ValueError(f"frame_rate must be 0 or a positive number, got {self.frame_rate}")
     for name in ("area_range", "aspect_ratio_range"):
@@ -114,9 +108,9 @@ class Views:
   whole_frames: int = 0
 
   def __post_init__(self):
-    check_choices(CROPS, crops=self.crops)
-    check_at_least(1, num_clips=self.num_clips, short_side=self.short_side)
-    check_at_least(0, whole_frames=self.whole_frames)
+    check_choices(CROPS, **fields(self, "crops"))
+    check_at_least(1, **fields(self, "num_clips", "short_side"))
+    check_at_least(0, **fields(self, "whole_frames"))
 
 
 def check_views(spec: ClipSpec, views: Views) -> None:

@@ -1,12 +1,11 @@
 """Image backbones by name: float images `[batch, height, width, 3]` -> `[batch, features]`."""
 
-import dataclasses
 import types
 
 import jax
 from flax import nnx
 
-from vswin_jax.checks import closest
+from vswin_jax.checks import closest, replace_fields
 from vswin_jax.models.resnet import ResNet, ResNetConfig
 from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
 from vswin_jax.models.vit import ViT, ViTConfig
@@ -62,15 +61,8 @@ def backbone_config(name: str, **overrides) -> ViTConfig | ResNetConfig | VideoS
   return replace_fields(BACKBONES[name], name, overrides)
 
 
-def replace_fields(config, name: str, overrides: dict):
-  """A copy of a configuration with some fields replaced; unknown ones are refused."""
-  fields = {field.name for field in dataclasses.fields(config)}
-  for field in overrides:
-    if field not in fields:
-      raise ValueError(f"{name} has no option {field!r}: {closest(field, fields)}")
-  return dataclasses.replace(config, **overrides)
-
-
-def create_backbone(config, *, rngs: nnx.Rngs) -> nnx.Module:
+def create_backbone(
+  config: ViTConfig | ResNetConfig | VideoSwinConfig, *, rngs: nnx.Rngs
+) -> nnx.Module:
   """Builds a backbone with random parameters."""
   return _CLASSES[type(config)](config, rngs=rngs)

@@ -160,7 +160,7 @@ class TemporalEncoder(nnx.Module):
       key: random key for dropout; None for a deterministic call.
 
     Returns:
-      `[batch, channels]`, the class token after the last layer.
+      `[batch, channels]` in the compute dtype, the class token after the last layer.
     """
     if valid is not None:
       # Zero times whatever the padding holds could be NaN.

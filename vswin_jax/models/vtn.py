@@ -5,7 +5,7 @@ A 2D backbone turns every frame into a vector; a Longformer over these vectors c
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -96,12 +96,13 @@ class VTNConfig:
       raise ValueError(f"attention_window must be even, got {self.attention_window}")
     if not (isinstance(self.backbone, str) or callable(self.backbone)):
       raise ValueError(f"backbone must be a name, a module or a function, got {self.backbone!r}")
-    if not isinstance(self.backbone_options, Mapping | tuple | list):
-      raise ValueError(f"backbone_options must be a dict, got {self.backbone_options!r}")
+    try:
+      given = dict(self.backbone_options)
+    except (TypeError, ValueError):
+      raise ValueError(f"backbone_options must be a dict, got {self.backbone_options!r}") from None
     # Hashable, as the rest of a model's static part must be.
     pairs = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in dict(self.backbone_options).items()
+      name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
     }
     object.__setattr__(self, "backbone_options", tuple(sorted(pairs.items())))
     if isinstance(self.backbone, str) and self.backbone != CUSTOM_BACKBONE:
@@ -191,7 +192,17 @@ class VTN(nnx.Module):
     return self.classify(features, position_ids, valid, key=temporal_key)
 
   def encode_frames(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Features of every frame by itself: `video` as in a call -> `[batch, frames, width]`."""
+    """Features of every frame by itself.
+
+    Args:
+      video: as in a call; likewise `key`.
+
+    Returns:
+      `[batch, frames, width]`, of the dtype that the backbone gives (float32 for named ones).
+
+    Raises:
+      ValueError: arrays that do not fit, or a backbone that gives others.
+    """
     check_video(video)
     takes_key = "key" in inspect.signature(self.backbone).parameters
 
@@ -218,8 +229,17 @@ class VTN(nnx.Module):
     *,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """Classifies videos from features of their frames, float `[batch, frames, width]`; the rest as
-    in a call."""
+    """Classifies videos from features of their frames.
+
+    Args:
+      features: float `[batch, frames, width]`; the rest as in a call.
+
+    Returns:
+      float32 logits `[batch, num_classes]`.
+
+    Raises:
+      ValueError: arrays that do not fit.
+    """
     encoder_key, head_key = split_key(key, 2)
     return self.head(self._encode(features, position_ids, valid, encoder_key), key=head_key)
 
@@ -231,8 +251,8 @@ class VTN(nnx.Module):
     *,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """Features before the head: the class token after the temporal encoder, float32
-    `[batch, width]`."""
+    """Features before the head: arguments as in a call -> float32 `[batch, width]`, the class
+    token after the temporal encoder."""
     backbone_key, encoder_key = split_key(key, 2)
     frames = self.encode_frames(video, key=backbone_key)
     return self._encode(frames, position_ids, valid, encoder_key)
