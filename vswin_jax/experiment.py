@@ -367,10 +367,11 @@ def _check_facts(
       "stand in another order; use the data set it was trained on, or start a new run with "
       "--config.init_from"
     )
+  # What a checkpoint does not say had its default.
+  before = read_usage(directory).preprocessing.as_facts()
   for name, value in now["preprocessing"].items():
-    before = facts.get("preprocessing", {}).get(name)
-    if name != "views" and before != value:
-      logger.warning("the weights were trained with %s %s, now it is %s", name, before, value)
+    if name != "views" and before[name] != value:
+      logger.warning("the weights were trained with %s %s, now it is %s", name, before[name], value)
   videos = facts.get("training", {}).get("videos")
   if resuming and videos != now["training"]["videos"]:
     raise checkpointing.CheckpointError(
