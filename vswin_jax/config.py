@@ -191,3 +191,37 @@ def kinetics_vtn_resnet_config(model: str) -> config_dict.ConfigDict:
     (r".*", 1.0),
   )
   return config
+
+
+def quickstart_config(model: str) -> config_dict.ConfigDict:
+  """Small clips of the motions that the library generates, for a small model of random weights."""
+  config = base_config(model)
+  config.init_from = "random"
+  config.data.name = "motion_clips"
+  config.data.mean = (110.0, 110.0, 110.0)
+  config.data.std = (60.0, 60.0, 60.0)
+
+  config.clip.num_frames = 16
+  config.clip.frame_interval = 1
+  config.clip.size = 32
+  config.clip.train_short_side = 48
+  config.clip.area_range = (0.5, 1.0)
+  # A mirrored clip would move the other way.
+  config.clip.flip_probability = 0.0
+  config.validation.short_side = 36
+  config.test.update({"num_clips": 1, "crops": "center", "short_side": 36})
+
+  # Two cores are shared with the training itself.
+  config.loader.num_workers = 1
+
+  config.train.batch_size = 32
+  config.train.epochs = 6.0
+  config.train.log_every = 25
+  config.train.eval_every = 256
+  config.train.save_every = 256
+  config.eval_batch_size = 64
+  config.schedule.name = "cosine"
+  config.schedule.warmup_epochs = 1.0
+  config.schedule.warmup_start = 0.0
+  config.optimizer.clip_norm = 1.0
+  return config
