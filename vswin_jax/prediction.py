@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from vswin_jax.data.files import Item, clip_batches, find_videos
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import split_model
-from vswin_jax.training.step import make_view_step
+from vswin_jax.training.step import jitted_view_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +151,7 @@ def iterate_outputs(
   """
   check_at_least(1, batch_size=batch_size)
   graph, params = split_model(model)
-  step = _jitted_step(graph, output, preprocessing.mean, preprocessing.std)
+  step = jitted_view_step(graph, output, preprocessing.mean, preprocessing.std)
   batches = clip_batches(
     items,
     preprocessing.clip,
@@ -177,12 +176,6 @@ def _rows(batch: dict, outputs: jax.Array) -> Iterator[tuple[int, np.ndarray, st
   for item, error, values in zip(batch["item"], batch["error"], np.asarray(outputs)):
     if item >= 0:
       yield int(item), values, error.decode(errors="replace") or None
-
-
-@functools.lru_cache(maxsize=8)
-def _jitted_step(graph: nnx.GraphDef, output: str, mean: tuple, std: tuple) -> Callable:
-  """Kept, so that one call after another with the same model compiles once."""
-  return jax.jit(make_view_step(graph, output, mean=mean, std=std))
 
 
 def with_views(preprocessing: Preprocessing, views: Views | None) -> Preprocessing:

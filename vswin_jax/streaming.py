@@ -17,7 +17,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -26,7 +25,7 @@ from vswin_jax.data.clips import central_view
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.vtn import VTN
-from vswin_jax.training.step import normalize
+from vswin_jax.training.step import jitted_view_step
 
 
 class Stream:
@@ -147,9 +146,11 @@ class Stream:
     length = min(1 << (count - 1).bit_length(), self._frames_per_call)
     frames, position_ids = zip(*self._pending)
     frames = np.stack([*frames, *[np.zeros_like(frames[0])] * (length - count)])
-    encode = _encoder(self._graph, self._preprocessing.mean, self._preprocessing.std)
-    features = np.asarray(encode(self._params, frames))[:count]
-    self._keep(features, np.array(position_ids, np.int32))
+    positions = np.array(position_ids, np.int32)
+    encode = jitted_view_step(self._graph, "map", self._preprocessing.mean, self._preprocessing.std)
+    # One video, one view; the map of a frame is one vector.
+    features = encode(self._params, frames[None, None], np.resize(positions, (1, 1, length)))
+    self._keep(np.asarray(features)[0, 0, :count, 0, 0], positions)
     self._pending = []
 
   def _keep(self, features: np.ndarray, positions: np.ndarray) -> None:
@@ -171,15 +172,6 @@ def _padded_length(length: int) -> int:
   """The next of lengths 32 or a quarter apart, whichever is more."""
   step = max(32, 1 << max(length.bit_length() - 3, 0))
   return -(-length // step) * step
-
-
-@functools.lru_cache(maxsize=8)
-def _encoder(graph: nnx.GraphDef, mean: tuple, std: tuple) -> Callable:
-  def encode(params: dict, frames: jax.Array) -> jax.Array:
-    features = merge_model(graph, params).encode_frames(normalize(frames[None], mean, std))
-    return features[0].astype(jnp.float32)
-
-  return jax.jit(encode)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,5 +1,6 @@
 """The state of a run and the jitted functions over it: one training step, one evaluation step."""
 
+import functools
 import types
 from collections.abc import Callable
 
@@ -203,3 +204,11 @@ def make_view_step(
     return jnp.moveaxis(jax.lax.map(one_view, views), 0, 1)
 
   return step
+
+
+@functools.lru_cache(maxsize=8)
+def jitted_view_step(
+  graph: nnx.GraphDef, output: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
+  """`make_view_step`, jitted and kept, so that one use after another of a model compiles once."""
+  return jax.jit(make_view_step(graph, output, mean=mean, std=std))
