@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from flax import nnx
 
-from vswin_jax.data.clips import CROPS, ClipSpec, frames_shown, sliding_starts
+from vswin_jax.data.clips import ClipSpec, frames_shown, sliding_starts
 from vswin_jax.data.decoding import VideoError, frame_times
 from vswin_jax.data.files import Item, file_record
 from vswin_jax.data.preprocessing import Preprocessing
@@ -18,6 +18,8 @@ from vswin_jax.streaming import Stream
 # Frames whose features a VTN computes at a time.
 _PART_FRAMES = 32
 _MOST_PASSES = 200
+# (part, output `[crops, ...]`, error) of every part of a video, in order.
+_Parts = Iterable[tuple[int, np.ndarray, str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,77 +106,62 @@ def iterate_timelines(
   Args:
     progress: passes on the results of clips, of which there will be `total`.
   """
-  if isinstance(model, VTN):
-    yield from _iterate_growing(
-      model,
-      paths,
-      preprocessing,
-      batch_size=batch_size,
-      num_workers=num_workers,
-      progress=progress,
+  is_vtn = isinstance(model, VTN)
+  if is_vtn:
+    clip = dataclasses.replace(
+      preprocessing.clip, sampling="dense", num_frames=_PART_FRAMES, frame_interval=1
     )
-    return
-  labels = class_names(model)
+    preprocessing = dataclasses.replace(preprocessing, clip=clip)
+  output = "map" if is_vtn else "probabilities"
+  make_timeline = _growing_timeline if is_vtn else _timeline_of_clips
   plans = [_plan(path, preprocessing.clip) for path in paths]
   items = [Item(plan.path, start) for plan in plans for start in plan.starts]
   results = iterate_outputs(
-    model, items, preprocessing, "probabilities", batch_size=batch_size, num_workers=num_workers
+    model, items, preprocessing, output, batch_size=batch_size, num_workers=num_workers
   )
   results = progress(results, len(items))
   for plan in plans:
-    probabilities = np.full((len(plan.starts), len(labels)), np.nan, np.float32)
-    errors = {}
-    for clip, (_, output, error) in enumerate(itertools.islice(results, len(plan.starts))):
-      if error:
-        errors[clip] = error
-      else:
-        probabilities[clip] = output.mean(0)
-    yield Timeline(
-      plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, _failure(plan, errors)
-    )
+    parts = enumerate(itertools.islice(results, len(plan.starts)))
+    yield make_timeline(model, plan, ((part, output, error) for part, (_, output, error) in parts))
 
 
-def _iterate_growing(
-  model: VTN,
-  paths: Sequence[str],
-  preprocessing: Preprocessing,
-  *,
-  batch_size: int,
-  num_workers: int,
-  progress: Callable[[Iterator, int], Iterator],
-) -> Iterator[Timeline]:
-  """Timelines of a VTN: features part by part, each frame once, and a pass over all so far."""
+def _timeline_of_clips(model: nnx.Module, plan: _Plan, parts: _Parts) -> Timeline:
+  """Every clip by itself, from the probabilities of its views."""
   labels = class_names(model)
-  clip = dataclasses.replace(
-    preprocessing.clip, sampling="dense", num_frames=_PART_FRAMES, frame_interval=1
+  probabilities = np.full((len(plan.starts), len(labels)), np.nan, np.float32)
+  errors = {}
+  for part, output, error in parts:
+    if error:
+      errors[part] = error
+    else:
+      probabilities[part] = output.mean(0)
+  return Timeline(
+    plan.path, plan.edges[:-1], plan.edges[1:], probabilities, labels, _failure(plan, errors)
   )
-  preprocessing = dataclasses.replace(preprocessing, clip=clip)
-  plans = [_plan(path, clip) for path in paths]
-  items = [Item(plan.path, start) for plan in plans for start in plan.starts]
-  results = iterate_outputs(
-    model, items, preprocessing, "map", batch_size=batch_size, num_workers=num_workers
-  )
-  results = progress(results, len(items))
-  for plan in plans:
-    streams = [Stream(model) for _ in range(CROPS[preprocessing.views.crops])]
-    count = len(plan.starts)
-    # Passes grow with the video, so a long one gets no more than so many.
-    step = max(-(-count // _MOST_PASSES), 1)
-    edges = np.append(np.arange(0, count, step), count)
-    probabilities = np.full((len(edges) - 1, len(labels)), np.nan, np.float32)
-    errors = {}
-    for part, (_, features, error) in enumerate(itertools.islice(results, count)):
-      if error:
-        errors[part] = error
-      else:
-        numbers, new = _new_frames(plan, part, features)
-        for stream, crop in zip(streams, new):
-          stream.add_features(crop, numbers)
-      if part + 1 in edges and streams[0].num_frames:
-        row = np.mean([stream.probabilities() for stream in streams], axis=0)
-        probabilities[part // step] = row
-    times = plan.edges[edges]
-    yield Timeline(plan.path, times[:-1], times[1:], probabilities, labels, _failure(plan, errors))
+
+
+def _growing_timeline(model: VTN, plan: _Plan, parts: _Parts) -> Timeline:
+  """All of the video up to the end of each row, from the features of its frames, each once."""
+  labels, count = class_names(model), len(plan.starts)
+  # Passes grow with the video, so a long one gets no more than so many.
+  step = max(-(-count // _MOST_PASSES), 1)
+  edges = np.append(np.arange(0, count, step), count)
+  probabilities = np.full((len(edges) - 1, len(labels)), np.nan, np.float32)
+  streams: list[Stream] = []
+  errors = {}
+  for part, output, error in parts:
+    if error:
+      errors[part] = error
+    else:
+      streams = streams or [Stream(model) for _ in output]
+      numbers, features = _new_frames(plan, part, output)
+      for stream, crop in zip(streams, features):
+        stream.add_features(crop, numbers)
+    if part + 1 in edges and streams:
+      row = np.mean([stream.probabilities() for stream in streams], axis=0)
+      probabilities[part // step] = row
+  times = plan.edges[edges]
+  return Timeline(plan.path, times[:-1], times[1:], probabilities, labels, _failure(plan, errors))
 
 
 def _new_frames(plan: _Plan, part: int, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
