@@ -270,8 +270,11 @@ def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: View
   """Decodes clips, frames `[clips, time]`, and cuts out every crop, crop-major."""
   frames = decode_frames(record["video"], indices.ravel(), _resizer(spec, views.short_side))
   height, width = frames.shape[1:3]
-  cut = transforms.three_crop_boxes if views.crops == "three" else transforms.center_crop_boxes
-  boxes = cut(height, width, spec.size, round_up=_is_pyslowfast(spec))
+  arguments = (height, width, spec.size, _is_pyslowfast(spec))
+  if views.crops == "three":
+    boxes = transforms.three_crop_boxes(*arguments)
+  else:
+    boxes = [transforms.center_crop_box(*arguments)]
   clips = frames.reshape(*indices.shape, height, width, 3)
   return np.concatenate([np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes])
 
@@ -280,7 +283,7 @@ def central_view(frame: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
   """A frame uint8 `[height, width, 3]` as an evaluation with one central crop sees it: uint8
   `[size, size, 3]`."""
   frame = _resizer(spec, views.short_side)(frame)
-  (box,) = transforms.center_crop_boxes(*frame.shape[:2], spec.size, round_up=_is_pyslowfast(spec))
+  box = transforms.center_crop_box(*frame.shape[:2], spec.size, _is_pyslowfast(spec))
   return transforms.crop(frame[None], box)[0]
 
 

@@ -75,11 +75,6 @@ def center_crop_box(height: int, width: int, size: int, round_up: bool = False) 
   return (height - size + round_up) // 2, (width - size + round_up) // 2, size, size
 
 
-def center_crop_boxes(height: int, width: int, size: int, round_up: bool = False) -> list[Box]:
-  """The central square alone, for callers that choose between one crop and three."""
-  return [center_crop_box(height, width, size, round_up)]
-
-
 def three_crop_boxes(height: int, width: int, size: int, round_up: bool = False) -> list[Box]:
   """Square crops at both ends and in the middle of the longer side, in the order first, last,
   middle. The shorter side must have `size` pixels.
