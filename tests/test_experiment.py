@@ -57,16 +57,15 @@ def environment(data_dir, *, compile_anew=False) -> dict[str, str]:
   return variables
 
 
-def run(data_dir, workdir, *options, compile_anew=False) -> subprocess.CompletedProcess:
+def run_command(command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
   return subprocess.run(
-    command(data_dir, workdir, *options),
-    cwd=ROOT,
-    env=environment(data_dir, compile_anew=compile_anew),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+    command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False
   )
+
+
+def run(data_dir, workdir, *options, compile_anew=False) -> subprocess.CompletedProcess:
+  variables = environment(data_dir, compile_anew=compile_anew)
+  return run_command(command(data_dir, workdir, *options), variables)
 
 
 def final_arrays(workdir) -> dict[str, np.ndarray]:
@@ -432,18 +431,13 @@ def test_bad_input_gets_one_clear_line(tiny_data_dir, tmp_path, options, message
 
 
 def test_a_recipe_does_not_start_from_random_weights_unasked(tiny_data_dir, tmp_path):
-  result = subprocess.run(
+  result = run_command(
     [
       *(sys.executable, "-m", "vswin_jax.main", "--config=configs/k400_swin_t.py"),
       *(f"--workdir={tmp_path}", f"--config.data.dir={tiny_data_dir}"),
       *("--config.data.name=tiny_motion", "--config.train.batch_size=8"),
     ],
-    cwd=ROOT,
-    env=environment(tiny_data_dir),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+    environment(tiny_data_dir),
   )
   assert result.returncode == 1
   assert (

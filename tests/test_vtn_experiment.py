@@ -1,7 +1,6 @@
 """Runs of a VTN through the command lines: train, resume, evaluate, convert, predict."""
 
 import json
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,60 +9,58 @@ import numpy as np
 import pytest
 
 from tests.conversion.checkpoints import fill, golden_keys, save_vtn
-from tests.test_experiment import environment, final_arrays
+from tests.test_experiment import environment, final_arrays, run_command
 from vswin_jax import load_model, predict
 from vswin_jax.data.encoding import encode_mp4
 from vswin_jax.data.records import open_records
 
-ROOT = pathlib.Path(__file__).parents[1]
-
 
 def run(data_dir, module, *options) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, "-m", module, *map(str, options)],
-    cwd=ROOT,
-    env=environment(data_dir),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+  command = [sys.executable, "-m", module, *map(str, options)]
+  return run_command(command, environment(data_dir))
+
+
+def train(data_dir, workdir, *options) -> subprocess.CompletedProcess:
+  return run(
+    data_dir,
+    "vswin_jax.main",
+    "--config=configs/quickstart_vtn.py",
+    "--config.data.name=tiny_motion",
+    f"--config.data.dir={data_dir}",
+    f"--workdir={workdir}",
+    *options,
   )
 
 
 @pytest.mark.slow
 def test_a_vtn_trains_resumes_and_is_evaluated_on_whole_videos(tiny_data_dir, tmp_path):
-  def train(workdir, *options):
-    done = run(
-      tiny_data_dir,
-      "vswin_jax.main",
-      "--config=configs/quickstart_vtn.py",
-      "--config.data.name=tiny_motion",
-      f"--config.data.dir={tiny_data_dir}",
-      "--config.clip.num_frames=4",
-      "--config.clip.frame_interval=2",
-      "--config.clip.frame_rate=25.0",
-      "--config.clip.sampling=time",
-      "--config.clip.train_crop=jittered",
-      "--config.clip.short_side_range=(34,40)",
-      "--config.test.whole_frames=16",
-      "--config.model.dropout_rate=0.1",
-      "--config.model.frames_per_chunk=3",
-      "--config.model.rematerialisation=chunk",
-      "--config.train.batch_size=8",
-      "--config.train.save_every=2",
-      "--config.loader.num_workers=0",
-      f"--workdir={workdir}",
-      *options,
-    )
+  options = (
+    "--config.clip.num_frames=4",
+    "--config.clip.frame_interval=2",
+    "--config.clip.frame_rate=25.0",
+    "--config.clip.sampling=time",
+    "--config.clip.train_crop=jittered",
+    "--config.clip.short_side_range=(34,40)",
+    "--config.test.whole_frames=16",
+    "--config.model.dropout_rate=0.1",
+    "--config.model.frames_per_chunk=3",
+    "--config.model.rematerialisation=chunk",
+    "--config.train.batch_size=8",
+    "--config.train.save_every=2",
+    "--config.loader.num_workers=0",
+    "--config.train.epochs=0.8",
+  )
+
+  def train_whole(workdir):
+    done = train(tiny_data_dir, workdir, *options)
     assert done.returncode == 0, done.stderr
 
-  train(tmp_path / "once", "--config.train.epochs=0.8")
-  # The schedule is that of the whole run from the start.
+  train_whole(tmp_path / "once")
   shutil.copytree(tmp_path / "once", tmp_path / "resumed")
   newest = max((tmp_path / "resumed" / "checkpoints").iterdir(), key=lambda path: int(path.name))
   shutil.rmtree(newest)
   (tmp_path / "resumed" / "evaluation.json").unlink()
-  train(tmp_path / "resumed", "--config.train.epochs=0.8")
+  train_whole(tmp_path / "resumed")
   expected = final_arrays(tmp_path / "once")
   for path, leaf in final_arrays(tmp_path / "resumed").items():
     np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
@@ -83,15 +80,7 @@ def test_a_vtn_trains_resumes_and_is_evaluated_on_whole_videos(tiny_data_dir, tm
 
 
 def test_clips_that_do_not_fit_the_backbone_are_refused_at_once(tiny_data_dir, tmp_path):
-  done = run(
-    tiny_data_dir,
-    "vswin_jax.main",
-    "--config=configs/quickstart_vtn.py",
-    "--config.data.name=tiny_motion",
-    f"--config.data.dir={tiny_data_dir}",
-    "--config.clip.size=36",
-    f"--workdir={tmp_path}",
-  )
+  done = train(tiny_data_dir, tmp_path, "--config.clip.size=36")
   assert done.returncode == 1
   assert "error: images must be [batch, 32, 32, 3] for these position embeddings" in done.stderr
   assert "Traceback" not in done.stderr
