@@ -88,7 +88,7 @@ class Experiment:
     data = self.config.data
     preprocessing = Preprocessing(tuple(data.mean), tuple(data.std), self.clip, self.test)
     return {
-      "model": {"name": self.config.model.name, **_as_json(self.model_options)},
+      "model": {"name": self.config.model.name, **self.model_options},
       "preprocessing": preprocessing.as_facts(),
       "labels": list(self.class_names),
       "training": {
@@ -494,9 +494,3 @@ def set_options(section: config_dict.ConfigDict) -> dict:
     for name, value in section.items()
   }
   return {name: value for name, value in options.items() if value is not None and value != {}}
-
-
-def _as_json(options: dict) -> dict:
-  return {
-    name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
-  }

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 DTYPES = ("float32", "bfloat16", "float16")
+# What the backward pass of an image backbone may compute again.
+BLOCK_REMATERIALISATIONS = ("none", "block")
 
 
 def check_video(video: jax.Array) -> None:

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vswin_jax.checks import check_at_least, check_choices, fields, set_sizes
-from vswin_jax.models.layers import DTYPES
+from vswin_jax.models.layers import BLOCK_REMATERIALISATIONS, DTYPES
 
 BATCH_NORM_EPSILON = 1e-5
-REMATERIALISATIONS = ("none", "block")
 # Channels of a stage over those inside its bottlenecks.
 _EXPANSION = 4
 
@@ -42,7 +41,7 @@ class ResNetConfig:
     set_sizes(self, "depths")
     check_at_least(1, **fields(self, "width"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
-    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_choices(BLOCK_REMATERIALISATIONS, **fields(self, "rematerialisation"))
 
 
 class FrozenBatchNorm(nnx.Module):

@@ -12,6 +12,7 @@ from flax import nnx
 
 from vswin_jax.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.models.layers import (
+  BLOCK_REMATERIALISATIONS,
   DTYPES,
   MLP,
   drop_path,
@@ -23,7 +24,6 @@ from vswin_jax.models.layers import (
 )
 
 LAYER_NORM_EPSILON = 1e-6
-REMATERIALISATIONS = ("none", "block")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ViTConfig:
     check_at_least(1, **fields(self, *sizes))
     check_rates(**fields(self, "dropout_rate", "drop_path_rate"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
-    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_choices(BLOCK_REMATERIALISATIONS, **fields(self, "rematerialisation"))
     check_heads(self.width, self.num_heads, "the image backbone")
     if self.image_size % self.patch_size:
       raise ValueError(
