@@ -25,6 +25,14 @@ class VideoError(ValueError):
   """A video that can't be decoded; the message says why, in one line."""
 
 
+class NotAVideo(VideoError):
+  """A file of another kind."""
+
+
+class NoVideoStream(VideoError):
+  """A file with sound, or a picture of its cover, alone."""
+
+
 def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
   """Absolute path, size in bytes and time of the last change in ns: what a file's index hangs on.
 
@@ -64,12 +72,12 @@ def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
     try:
       container = av.open(source, mode="r", **_OPEN_OPTIONS)
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
-      raise VideoError(f"{name}not a readable video: {_reason(error)}") from error
+      raise NotAVideo(f"{name}not a readable video: {_reason(error)}") from error
     with container:
       try:
         yield container, _choose_stream(container)
       except VideoError as error:
-        raise VideoError(f"{name}{error}") from error
+        raise type(error)(f"{name}{error}") from error
       except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{name}damaged video: {_reason(error)}") from error
 
@@ -84,7 +92,7 @@ def _choose_stream(container):
   streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
   if not streams:
     only = "only a cover picture" if container.streams.video else "no video stream"
-    raise VideoError(f"the file has {only}")
+    raise NoVideoStream(f"the file has {only}")
   stream = min(
     streams,
     key=lambda one: (one.codec_context is None, not one.disposition & Disposition.default),
@@ -140,13 +148,14 @@ def to_picture(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
     converter: one for all frames: setting up a conversion costs more than its work.
 
   Returns:
-    uint8 RGB `[height, width, 3]`; the pixels are those stored, whatever their aspect ratio.
+    uint8 RGB `[height, width, 3]`, rows maybe padded; the pixels are those stored, whatever their
+    aspect ratio.
   """
   pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
   try:
     matrix = frame.side_data.get(Type.DISPLAYMATRIX)
   except ValueError:  # PyAV refuses all side data if it does not know one of them
-    return np.rot90(pixels, round(frame.rotation / 90))
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
   if matrix is None:
     return pixels
   # A step to the right in the frame leads by (right_x, right_y) on the display.
@@ -154,4 +163,5 @@ def to_picture(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
   if abs(right_y) > abs(right_x):
     pixels = pixels.swapaxes(0, 1)
     right_x, down_y = down_x, right_y
-  return pixels[:: -1 if down_y < 0 else 1, :: -1 if right_x < 0 else 1]
+  # OpenCV takes no turned views.
+  return np.ascontiguousarray(pixels[:: -1 if down_y < 0 else 1, :: -1 if right_x < 0 else 1])
