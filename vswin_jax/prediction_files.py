@@ -81,7 +81,7 @@ def parse_views(text: str | None, preprocessing: Preprocessing) -> Views | None:
   """
   if text is None:
     return None
-  parts = re.fullmatch(r"(\d+)x([13])", text)
+  parts = re.fullmatch(r"(\d+)x([135])", text)
   if parts is None or int(parts[1]) == 0:
     raise ValueError(f"--views={text} is not understood; expected CLIPSxCROPS, as in 4x3 or 1x1")
   crops = next(name for name, count in CROPS.items() if count == int(parts[2]))

@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
+from vswin_jax.data import transforms
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
   central_view,
+  check_views,
   count_views,
   describe_views,
   eval_clips,
@@ -150,6 +152,60 @@ def test_fractions_of_pixels_are_rounded_as_in_either_code(record, rounding, wid
   expected = resized[top : top + 31, left : left + 31]
   np.testing.assert_array_equal(views[0, 0], expected)
   np.testing.assert_array_equal(central_view(picture, spec, center), expected)
+
+
+def test_five_crops_are_of_three_kinds(record):
+  """Of frames 32 x 44: three crops of 24 x 33, all of the frame, and its center."""
+  spec = dataclasses.replace(SPEC, size=24, num_frames=2)
+  five = Views(num_clips=2, crops="five", short_side=32)
+  views, positions = eval_clips(record, spec, five, np.random.default_rng(0))
+  assert (count_views(spec, five), describe_views(spec, five)) == (10, "2x5")
+  np.testing.assert_array_equal(positions, [[0, 3]] * 10)
+  # Clips of 6 frames in halves of 35 places: 17.5 / 2 and 17.5 more.
+  clips = decode_frames(record["video"], [8, 11, 26, 29]).reshape(2, 2, 32, 44, 3)
+  small = np.stack([[cv2.resize(frame, (33, 24)) for frame in clip] for clip in clips])
+  squeezed = np.stack([[cv2.resize(frame, (24, 24)) for frame in clip] for clip in clips])
+  # 33 - 24 leaves 9 pixels: the middle begins at the 4th, the last at twice that.
+  expected = [
+    *(small[..., left : left + 24, :] for left in (0, 8, 4)), squeezed, clips[..., 4:28, 10:34, :]
+  ]  # fmt: skip
+  np.testing.assert_array_equal(views, np.concatenate(expected))
+
+
+def test_five_crops_of_frames_of_the_clip_size_are_not_resized_again(record):
+  five = Views(num_clips=1, crops="five", short_side=32)
+  views, _ = eval_clips(record, SPEC, five, np.random.default_rng(0))
+  three, _ = eval_clips(record, SPEC, dataclasses.replace(five, crops="three"), None)
+  np.testing.assert_array_equal(views[:3], three)
+  np.testing.assert_array_equal(views[4], three[2])
+
+
+def test_crops_must_fit_into_the_frames():
+  check_views(SPEC, Views(crops="five", short_side=32))
+  check_views(SPEC, Views(crops="five", short_side=40))
+  with pytest.raises(ValueError, match="five crops need a short side at least the clip size 32"):
+    check_views(SPEC, Views(crops="five", short_side=31))
+  with pytest.raises(ValueError, match="three crops need a short side equal to the clip size 32"):
+    check_views(SPEC, Views(crops="three", short_side=40))
+
+
+@pytest.mark.parametrize("short_side", [32, 40])
+def test_a_random_box_is_cut_out_of_every_frame(record, short_side):
+  """What the drawn box cuts out of the resized frames, resized and mirrored or not."""
+  spec = dataclasses.replace(SPEC, num_frames=3, train_short_side=short_side, size=20)
+  mirrored = []
+  for seed in range(6):
+    clip, positions = train_clip(record, spec, np.random.default_rng(seed))
+    assert clip.shape == (3, 20, 20, 3) and clip.flags.c_contiguous
+    random = np.random.default_rng(seed)
+    start = random.integers(40 - 3 * 3 + 1)
+    frames = decode_frames(record["video"], start + positions)
+    frames = np.stack([transforms.resize_short_side(frame, short_side) for frame in frames])
+    box = transforms.random_resized_crop_box(*frames.shape[1:3], random)
+    expected = np.stack([cv2.resize(frame, (20, 20)) for frame in transforms.crop(frames, box)])
+    mirrored.append(random.random() < 0.5)
+    np.testing.assert_array_equal(clip, expected[:, :, :: -1 if mirrored[-1] else 1])
+  assert set(mirrored) == {False, True}
 
 
 @pytest.mark.parametrize("start", [None, 7])

@@ -93,6 +93,58 @@ def test_only_the_frames_from_a_keyframe_on_are_decoded(monkeypatch):
   assert len(decoded) <= 2 * 12
 
 
+def encode_h264(frames, **options) -> bytes:
+  """An mp4 file by x264, with dashes in the names of its options."""
+  buffer = io.BytesIO()
+  with av.open(buffer, "w", format="mp4") as container:
+    stream = container.add_stream("libx264", rate=30)
+    stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+    parameters = (f"{name.replace('_', '-')}={value}" for name, value in options.items())
+    stream.options = {"x264-params": ":".join(parameters)}
+    for frame in frames:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode(None))
+  return buffer.getvalue()
+
+
+def test_frames_that_nothing_refers_to_are_not_decoded(monkeypatch):
+  """I b b P b b P ..., where no frame needs a b."""
+  options = {"bframes": 2, "b_adapt": 0, "b_pyramid": "none", "scenecut": 0, "keyint": 60}
+  video = encode_h264(moving_bars(30), **options)
+  expected = all_frames(video)
+  decoded = count_decoded(monkeypatch)
+  for index, needed in ((9, [0, 3, 6, 9]), (10, [0, 3, 6, 9, 10]), (0, [0])):
+    decoded.clear()
+    np.testing.assert_array_equal(decode_frames(video, [index])[0], expected[index])
+    step = decoded[0].duration
+    assert [frame.pts // step - decoded[0].pts // step for frame in decoded] == needed
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"bframes": 3, "b_pyramid": "normal", "keyint": 250},
+    {"bframes": 5, "b_pyramid": "strict", "b_adapt": 2, "keyint": 16, "ref": 4},
+    {"bframes": 3, "open_gop": 1, "keyint": 12, "weightp": 2, "weightb": 1},
+    {"bframes": 3, "keyint": 20, "direct": "temporal", "slices": 3, "no_cabac": 1},
+    {"bframes": 0, "keyint": 30, "scenecut": 100},
+  ],
+)
+def test_what_is_left_out_changes_no_other_frame(options):
+  """Steps of 1 to 5 frames from anywhere, of a picture that moves over noise."""
+  random = np.random.default_rng(0)
+  noise = random.integers(0, 256, (20, 28, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+  frames = [np.roll(noise, (t, 3 * t), (0, 1))[:64, :96].copy() for t in range(80)]
+  for t, frame in enumerate(frames):
+    frame[t % 40 : t % 40 + 20, 10:30] = random.integers(0, 256, (20, 20, 3))
+  video = encode_h264(frames, **options)
+  expected = all_frames(video)
+  for step in (1, 2, 3, 5):
+    for start in random.integers(80 - 12 * step, size=4):
+      indices = start + step * np.arange(12)
+      np.testing.assert_array_equal(decode_frames(video, indices), expected[indices])
+
+
 def remux(video: bytes, shift) -> bytes:
   """Copies packets, times changed by `shift(pts, dts, time_base)`."""
   buffer = io.BytesIO()

@@ -4,12 +4,14 @@ import fractions
 import tracemalloc
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
 
 from tests.data.test_decoding import count_decoded, moving_bars
 from vswin_jax.data import decoding
+from vswin_jax.data.clips import ClipSpec, train_clip
 from vswin_jax.data.decoding import VideoError, decode_frames, frame_times, probe
 
 COUNT = 26
@@ -211,6 +213,29 @@ def test_frames_are_turned_and_mirrored_as_displayed(tmp_path, degrees, flips):
     for video in (path, path.read_bytes()):
       np.testing.assert_array_equal(decode_frames(video, [9, 2, 25]), expected[[9, 2, 25]])
       assert (probe(video).height, probe(video).width) == expected.shape[1:3]
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180])
+def test_turned_frames_can_be_resized(tmp_path, degrees):
+  """OpenCV takes no views of arrays that run backwards."""
+  path = encode(tmp_path / "a.mp4", *KINDS["h264.mp4"], rotation=(degrees, False, False))
+  expected = [cv2.resize(frame, (30, 20)) for frame in decode_frames(path, [4, 9])]
+  resized = decode_frames(path, [4, 9], lambda frame: cv2.resize(frame, (30, 20)))
+  np.testing.assert_array_equal(resized, expected)
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path):
+  parts = [
+    encode(tmp_path / f"{width}.h264", *KINDS["h264.h264"], frames=scene(4, HEIGHT, width))
+    for width in (64, 96)
+  ]
+  video = b"".join(part.read_bytes() for part in parts)
+  assert decode_frames(video, [4, 5]).shape == (2, HEIGHT, 96, 3)
+  with pytest.raises(VideoError, match="the frames of the video differ in size"):
+    decode_frames(video, [3, 4])
+  with pytest.raises(VideoError, match="the frames of the video differ in size"):
+    spec = ClipSpec(num_frames=8, frame_interval=1, size=32, train_short_side=HEIGHT)
+    train_clip({"video": video, "num_frames": 8}, spec, np.random.default_rng(0))
 
 
 def encode_streams(path, kinds):

@@ -32,9 +32,9 @@ def test_the_long_side_can_be_rounded_down():
 
 
 def test_frames_of_the_right_size_are_not_touched():
-  frames = noise(1, 256, 340, 3)
-  assert transforms.resize(frames, 256, 340) is frames
-  np.testing.assert_array_equal(transforms.resize_short_side(frames[0], 256), frames[0])
+  frame = noise(256, 340, 3)
+  assert transforms.resize(frame, 256, 340) is frame
+  assert transforms.resize_short_side(frame, 256) is frame
 
 
 def test_three_crops_are_first_last_middle():
@@ -55,6 +55,12 @@ def test_three_crops_are_first_last_middle():
 def test_crop_takes_the_box():
   frames = noise(2, 10, 12, 3)
   np.testing.assert_array_equal(transforms.crop(frames, (2, 3, 4, 5)), frames[:, 2:6, 3:8])
+  np.testing.assert_array_equal(transforms.crop(frames[1], (2, 3, 4, 5)), frames[1, 2:6, 3:8])
+
+
+def test_flip_exchanges_left_and_right():
+  frame = noise(10, 12, 3)
+  np.testing.assert_array_equal(transforms.flip(frame), frame[:, ::-1])
 
 
 def test_random_boxes_follow_area_and_aspect_ratio():

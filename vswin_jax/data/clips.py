@@ -23,7 +23,7 @@ SAMPLINGS = ("dense", "dense_to_ends", "uniform", "time")
 TRAIN_CROPS = ("resized", "jittered")
 ROUNDINGS = ("openmmlab", "pyslowfast")
 # Name -> crops of each clip.
-CROPS = types.MappingProxyType({"center": 1, "three": 3})
+CROPS = types.MappingProxyType({"center": 1, "three": 3, "five": 5})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,9 @@ class Views:
 
   Attributes:
     num_clips: clips along the video; uniform sampling and whole videos have only one.
-    crops: "center", or "three" (along the longer side).
+    crops: "center"; "three" (along the longer side); or "five": those three from frames resized
+      once more, to a short side of the clip size, the whole frame squeezed into the clip size, and
+      the center of the frames of `short_side` (the 10x5 protocol of the models for 384 pixels).
     short_side: of the frames before cropping, in pixels.
     whole_frames: if positive, the one clip has this many frames, whatever the sampling, spread over
       the first `whole_frames / frame_rate` seconds of the video or, if it is shorter, all of it.
@@ -165,9 +167,7 @@ def train_clip(
     indices = sampling.dense_train(len(shown), spec.num_frames, spec.frame_interval, random)
     indices = shown[indices]
   order = _reorder(indices[0], spec, random)
-  frames = _train_crop(record, order, spec, random)
-  if random.random() < spec.flip_probability:
-    frames = frames[:, :, ::-1]
+  frames = decode_frames(record["video"], order, _RandomCut(spec, random))
   return frames, _positions(indices)[0]
 
 
@@ -250,41 +250,68 @@ def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray
   return np.minimum(parts, max(len(shown) - span, 0)), shown[parts]
 
 
-def _train_crop(
-  record: dict, indices: np.ndarray, spec: ClipSpec, random: np.random.Generator
-) -> np.ndarray:
-  """Decodes frames and cuts one random box out of all of them."""
-  jittered = spec.train_crop == "jittered"
-  short_side = round(random.uniform(*spec.short_side_range)) if jittered else spec.train_short_side
-  frames = decode_frames(record["video"], indices, _resizer(spec, short_side))
-  height, width = frames.shape[1:3]
-  if jittered:
-    return transforms.crop(frames, transforms.random_crop_box(height, width, spec.size, random))
-  box = transforms.random_resized_crop_box(
-    height, width, random, spec.area_range, spec.aspect_ratio_range
-  )
-  return transforms.resize(transforms.crop(frames, box), spec.size, spec.size)
+class _RandomCut:
+  """Cuts one random box out of the frames of a clip, and mirrors all of them or none.
+
+  The box is drawn when the first frame shows the size of all. Called with one frame after the
+  other, uint8 `[height, width, 3]`, it returns uint8 `[size, size, 3]`.
+  """
+
+  def __init__(self, spec: ClipSpec, random: np.random.Generator):
+    self._spec, self._random = spec, random
+    jittered = spec.train_crop == "jittered"
+    side = round(random.uniform(*spec.short_side_range)) if jittered else spec.train_short_side
+    self._resize = _resizer(spec, side)
+    self._shape: tuple[int, ...] | None = None
+
+  def __call__(self, frame: np.ndarray) -> np.ndarray:
+    frame = self._resize(frame)
+    if self._shape is None:
+      self._shape = frame.shape
+      self._box = self._draw_box(*frame.shape[:2])
+      self._flip = self._random.random() < self._spec.flip_probability
+    if frame.shape != self._shape:
+      raise VideoError("the frames of the video differ in size")
+    size = self._spec.size
+    frame = transforms.resize(transforms.crop(frame, self._box), size, size)
+    return transforms.flip(frame) if self._flip else frame
+
+  def _draw_box(self, height: int, width: int) -> transforms.Box:
+    spec = self._spec
+    if spec.train_crop == "jittered":
+      return transforms.random_crop_box(height, width, spec.size, self._random)
+    return transforms.random_resized_crop_box(
+      height, width, self._random, spec.area_range, spec.aspect_ratio_range
+    )
 
 
 def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
   """Decodes clips, frames `[clips, time]`, and cuts out every crop, crop-major."""
   frames = decode_frames(record["video"], indices.ravel(), _resizer(spec, views.short_side))
-  height, width = frames.shape[1:3]
-  arguments = (height, width, spec.size, _is_pyslowfast(spec))
-  if views.crops == "three":
-    boxes = transforms.three_crop_boxes(*arguments)
-  else:
-    boxes = [transforms.center_crop_box(*arguments)]
-  clips = frames.reshape(*indices.shape, height, width, 3)
-  return np.concatenate([np.stack([transforms.crop(clip, box) for clip in clips]) for box in boxes])
+  num_crops, size = CROPS[views.crops], spec.size
+  cut = np.empty((num_crops, len(frames), size, size, 3), np.uint8)
+  for number, frame in enumerate(frames):
+    for crop, pixels in enumerate(_cut(frame, spec, views.crops)):
+      cut[crop, number] = pixels
+  return cut.reshape(-1, indices.shape[1], size, size, 3)
+
+
+def _cut(frame: np.ndarray, spec: ClipSpec, crops: str) -> list[np.ndarray]:
+  """The crops of one frame uint8 `[height, width, 3]`, each uint8 `[size, size, 3]`."""
+  arguments = (*frame.shape[:2], spec.size, _is_pyslowfast(spec))
+  if crops == "center":
+    return [transforms.crop(frame, transforms.center_crop_box(*arguments))]
+  if crops == "three":
+    return [transforms.crop(frame, box) for box in transforms.three_crop_boxes(*arguments)]
+  smaller = _resizer(spec, spec.size)(frame)
+  squeezed = transforms.resize(frame, spec.size, spec.size)
+  return [*_cut(smaller, spec, "three"), squeezed, *_cut(frame, spec, "center")]
 
 
 def central_view(frame: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
   """A frame uint8 `[height, width, 3]` as an evaluation with one central crop sees it: uint8
   `[size, size, 3]`."""
-  frame = _resizer(spec, views.short_side)(frame)
-  box = transforms.center_crop_box(*frame.shape[:2], spec.size, _is_pyslowfast(spec))
-  return transforms.crop(frame[None], box)[0]
+  return _cut(_resizer(spec, views.short_side)(frame), spec, "center")[0]
 
 
 def _resizer(spec: ClipSpec, short_side: int) -> Callable[[np.ndarray], np.ndarray]:

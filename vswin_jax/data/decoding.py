@@ -50,6 +50,9 @@ _SEEKABLE_CODECS = (
   *("mpeg1video", "mpeg2video", "msmpeg4", "wmv2", "flv"),
 )
 
+# Codecs of which a decoder can leave out exactly those frames that no other one refers to.
+_CODECS_WITH_LEAVES = ("h264",)
+
 # MPEG-4 packets of up to this many bytes may say "nothing changed", which is no frame.
 _MPEG4_EMPTY = 19
 
@@ -88,6 +91,7 @@ class _Index:
     positions: that time of a frame -> its position in the order of presentation.
     starts: the keyframes, by position.
     landings: time of a keyframe -> its position.
+    one_per_packet: whether every packet holds one frame and has its time.
   """
 
   num_frames: int
@@ -96,6 +100,7 @@ class _Index:
   positions: dict[int, int] = dataclasses.field(default_factory=dict)
   starts: list[_Start] = dataclasses.field(default_factory=list)
   landings: dict[int, int] = dataclasses.field(default_factory=dict)
+  one_per_packet: bool = False
 
 
 def probe(video: bytes | str | os.PathLike) -> VideoFacts:
@@ -158,8 +163,8 @@ def decode_frames(
   Args:
     video: the bytes or the path of a video file; a file is not read whole into memory.
     indices: frame positions, in any order, repetitions allowed.
-    transform: applied to each frame, uint8 RGB `[height, width, 3]`, as it is decoded, so that
-      memory is that of its results.
+    transform: applied to each frame, uint8 RGB `[height, width, 3]` whose rows may be padded, as
+      it is decoded, so that memory is that of its results.
 
   Returns:
     uint8 RGB `[len(indices), height, width, 3]`, or the results of `transform`, stacked.
@@ -170,31 +175,46 @@ def decode_frames(
   """
   if len(indices) == 0:
     raise VideoError("no frames were asked for")
-  wanted = sorted(set(map(int, indices)))
+  pictures = _Pictures(list(map(int, indices)), transform)
   index = _index(video) if isinstance(video, (str, os.PathLike)) else None
-  pictures: dict[int, np.ndarray] = {}
-  convert = _converter(transform)
   with open_video(video) as (container, stream):
     index = index or _index_packets(container, stream)
-    _check_range(wanted, index.num_frames if index else None)
+    _check_range(pictures.missing(), index.num_frames if index else None)
     if index and index.clock:
-      _decode_seeking(container, stream, index, wanted, pictures, convert)
-  missing = [position for position in wanted if position not in pictures]
-  if missing:
+      _decode_seeking(container, stream, index, pictures)
+  if pictures.missing():
     with open_video(video) as (container, stream):
-      _decode_in_order(container, stream, index, missing, pictures, convert)
-  if len({picture.shape for picture in pictures.values()}) > 1:
-    raise VideoError("the frames of the video differ in size")
-  return np.stack([pictures[int(position)] for position in indices])
+      _decode_in_order(container, stream, index, pictures)
+  return pictures.array
 
 
-def _converter(transform) -> Callable[[av.VideoFrame], np.ndarray]:
-  # One for all frames: setting up the conversion costs more than its work.
-  reformatter = VideoReformatter()
-  if transform is None:
-    return lambda frame: to_picture(frame, reformatter)
-  # A turned picture is a view that not everything accepts.
-  return lambda frame: transform(np.ascontiguousarray(to_picture(frame, reformatter)))
+class _Pictures:
+  """The array of the frames asked for, as it fills."""
+
+  def __init__(self, indices: Sequence[int], transform):
+    self.array: np.ndarray | None = None
+    self._num_pictures = len(indices)
+    self._places: dict[int, list[int]] = {}
+    for place, position in enumerate(indices):
+      self._places.setdefault(position, []).append(place)
+    self._transform = transform
+    # One for all frames: setting up the conversion costs more than its work.
+    self._reformatter = VideoReformatter()
+
+  def missing(self) -> list[int]:
+    """Positions of the frames still to come, sorted."""
+    return sorted(self._places)
+
+  def add(self, position: int, frame: av.VideoFrame) -> None:
+    picture = to_picture(frame, self._reformatter)
+    if self._transform is not None:
+      picture = self._transform(picture)
+    if self.array is None:
+      self.array = np.empty((self._num_pictures, *picture.shape), picture.dtype)
+    if picture.shape != self.array.shape[1:]:
+      raise VideoError("the frames of the video differ in size")
+    for place in self._places.pop(position):
+      self.array[place] = picture
 
 
 def _check_range(wanted: list[int], num_frames: int | None) -> None:
@@ -260,7 +280,8 @@ def _index_packets(container, stream) -> _Index | None:
   keyframes = np.unique(keyframes)
   starts = zip(np.searchsorted(times, keyframes).tolist(), keyframes.tolist(), keyframes.tolist())
   times = times.tolist()
-  return _seekable_index(len(times), _seconds(times, stream), "pts", times, starts)
+  index = _seekable_index(len(times), _seconds(times, stream), "pts", times, starts)
+  return dataclasses.replace(index, one_per_packet=True)
 
 
 def _index_frames(container, stream) -> _Index:
@@ -325,26 +346,40 @@ def _seconds(times: Sequence[int | None], stream) -> np.ndarray:
   return np.arange(len(times)) / float(rate)
 
 
-def _decode_seeking(container, stream, index, wanted, pictures, convert) -> None:
-  """Decodes the frames `wanted` (sorted) into `pictures`, from the keyframes before them.
+def _decode_seeking(container, stream, index, pictures) -> None:
+  """Decodes the missing `pictures`, from the keyframes before them.
 
   Ends early at a frame that is not met, sound, where the index says.
   """
-  position = None
+  for start, goals in _runs(index, pictures.missing()):
+    shown = _frames_from(container, stream, index, start, goals)
+    for goal in goals:
+      later = (one for one in shown if one[0] >= goal)
+      position, frame, sound = next(later, (None, None, False))
+      if position != goal or not sound:
+        return
+      pictures.add(position, frame)
+
+
+def _runs(index, wanted) -> list[tuple[_Start, list[int]]]:
+  """The frames `wanted` (sorted) in groups, and the keyframe that each is decoded from."""
+  runs = []
   for goal in wanted:
     place = bisect.bisect_right(index.starts, goal, key=lambda start: start.position) - 1
     start = index.starts[max(place, 0)]
-    if position is None or start.position - position > _FRAMES_WORTH_A_SEEK:
-      shown = _frames_from(container, stream, index, start)
-    later = (one for one in shown if one[0] >= goal)
-    position, frame, sound = next(later, (None, None, False))
-    if position != goal or not sound:
-      return
-    pictures[position] = convert(frame)
+    if not runs or start.position - runs[-1][1][-1] > _FRAMES_WORTH_A_SEEK:
+      runs.append((start, []))
+    runs[-1][1].append(goal)
+  return runs
 
 
-def _frames_from(container, stream, index, start) -> Iterator[tuple[int, av.VideoFrame, bool]]:
-  """(position, frame, soundness) from a keyframe on; nothing if it is not where the index says."""
+def _frames_from(
+  container, stream, index, start, goals
+) -> Iterator[tuple[int, av.VideoFrame, bool]]:
+  """(position, frame, soundness) from a keyframe on; nothing if it is not where the index says.
+
+  Frames that are not among `goals` may be left out.
+  """
   try:
     container.seek(start.seek_time, stream=stream, backward=True)
   except av.FFmpegError:
@@ -361,7 +396,10 @@ def _frames_from(container, stream, index, start) -> Iterator[tuple[int, av.Vide
   # A keyframe that an edit list hides is not among the frames; any other has to come first.
   begun = index.clock == "pts" and packet.pts not in index.positions
   position = None
-  for frame, sound in decode_packets(itertools.chain([packet], packets), stream):
+  packets = itertools.chain([packet], packets)
+  if index.one_per_packet:
+    packets = _needed(packets, stream, index, set(goals))
+  for frame, sound in decode_packets(packets, stream):
     time = getattr(frame, index.clock)
     if time is not None:
       position = index.positions.get(time)
@@ -375,17 +413,35 @@ def _frames_from(container, stream, index, start) -> Iterator[tuple[int, av.Vide
     yield position, frame, sound
 
 
+def _needed(packets, stream, index, goals) -> Iterator[av.Packet]:
+  """Packets up to the last one of the frames `goals`.
+
+  Of the others the decoder is told to leave out what nothing refers to.
+  """
+  codec = stream.codec_context
+  for packet in packets:
+    position = index.positions.get(packet.pts)
+    if codec.name in _CODECS_WITH_LEAVES:
+      needed = position in goals or packet.is_keyframe
+      codec.skip_frame = "DEFAULT" if needed else "NONREF"
+    yield packet
+    goals.discard(position)
+    if not goals:
+      return
+
+
 def _is_gradual(frame: av.VideoFrame) -> bool:
   """Whether this keyframe only begins to refresh the picture, part by part."""
   return frame.pict_type in (PictureType.P, PictureType.B) and not frame.interlaced_frame
 
 
-def _decode_in_order(container, stream, index, wanted, pictures, convert) -> None:
-  """Decodes the frames `wanted` into `pictures` from the start of the stream on.
+def _decode_in_order(container, stream, index, pictures) -> None:
+  """Decodes the missing `pictures` from the start of the stream on.
 
   Raises:
     VideoError: one of them is damaged or missing.
   """
+  wanted = pictures.missing()
   remaining = set(wanted)
   positions = index.positions if index and index.clock == "pts" else None
   num_frames = 0
@@ -397,7 +453,7 @@ def _decode_in_order(container, stream, index, wanted, pictures, convert) -> Non
       continue
     if not sound:
       raise VideoError(f"damaged video: frame {position} can't be decoded")
-    pictures[position] = convert(frame)
+    pictures.add(position, frame)
     remaining.remove(position)
     if not remaining:
       return

@@ -14,13 +14,11 @@ Box = tuple[int, int, int, int]
 cv2.setNumThreads(0)
 
 
-def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Bilinear resize of a clip, without antialiasing, as the reference's OpenCV does."""
-  if frames.shape[1:3] == (height, width):
-    return frames
-  return np.stack(
-    [cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR) for frame in frames]
-  )
+def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Bilinear resize of a frame, without antialiasing, as the reference's OpenCV does."""
+  if frame.shape[:2] == (height, width):
+    return frame
+  return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def resize_short_side(frame: np.ndarray, size: int, round_down: bool = False) -> np.ndarray:
@@ -31,14 +29,20 @@ def resize_short_side(frame: np.ndarray, size: int, round_down: bool = False) ->
   height, width = frame.shape[:2]
   if round_down:
     short = min(height, width)
-    return resize(frame[None], height * size // short, width * size // short)[0]
+    return resize(frame, height * size // short, width * size // short)
   scale = size / min(height, width)
-  return resize(frame[None], int(height * scale + 0.5), int(width * scale + 0.5))[0]
+  return resize(frame, int(height * scale + 0.5), int(width * scale + 0.5))
+
+
+def flip(frame: np.ndarray) -> np.ndarray:
+  """The frame with left and right exchanged."""
+  return cv2.flip(frame, 1)
 
 
 def crop(frames: np.ndarray, box: Box) -> np.ndarray:
+  """The box of a frame, or of each frame of a clip."""
   top, left, height, width = box
-  return frames[:, top : top + height, left : left + width]
+  return frames[..., top : top + height, left : left + width, :]
 
 
 def random_resized_crop_box(
