@@ -1,0 +1,86 @@
+"""UCF101: a release of three classes."""
+
+import pytest
+
+from tests.data.annotations.trees import files_of, labels_of, touch, write
+from vswin_jax.data.annotations import AnnotationError, Options, read_annotations
+
+FILES = {
+  "classInd.txt": "1 ApplyEyeMakeup\r\n2 Archery\r\n3 YoYo\r\n",
+  "trainlist01.txt": "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\nYoYo/v_YoYo_g01_c01.avi 3\n",
+  "testlist01.txt": "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi\nArchery/v_Archery_g08_c02.avi\n",
+  "trainlist02.txt": "Archery/v_Archery_g08_c02.avi 2\n",
+  "testlist02.txt": "YoYo/v_YoYo_g01_c01.avi\n",
+}
+SPLITS = {
+  1: {
+    "train": {"ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01": (0,), "YoYo/v_YoYo_g01_c01": (2,)},
+    "validation": {
+      "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01": (0,),
+      "Archery/v_Archery_g08_c02": (1,),
+    },
+  },
+  2: {
+    "train": {"Archery/v_Archery_g08_c02": (1,)},
+    "validation": {"YoYo/v_YoYo_g01_c01": (2,)},
+  },
+}
+
+
+def _release(folder, **changes):
+  for name, text in FILES.items():
+    write(folder / name, changes.get(name.removesuffix(".txt"), text))
+
+
+@pytest.mark.parametrize("split_number", [1, 2])
+@pytest.mark.parametrize("folder", ["UCF-101", "", "ucfTrainTestlist", "UCF-101/annotations"])
+def test_splits(tmp_path, split_number, folder):
+  _release(tmp_path / folder)
+  videos = touch(tmp_path / "UCF-101", "YoYo/v_YoYo_g01_c01.avi", "Archery/v_Archery_g08_c02.mp4")
+  options = Options(split_number=split_number)
+  annotations = read_annotations("ucf101", videos, options=options)
+  assert annotations.class_names == ("ApplyEyeMakeup", "Archery", "YoYo")
+  assert labels_of(annotations) == SPLITS[split_number]
+  found = files_of(annotations, videos)
+  assert found["YoYo/v_YoYo_g01_c01"] == "YoYo/v_YoYo_g01_c01.avi"
+  assert found["Archery/v_Archery_g08_c02"] == "Archery/v_Archery_g08_c02.mp4"
+
+
+def test_the_videos_may_lie_deeper(tmp_path):
+  _release(tmp_path / "lists")
+  name = "Archery/v_Archery_g08_c02"
+  videos = touch(tmp_path / "data", f"UCF-101/{name}.avi", "other/YoYo/v_YoYo_g09_c01.avi")
+  annotations = read_annotations("ucf101", videos, [str(tmp_path / "lists")])
+  assert labels_of(annotations) == SPLITS[1]
+  found = {name: file for name, file in files_of(annotations, videos).items() if file}
+  assert found == {name: f"UCF-101/{name}.avi"}
+
+
+@pytest.mark.parametrize(
+  ("changes", "error"),
+  [
+    ({"classInd": "1 A\n3 B\n"}, "classInd.txt, line 2: expected `2 NameOfClass`, got '3 B'"),
+    ({"classInd": "1 A\n2 A\n"}, "classInd.txt, line 2"),
+    ({"classInd": "\n"}, "it lists no classes"),
+    ({"trainlist01": "\n"}, "trainlist01.txt: it lists no videos"),
+    ({"trainlist01": "v_YoYo_g01_c01.avi 3\n"}, "trainlist01.txt, line 1: expected `Class/video"),
+    ({"trainlist01": "YoYo/a.avi 3 4\n"}, "trainlist01.txt, line 1: expected `Class/video"),
+    ({"trainlist01": "YoYo/a.avi 2\n"}, "line 1: label '2' of YoYo; expected 3"),
+    ({"testlist01": "Archer/a.avi\n"}, "line 1: unknown class 'Archer'; did you mean 'Archery'"),
+    (
+      {"testlist01": "YoYo/v_YoYo_g01_c02.avi\n"},
+      "testlist01.txt, line 1 and .*trainlist01.txt, line 2: videos of one scene, "
+      "YoYo/v_YoYo_g01, are in validation and in train",
+    ),
+  ],
+)
+def test_errors(tmp_path, changes, error):
+  _release(tmp_path, **changes)
+  with pytest.raises(AnnotationError, match=error):
+    read_annotations("ucf101", tmp_path)
+
+
+def test_nothing_found(tmp_path):
+  _release(tmp_path)
+  with pytest.raises(AnnotationError, match=r"expected classInd\.txt, trainlist03\.txt"):
+    read_annotations("ucf101", tmp_path, options=Options(split_number=3))

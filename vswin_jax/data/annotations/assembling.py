@@ -1,0 +1,199 @@
+"""From rows whose videos have been looked for to annotations."""
+
+import collections
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from vswin_jax.data.annotations.common import SPLITS, AnnotationError, Annotations, Options, Video
+from vswin_jax.data.annotations.rows import Row
+from vswin_jax.data.annotations.splitting import digest, scene, validation_groups
+from vswin_jax.data.annotations.tree import FileTree, without_suffix
+from vswin_jax.data.files import VIDEO_SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+  """A row, and its video in the terms of `Video`."""
+
+  row: Row
+  path: str
+  id: str
+  labels: tuple[int, ...]
+  exists: bool
+
+
+def locate(
+  tree: FileTree, row: Row, labels: tuple[int, ...], parts: int = 0, id: str = ""
+) -> Entry:
+  """Looks for the video of a row that gives a path.
+
+  It is found below the root, in a folder of its split, outside the root, under another suffix.
+
+  Args:
+    labels: of the row.
+    parts: so much of the end of a path tells videos apart that they may be anywhere below the
+      root: 1 for the file's name, 2 for its folder, too; 0: they may not.
+    id: the data set's own; empty: follows from the path.
+
+  Raises:
+    AnnotationError: a path that leads out of the root to no file.
+  """
+  path = os.path.normpath(os.path.join(tree.root, row.path))
+  relative = tree.relative(path)
+  if not os.path.isabs(relative):
+    found = tree.with_path(relative, row.split)
+    # The tree lacks hidden files, and folders under a second name.
+    if not found and os.path.isfile(path):
+      found = relative
+    if not found and parts:
+      found = tree.with_tail(relative, parts)
+    relative = found or relative
+  else:
+    stem = without_suffix(path)
+    names = (path, *(stem + suffix for suffix in sorted(VIDEO_SUFFIXES)))
+    found = next((name for name in names if os.path.isfile(name)), None)
+    if not found and not os.path.isabs(row.path):
+      raise AnnotationError(
+        f"{row.where}: {row.path!r} leads out of {tree.root} to no file; expected a path relative "
+        "to the folder of videos"
+      )
+    relative = found or path
+    if not os.path.isabs(row.path):
+      relative = os.path.relpath(relative, tree.root)
+  path = os.path.normpath(tree.absolute(relative))
+  return Entry(row, path, id or without_suffix(relative), labels, found is not None)
+
+
+def assemble(
+  tree: FileTree,
+  entries: Iterable[Entry],
+  class_names: Sequence[str],
+  options: Options,
+  multi_label: bool = False,
+  problems: Sequence[tuple[str, str]] = (),
+  notes: Sequence[str] = (),
+) -> Annotations:
+  """Annotations of entries; those of no split are split by group.
+
+  Raises:
+    AnnotationError: one video with two labels or in two splits, names that can't be told apart.
+  """
+  notes = list(notes)
+  entries = _without_repetition(entries, multi_label, notes)
+  if any(entry.row.split is None for entry in entries):
+    groups = [_group(tree, entry, options.group_pattern) for entry in entries]
+    splits = _split_by_group(entries, groups, class_names, options.validation_share, notes)
+  else:
+    splits = [entry.row.split for entry in entries]
+    _note_shared_groups(entries, notes)
+  videos = {split: [] for split in SPLITS}
+  for entry, name, split in zip(entries, _distinct_ids(entries), splits):
+    videos[split].append(Video(entry.path, name, entry.labels, entry.exists))
+  for split in SPLITS:
+    videos[split].sort(key=lambda video: digest(video.id))
+    _note_missing(split, videos[split], notes)
+  paths = {entry.path for entry in entries}
+  reported = (*tree.problems, *problems)
+  return Annotations(
+    class_names=tuple(class_names),
+    splits={split: tuple(found) for split, found in videos.items() if found},
+    multi_label=multi_label,
+    problems=tuple(one for one in reported if one[0] not in paths),
+    notes=tuple(notes),
+  )
+
+
+def _without_repetition(
+  entries: Iterable[Entry], multi_label: bool, notes: list[str]
+) -> list[Entry]:
+  kept: dict[str, Entry] = {}
+  repeated = []
+  for entry in entries:
+    first = kept.setdefault(entry.path, entry)
+    if first is entry:
+      continue
+    rows = f"{first.row.where} and {entry.row.where}"
+    if entry.row.split != first.row.split:
+      raise AnnotationError(
+        f"{rows}: {entry.id} is in {first.row.split} and in {entry.row.split}; leave one out"
+      )
+    if entry.labels != first.labels:
+      if not multi_label:
+        raise AnnotationError(
+          f"{rows}: {entry.id} has two labels, {first.row.labels[0]!r} and "
+          f"{entry.row.labels[0]!r}; leave one out"
+        )
+      labels = tuple(sorted({*first.labels, *entry.labels}))
+      kept[entry.path] = dataclasses.replace(first, labels=labels)
+      continue
+    repeated.append(entry)
+  if repeated:
+    example = repeated[0].row.where
+    notes.append(f"left out, repeating another line: {len(repeated):,}, such as {example}")
+  return list(kept.values())
+
+
+def _distinct_ids(entries: Sequence[Entry]) -> list[str]:
+  """Ids; with the suffix of the file where only that tells two videos apart."""
+  counts = collections.Counter(entry.id for entry in entries)
+  ids = [
+    entry.id if counts[entry.id] == 1 else entry.id + os.path.splitext(entry.path)[1]
+    for entry in entries
+  ]
+  name, count = collections.Counter(ids).most_common(1)[0]
+  if count > 1:
+    one, other = [entry.row for entry, id in zip(entries, ids) if id == name][:2]
+    raise AnnotationError(
+      f"{one.where} and {other.where}: {one.path} and {other.path} have one id, {name}; leave one "
+      "out, or rename it"
+    )
+  return ids
+
+
+def _group(tree: FileTree, entry: Entry, pattern: str) -> str:
+  if entry.row.group:
+    return entry.row.group
+  if pattern:
+    relative = tree.relative(entry.path)
+    match = re.search(pattern, relative)
+    if not match or not match[1]:
+      raise AnnotationError(
+        f"{entry.row.where}: group_pattern {pattern!r} finds no group in {relative!r}"
+      )
+    return match[1]
+  return scene(entry.id) or entry.id
+
+
+def _split_by_group(entries, groups, class_names, share, notes) -> list[str]:
+  classes_of = collections.defaultdict(set)
+  for entry, group in zip(entries, groups):
+    classes_of[group].update(entry.labels)
+  chosen, one_sided = validation_groups(classes_of, share)
+  notes.append(
+    f"no splits given: {len(chosen):,} of {len(classes_of):,} groups of videos are for validation"
+  )
+  if one_sided:
+    names = [class_names[label] if label >= 0 else "no label" for label in one_sided]
+    shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    notes.append(f"too few groups to be in both train and validation: {shown} ({len(names):,})")
+  return ["validation" if group in chosen else "train" for group in groups]
+
+
+def _note_shared_groups(entries: Sequence[Entry], notes: list[str]) -> None:
+  splits = collections.defaultdict(set)
+  for entry in entries:
+    if entry.row.group:
+      splits[entry.row.group].add(entry.row.split)
+  shared = sorted(group for group, found in splits.items() if len(found) > 1)
+  if shared:
+    notes.append(f"groups in more than one split: {len(shared):,}, such as {shared[0]!r}")
+
+
+def _note_missing(split: str, videos: Sequence[Video], notes: list[str]) -> None:
+  missing = [video for video in videos if not video.exists]
+  if missing:
+    notes.append(
+      f"{len(missing):,} of {len(videos):,} videos of {split} not found, such as {missing[0].path}"
+    )

@@ -1,0 +1,223 @@
+"""A user's own videos: a folder for each class, or CSV, JSON and text files that list them."""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from vswin_jax.data.annotations.assembling import Entry, assemble, locate
+from vswin_jax.data.annotations.common import (
+  AnnotationError,
+  Annotations,
+  Options,
+  closest,
+  split_called,
+)
+from vswin_jax.data.annotations.rows import Row, collect_rows, is_number, list_rows, number_labels
+from vswin_jax.data.annotations.sources import (
+  Source,
+  describe,
+  find_sources,
+  with_splits_of_names,
+)
+from vswin_jax.data.annotations.text_files import first_line, read_json, read_table, suffix
+from vswin_jax.data.annotations.tree import FileTree, scan, without_suffix
+
+_PATH_NAMES = ("path", "video", "file", "filename", "file_name", "video_path")
+_LABEL_NAMES = ("label", "labels")
+_EXPECTED = "expected path,label[,split][,group]"
+# Numbers beyond it are no indices of classes but dates and the like.
+_MOST_CLASSES = 100_000
+
+
+def read(
+  dataset: str, videos: pathlib.Path, annotations: Sequence[str], options: Options
+) -> Annotations:
+  """Videos in `class/` or `split/class/`, or listed in files.
+
+  Labels of files are indices where all of them are numbers, else names; names of classes are
+  sorted if they are not given.
+  """
+  if annotations:
+    sources = find_sources(str(videos), annotations, _is_annotation_file)
+  else:
+    sources = find_sources(str(videos), (), _is_named_for_all)
+  if not sources:
+    return _read_folders(scan(str(videos)), options)
+  sources = with_splits_of_names(sources)
+  rows, notes = collect_rows(sources, lambda source: _rows(source, options.multi_label))
+  multi_label = options.multi_label or any(len(set(row.labels)) > 1 for row in rows)
+  for row in rows:
+    if not row.labels and not multi_label:
+      raise AnnotationError(f"{row.where}: no label of {row.path!r}; expected one")
+  class_names, labels = _classes(rows, options.class_names)
+  tree = scan(str(videos))
+  entries = [locate(tree, row, label) for row, label in zip(rows, labels)]
+  notes.insert(0, describe(sources))
+  return assemble(tree, entries, class_names, options, multi_label, notes=notes)
+
+
+def _is_annotation_file(name: str) -> bool:
+  return suffix(name) in (".csv", ".json", ".txt")
+
+
+def _is_named_for_all(name: str) -> bool:
+  """Whether a file that nobody named must be an annotation file: others may lie there, too."""
+  stem = os.path.splitext(name)[0].lower()
+  return _is_annotation_file(name) and (stem == "annotations" or split_called(stem) is not None)
+
+
+def _classes(
+  rows: Sequence[Row], class_names: Sequence[str] | None
+) -> tuple[Sequence[str], list[tuple[int, ...]]]:
+  """Names of the classes, and the labels of rows as indices."""
+  found = {label for row in rows for label in row.labels}
+  if not found:
+    raise AnnotationError(f"{rows[0].where}: neither this video nor any other has a label")
+  if not all(map(is_number, found)):
+    return _named_classes(rows, class_names)
+  largest = max(map(int, found))
+  class_names = class_names or [str(index) for index in range(min(largest + 1, _MOST_CLASSES))]
+  return class_names, [number_labels(row, len(class_names)) for row in rows]
+
+
+def _named_classes(
+  rows: Sequence[Row], class_names: Sequence[str] | None
+) -> tuple[Sequence[str], list[tuple[int, ...]]]:
+  class_names = class_names or sorted({label for row in rows for label in row.labels})
+  indices = {name: index for index, name in enumerate(class_names)}
+  for row in rows:
+    for label in row.labels:
+      if label not in indices:
+        raise AnnotationError(
+          f"{row.where}: unknown class {label!r}; {closest(label, class_names)}"
+        )
+  return class_names, [tuple(sorted({indices[label] for label in row.labels})) for row in rows]
+
+
+def _rows(source: Source, multi_label: bool) -> Iterable[Row]:
+  if suffix(source.path) == ".json":
+    return _json_rows(source)
+  line = first_line(source.path)
+  if suffix(source.path) == ".csv" and ("," in line or line.lower() in _PATH_NAMES):
+    return _table_rows(source, multi_label)
+  return list_rows(source)
+
+
+def _table_rows(source: Source, multi_label: bool) -> Iterator[Row]:
+  table = list(read_table(source.path))
+  line, first = table[0]
+  header = [name.lower() for name in first]
+  path_name = next((name for name in _PATH_NAMES if name in header), None)
+  label_name = next((name for name in _LABEL_NAMES if name in header), None)
+  if path_name and (label_name or source.split == "test"):
+    table = table[1:]
+  elif path_name or label_name or len(header) != 2:
+    raise AnnotationError(
+      f"{source.path}, line {line}: {_EXPECTED} in the first line, got {','.join(first)!r:.200}"
+    )
+  else:
+    header, path_name, label_name = ["path", "label"], "path", "label"
+  for line, cells in table:
+    where = f"{source.path}, line {line}"
+    row = dict(zip(header, cells))
+    text = row.get(label_name, "")
+    labels = tuple(filter(None, map(str.strip, re.split("[|;]", text) if multi_label else [text])))
+    yield Row(
+      _checked_path(row[path_name], where),
+      labels if labels or (multi_label and label_name) else None,
+      where,
+      source.split_of(row.get("split", ""), where),
+      row.get("group") or None,
+    )
+
+
+def _json_rows(source: Source) -> Iterator[Row]:
+  videos = read_json(source.path)
+  if isinstance(videos, dict):
+    videos = [{"path": path, "label": label} for path, label in videos.items()]
+  if not isinstance(videos, list):
+    raise AnnotationError(f"{source.path}: expected a list of objects, or an object path: label")
+  for number, video in enumerate(videos, 1):
+    where = f"{source.path}, entry {number}"
+    if not isinstance(video, dict):
+      raise AnnotationError(f"{where}: {_EXPECTED} in an object, got {video!r:.200}")
+    split, group = video.get("split") or "", video.get("group")
+    if not isinstance(split, str) or not isinstance(group, str | int | None):
+      raise AnnotationError(f"{where}: expected text as split and group")
+    yield Row(
+      _checked_path(video.get("path"), where),
+      _json_labels(video.get("labels", video.get("label")), where),
+      where,
+      source.split_of(split, where),
+      None if group in ("", None) else str(group),
+    )
+
+
+def _checked_path(path, where: str) -> str:
+  if not isinstance(path, str) or not path or "\0" in path:
+    raise AnnotationError(f"{where}: path {path!r:.200}; expected the path of a video")
+  return path
+
+
+def _json_labels(value, where: str) -> tuple[str, ...] | None:
+  if value is None or value == "":
+    return None
+  labels = value if isinstance(value, list) else [value]
+  for label in labels:
+    if not isinstance(label, str | int) or isinstance(label, bool) or label == "":
+      raise AnnotationError(f"{where}: label {label!r:.200}; expected a name, a number or a list")
+  return tuple(str(label).strip() for label in labels)
+
+
+def _read_folders(tree: FileTree, options: Options) -> Annotations:
+  outermost = {path.split("/")[0] for path in tree.videos if "/" in path}
+  nested = {path.split("/")[0] for path in tree.videos if path.count("/") > 1}
+  splits = {name: split for name in nested if (split := split_called(name))}
+  depth = 2 if splits else 1
+  if outermost and not splits and all(map(split_called, outermost)):
+    raise AnnotationError(
+      f"{tree.root}: no class folders in {', '.join(sorted(outermost))}; expected "
+      "train/class/video, or files with --annotations"
+    )
+  rows, strays = [], []
+  for path in tree.videos:
+    parts = path.split("/")
+    if len(parts) <= depth:
+      strays.append(path)
+    elif splits and parts[0] not in splits:
+      raise AnnotationError(
+        f"{tree.root}: {', '.join(sorted(splits))} hold splits, but {parts[0]} holds videos, too; "
+        "expected class/video in all folders, or train/class/video and val/class/video"
+      )
+    else:
+      split = splits[parts[0]] if splits else None
+      rows.append(Row(path, (parts[depth - 1],), tree.absolute(path), split))
+  if not rows:
+    raise AnnotationError(
+      f"{tree.root}: no videos in class folders; expected class/video or train/class/video, or "
+      "files with --annotations"
+    )
+  problems = [
+    (tree.absolute(path), f"{suffix(path) or 'no suffix'}: not the name of a video file")
+    for path in tree.others
+    if path.count("/") >= depth and (not splits or path.split("/")[0] in splits)
+  ]
+  class_names, labels = _named_classes(rows, options.class_names)
+  entries = [
+    Entry(row, tree.absolute(row.path), without_suffix(row.path), label, True)
+    for row, label in zip(rows, labels)
+  ]
+  full = {"/".join(row.path.split("/")[:depth]) for row in rows}
+  empty = [
+    name
+    for name in tree.folders
+    if name.count("/") == depth - 1
+    and name not in full
+    and (not splits or name.split("/")[0] in splits)
+  ]
+  notes = [f"{tree.absolute(name)} holds no videos: left out" for name in empty]
+  if strays:
+    example = tree.absolute(strays[0])
+    notes.append(f"left out, in no class folder: {len(strays):,}, such as {example}")
+  return assemble(tree, entries, class_names, options, options.multi_label, problems, notes)
