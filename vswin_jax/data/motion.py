@@ -8,7 +8,6 @@ all the frames of a clip without their order tell anything about the class; see 
 
 import concurrent.futures
 import multiprocessing
-import os
 import types
 
 import cv2
@@ -18,6 +17,7 @@ import tensorflow_datasets as tfds
 from vswin_jax.data.decoding import probe
 from vswin_jax.data.encoding import encode_mp4
 from vswin_jax.data.records import features, record
+from vswin_jax.data.worker_processes import usable_cores
 
 # Class -> the component of the pose that moves (see `poses`), and whether it grows or shrinks.
 MOTIONS = {
@@ -63,15 +63,10 @@ class MotionClips(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split_number: int, count: int):
     # Spawned, not forked: the parent may hold the threads of an accelerator runtime.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(_usable_cores(), mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
       seeds = [(split_number, number) for number in range(count)]
       for (_, number), example in zip(seeds, pool.map(make_record, seeds, chunksize=32)):
         yield number, example
-
-
-def _usable_cores() -> int:
-  """Cores that this process may use; a container often has fewer than its machine."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def make_record(seed: tuple[int, int]) -> dict:

@@ -1,0 +1,333 @@
+"""Data sets made of video files: whole or not there, the same however they were made."""
+
+import csv
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.data.preparation.files import BROKEN, CLASSES, annotate, write_broken, write_sound
+from tests.data.test_decoding_kinds import KINDS, encode
+from vswin_jax.data.decoding import probe
+from vswin_jax.data.preparation import datasets, engines, shards
+from vswin_jax.data.preparation.videos import Problem, Recipe, prepare_video
+from vswin_jax.data.records import DatasetError, open_records
+from vswin_jax.data.transcoding import Transcoding, transcode
+
+RECIPE = Recipe(CLASSES, max_seconds=60.0)
+
+
+def in_this_process(folder_shards, folder, recipe, report):
+  """An engine without processes."""
+  for shard in folder_shards:
+    outcomes = [prepare_video(video, recipe) for video in shard.videos]
+    report(len(outcomes), [one for one in outcomes if isinstance(one, Problem)])
+    yield shards.write_shard(folder, shard, recipe, outcomes)
+
+
+def prepare(annotations, data_dir, *, engine=in_this_process, recipe=RECIPE, share=1.0, size=1):
+  return datasets.prepare_dataset(
+    annotations,
+    name="clips",
+    data_dir=data_dir,
+    recipe=recipe,
+    engine=engine,
+    shard_bytes=size,
+    max_problem_share=share,
+  )
+
+
+def contents(folder) -> dict:
+  """The files of a data set; of its shards the records (their fields stand in any order)."""
+  found = {}
+  for path in sorted(folder.iterdir()):
+    if "array_record" not in path.name:
+      found[path.name] = path.read_bytes()
+  for split, source in tfds.builder_from_directory(folder).as_data_source().items():
+    found[split] = [
+      {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in one.items()
+      }
+      for one in source
+    ]
+  return found
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+  """A folder of sound and broken files, and their names."""
+  folder = tmp_path_factory.mktemp("videos")
+  names = write_sound(folder)
+  write_broken(folder)
+  broken = [name for names in BROKEN.values() for name in names]
+  return folder, names, broken
+
+
+@pytest.fixture(scope="module")
+def prepared(videos, tmp_path_factory):
+  """The data set of these files, made in this process, one shard a video."""
+  folder, names, broken = videos
+  data_dir = tmp_path_factory.mktemp("data")
+  return data_dir, prepare(annotate(folder, [*broken, *names], validation=3), data_dir)
+
+
+def test_records_hold_the_files_and_their_facts(videos, prepared):
+  folder, names, broken = videos
+  data_dir, summary = prepared
+  assert summary.num_records == {"train": len(names) - 3, "validation": 3}
+  numbers = {name: number for number, name in enumerate([*broken, *names])}
+  for split, expected in {"train": names[:-3], "validation": names[-3:]}.items():
+    records = open_records("clips", str(data_dir), split)
+    assert records.class_names == CLASSES
+    assert [records.video_id(i) for i in range(len(records))] == [
+      name.replace(".", "_") for name in expected
+    ]
+    for record, name in zip((records[i] for i in range(len(records))), expected):
+      content = (folder / name).read_bytes()
+      assert record["video"] == content
+      assert record["label"] == numbers[name] % 2
+      facts = dataclasses.asdict(probe(content))
+      assert {field: record[field] for field in facts} == facts
+
+
+def test_tfds_alone_reads_it(videos, prepared):
+  """Without this library's code: the folder says everything."""
+  builder = tfds.builder_from_directory(prepared[1].path)
+  assert builder.info.splits["train"].num_examples == 4
+  assert builder.info.features["label"].names == list(CLASSES)
+  source = builder.as_data_source("train")
+  assert len(source) == 4 and isinstance(source[0]["video"], bytes)
+  metadata = builder.info.metadata
+  assert metadata["videos"] == 7
+  assert metadata["problems"] == {kind: len(names) for kind, names in BROKEN.items()}
+
+
+def test_problems_are_listed(videos, prepared):
+  rows = list(csv.DictReader((prepared[1].path / "problems.csv").open()))
+  found = {}
+  for row in rows:
+    found.setdefault(row["kind"], []).append(row["path"].rpartition("/")[2])
+    assert row["detail"] and "\n" not in row["detail"]
+  assert {kind: sorted(names) for kind, names in found.items()} == {
+    kind: sorted(names) for kind, names in BROKEN.items()
+  }
+  details = {row["path"].rpartition("/")[2]: row["detail"] for row in rows}
+  assert "can't be decoded" in details["middle.mp4"]
+  assert "it is a picture" in details["picture.mp4"]
+  assert "200 s, more than the 60 allowed" in details["long.mp4"]
+
+
+def test_processes_make_the_same_data_set(videos, prepared, tmp_path):
+  folder, names, broken = videos
+  annotations = annotate(folder, [*broken, *names], validation=3)
+  summary = prepare(annotations, tmp_path, engine=engines.on_this_machine(2))
+  assert contents(summary.path) == contents(prepared[1].path)
+
+
+@pytest.mark.slow
+def test_beam_makes_the_same_data_set(videos, prepared, tmp_path):
+  folder, names, broken = videos
+  annotations = annotate(folder, [*broken, *names], validation=3)
+  engine = engines.on_beam(
+    "runner=DirectRunner,direct_num_workers=2,direct_running_mode=multi_processing"
+  )
+  summary = prepare(annotations, tmp_path, engine=engine)
+  assert contents(summary.path) == contents(prepared[1].path)
+
+
+def test_transcoded_records(videos, tmp_path):
+  folder, names, _ = videos
+  transcoding = Transcoding(short_side=32)
+  recipe = dataclasses.replace(RECIPE, transcoding=transcoding)
+  summary = prepare(annotate(folder, names), tmp_path, recipe=recipe, size=2**20)
+  records = open_records("clips", str(tmp_path), "train")
+  for record, name in zip((records[i] for i in range(len(records))), names):
+    assert record["video"] == transcode(folder / name, transcoding)
+    assert dataclasses.asdict(probe(record["video"])).items() <= record.items()
+  assert summary.total.stored_bytes == sum(len(records[i]["video"]) for i in range(len(records)))
+  assert summary.total.source_bytes == sum((folder / name).stat().st_size for name in names)
+  assert "MiB" in datasets.describe(summary)
+
+
+def test_multi_label_records(videos, tmp_path):
+  folder, names, _ = videos
+  annotations = annotate(folder, names[:2])
+  labelled = tuple(
+    dataclasses.replace(video, labels=labels)
+    for video, labels in zip(annotations.splits["train"], [(0, 1), ()])
+  )
+  annotations = dataclasses.replace(annotations, splits={"train": labelled}, multi_label=True)
+  prepare(annotations, tmp_path, recipe=dataclasses.replace(RECIPE, multi_label=True))
+  records = open_records("clips", str(tmp_path), "train")
+  assert records.multi_label
+  assert [list(np.asarray(records[i]["label"])) for i in range(2)] == [[0, 1], []]
+
+
+class Stopped(Exception):
+  pass
+
+
+def stopping_after(count, made, folder_shards, folder, recipe, report):
+  """An engine that ends after some shards, as a killed process does, and notes which it makes."""
+  for number, result in enumerate(in_this_process(folder_shards, folder, recipe, report)):
+    made.append(folder_shards[number].stem)
+    if number + 1 == count:
+      raise Stopped
+    yield result
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_stopped_preparation_goes_on(videos, prepared, tmp_path, count):
+  folder, names, broken = videos
+  annotations = annotate(folder, [*broken, *names], validation=3)
+  first, second = [], []
+  with pytest.raises(Stopped):
+    prepare(annotations, tmp_path, engine=functools.partial(stopping_after, count, first))
+  with pytest.raises(DatasetError, match="no data set 'clips'"):
+    open_records("clips", str(tmp_path), "train")
+  summary = prepare(annotations, tmp_path, engine=functools.partial(stopping_after, 99, second))
+  assert len(first) == count and not set(first) & set(second)
+  assert contents(summary.path) == contents(prepared[1].path)
+  assert not [path for path in summary.path.parent.iterdir() if path != summary.path]
+
+
+def test_what_changed_meanwhile_is_made_anew(videos, tmp_path):
+  folder, names, _ = videos
+  mine = tmp_path / "videos"
+  mine.mkdir()
+  for name in names[:3]:
+    (mine / name).write_bytes((folder / name).read_bytes())
+  first, second = [], []
+  with pytest.raises(Stopped):
+    prepare(
+      annotate(mine, names[:3]),
+      tmp_path / "data",
+      engine=functools.partial(stopping_after, 2, first),
+    )
+  encode(mine / names[0], *KINDS["h264.mp4"], times=range(0, 52, 2))
+  (tmp_path / "data/clips/.preparing/train-00001.array_record").write_bytes(b"cut off")
+  goes_on = functools.partial(stopping_after, 9, second)
+  prepare(annotate(mine, names[:3]), tmp_path / "data", engine=goes_on)
+  assert second == ["train-00000", "train-00001", "train-00002"]
+  records = open_records("clips", str(tmp_path / "data"), "train")
+  assert records[0]["video"] == (mine / names[0]).read_bytes()
+
+
+def test_too_many_problems_stop_it_and_are_listed(videos, tmp_path):
+  folder, names, broken = videos
+  annotations = annotate(folder, [*names, *broken])
+  with pytest.raises(DatasetError) as raised:
+    prepare(annotations, tmp_path, share=0.1)
+  listed = tmp_path / "clips" / "problems.csv"
+  assert "2 of 14 videos have a problem so far" in str(raised.value)
+  assert "more than the 10.0% of --max_problem_share" in str(raised.value)
+  assert str(listed) in str(raised.value)
+  assert len(list(csv.DictReader(listed.open()))) == 2
+  assert not (tmp_path / "clips" / datasets.VERSION).exists()
+  # With a larger share the same files pass, and the list moves into the data set.
+  summary = prepare(annotations, tmp_path, share=0.6)
+  assert sum(summary.problems.values()) == 7 and not listed.exists()
+
+
+def test_missing_files_stop_it_before_any_work(videos, tmp_path):
+  folder, names, _ = videos
+  annotations = annotate(folder, [*names[:2], "gone.mp4", "lost.avi"])
+  with pytest.raises(DatasetError, match=r"2 of 4 videos have a problem so far \(2 missing\)"):
+    prepare(annotations, tmp_path, share=0.25, engine=None)
+
+
+def test_a_finished_data_set_is_not_touched(videos, prepared):
+  folder, names, _ = videos
+  data_dir, summary = prepared
+  before = contents(summary.path)
+  with pytest.raises(DatasetError, match="is there already, and whole; remove it"):
+    prepare(annotate(folder, names), data_dir)
+  assert contents(summary.path) == before
+
+
+def test_two_at_a_time_are_refused(videos, tmp_path):
+  folder, names, _ = videos
+
+  def engine(*arguments):
+    with pytest.raises(DatasetError, match="another process is preparing"):
+      prepare(annotate(folder, names), tmp_path)
+    yield from in_this_process(*arguments)
+
+  prepare(annotate(folder, names), tmp_path, engine=engine)
+
+
+def test_nothing_usable_is_an_error(videos, tmp_path):
+  folder, _, broken = videos
+  with pytest.raises(DatasetError, match="none of the videos became a record"):
+    prepare(annotate(folder, broken), tmp_path)
+
+
+def test_names_that_tfds_would_not_find_are_refused(videos, tmp_path):
+  folder, names, _ = videos
+  with pytest.raises(DatasetError, match="'my-clips' can't be the name of a data set"):
+    datasets.prepare_dataset(
+      annotate(folder, names),
+      name="my-clips",
+      data_dir=tmp_path,
+      recipe=RECIPE,
+      engine=in_this_process,
+      shard_bytes=1,
+      max_problem_share=0.0,
+    )
+
+
+def test_a_full_disk_keeps_what_is_finished(videos, tmp_path, monkeypatch):
+  folder, names, _ = videos
+  written = []
+
+  class Full(shards.ArrayRecordWriter):
+    def write(self, example):
+      if len(written) == 3:
+        raise RuntimeError("write() failed: No space left on device; writing x; at byte 4096")
+      written.append(len(example))
+      return super().write(example)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shards, "ArrayRecordWriter", Full)
+    with pytest.raises(DatasetError, match="No space left on device; what is finished is kept"):
+      prepare(annotate(folder, names), tmp_path)
+  made = []
+  prepare(annotate(folder, names), tmp_path, engine=functools.partial(stopping_after, 99, made))
+  assert made == [f"train-{number:05d}" for number in range(3, 7)]
+
+
+def test_shards_have_about_the_size_asked_for(videos):
+  folder, names, _ = videos
+  annotations = annotate(folder, names, validation=2)
+  sizes = [(folder / name).stat().st_size for name in names]
+  planned = shards.plan_shards(annotations.splits, max(sizes) * 2)
+  assert [video.id for shard in planned for video in shard.videos] == [
+    name.replace(".", "_") for name in names
+  ]
+  assert {shard.stem for shard in planned} >= {"train-00000", "validation-00000"}
+  for shard in planned:
+    total = sum((folder / video.path).stat().st_size for video in shard.videos)
+    assert total <= max(sizes) * 2
+
+
+@pytest.mark.slow
+def test_a_split_of_more_than_a_gibibyte(videos, tmp_path):
+  """Larger than what TFDS's own builders keep in memory without TensorFlow."""
+  content = (videos[0] / "h264.mp4").read_bytes()
+  # An atom that players pass over.
+  size = 72 << 20
+  padding = size.to_bytes(4, "big") + b"free" + bytes(size - 8)
+  many = [f"{number}.mp4" for number in range(16)]
+  for name in many:
+    (tmp_path / name).write_bytes(content + padding)
+  summary = prepare(
+    annotate(tmp_path, many), tmp_path, engine=engines.on_this_machine(2), size=1 << 28
+  )
+  facts = json.loads((summary.path / "dataset_info.json").read_text())
+  assert int(facts["splits"][0]["numBytes"]) > 1 << 30
+  records = open_records("clips", str(tmp_path), "train")
+  assert len(records) == 16 and records[15]["video"] == content + padding

@@ -1,0 +1,184 @@
+"""Shards of a data set in the making: planned, written whole or not at all, found again.
+
+A finished shard is two files in the folder of the preparation: records, and what is to be known
+about them, written last. It carries a fingerprint of everything that it was made from, so a
+preparation that was stopped goes on where it was, and one of other videos or with other settings
+makes it anew.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from vswin_jax.data.annotations.common import Video
+from vswin_jax.data.preparation.videos import Prepared, Problem, Recipe
+from vswin_jax.data.records import DatasetError
+from vswin_jax.local_files import replacing
+
+# Random access to every record; video does not get smaller by compressing it again.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """Videos of a split that are stored in one file: what is `number`-th of the split's shards."""
+
+  split: str
+  number: int
+  videos: tuple[Video, ...]
+
+  @property
+  def stem(self) -> str:
+    return f"{self.split}-{self.number:05d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardResult:
+  """What is known about a finished shard; bytes and seconds are sums over its records.
+
+  Attributes:
+    num_bytes: of the file of records.
+    problems: the videos that are not in it.
+    clips_timed: videos decoded both from their file and from their record; the processor time of
+      their clips is `clip_seconds_before` and `clip_seconds_after`.
+  """
+
+  num_records: int = 0
+  num_bytes: int = 0
+  source_bytes: int = 0
+  stored_bytes: int = 0
+  seconds: float = 0.0
+  clips_timed: int = 0
+  clip_seconds_before: float = 0.0
+  clip_seconds_after: float = 0.0
+  problems: tuple[Problem, ...] = ()
+
+
+def plan_shards(splits: Mapping[str, Sequence[Video]], shard_bytes: int) -> list[Shard]:
+  """Divides the videos of every split into shards of about so many bytes of files, in order."""
+  shards = []
+  for split, videos in splits.items():
+    parts: list[list[Video]] = []
+    room = 0
+    for video in videos:
+      size = _stat(video)[0]
+      if not parts or room < size:
+        parts.append([])
+        room = shard_bytes
+      parts[-1].append(video)
+      room -= size
+    shards += [Shard(split, number, tuple(part)) for number, part in enumerate(parts)]
+  return shards
+
+
+def fingerprint(shard: Shard, recipe: Recipe) -> str:
+  """Of the videos of a shard (names, sizes, times of change, labels) and what becomes of them."""
+  videos = [(video.path, video.id, video.labels, *_stat(video)) for video in shard.videos]
+  facts = json.dumps([dataclasses.asdict(recipe), videos])
+  return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _stat(video: Video) -> tuple[int, int]:
+  try:
+    found = os.stat(video.path)
+  except OSError:
+    return 0, 0
+  return found.st_size, found.st_mtime_ns
+
+
+def records_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+  return folder / f"{shard.stem}.array_record"
+
+
+def _facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+  return folder / f"{shard.stem}.json"
+
+
+def finished(folder: pathlib.Path, shard: Shard, recipe: Recipe) -> ShardResult | None:
+  """The result of a shard that was made before from the same videos in the same way, or None."""
+  try:
+    facts = json.loads(_facts_path(folder, shard).read_text())
+    size = records_path(folder, shard).stat().st_size
+    problems = tuple(Problem(**problem) for problem in facts["result"].pop("problems"))
+    result = ShardResult(**facts["result"], problems=problems)
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+  if facts.get("fingerprint") != fingerprint(shard, recipe) or size != result.num_bytes:
+    return None
+  return result
+
+
+def write_shard(
+  folder: pathlib.Path, shard: Shard, recipe: Recipe, outcomes: Iterable[Prepared | Problem]
+) -> ShardResult:
+  """Writes a shard.
+
+  Args:
+    outcomes: of the videos of the shard, in order; only one is in memory at a time.
+
+  Raises:
+    DatasetError: the disk is full, or the file can't be written for another reason.
+  """
+  problems, prepared = [], []
+  with replacing(records_path(folder, shard)) as path:
+    with _writing(path):
+      writer = ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
+    for outcome in outcomes:
+      if isinstance(outcome, Problem):
+        problems.append(outcome)
+        continue
+      with _writing(path):
+        writer.write(outcome.example)
+      prepared.append(dataclasses.replace(outcome, example=b""))
+    with _writing(path):
+      writer.close()
+      if len(prepared) != _count(path):
+        raise OSError("not all records arrived on the disk; is it full?")
+    num_bytes = path.stat().st_size
+  timed = [one.clip_seconds for one in prepared if one.clip_seconds]
+  result = ShardResult(
+    num_records=len(prepared),
+    num_bytes=num_bytes,
+    source_bytes=sum(one.source_bytes for one in prepared),
+    stored_bytes=sum(one.stored_bytes for one in prepared),
+    seconds=sum(one.seconds for one in prepared),
+    clips_timed=len(timed),
+    clip_seconds_before=sum(before for before, _ in timed),
+    clip_seconds_after=sum(after for _, after in timed),
+    problems=tuple(problems),
+  )
+  facts = {"fingerprint": fingerprint(shard, recipe), "result": dataclasses.asdict(result)}
+  with replacing(_facts_path(folder, shard)) as path:
+    path.write_text(json.dumps(facts))
+  return result
+
+
+def move_shard(shard: Shard, source: pathlib.Path, destination: pathlib.Path) -> None:
+  """Moves a finished shard to another folder of the same file system, its facts last."""
+  for path_in in (records_path, _facts_path):
+    path_in(source, shard).replace(path_in(destination, shard))
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except (RuntimeError, OSError) as error:
+    reason = " ".join(str(error).split(";")[0].split())
+    raise DatasetError(
+      f"can't write {path.parent}: {reason}; what is finished is kept, the same command goes on"
+    ) from error
+
+
+def _count(path: pathlib.Path) -> int:
+  reader = ArrayRecordReader(os.fspath(path))
+  try:
+    return reader.num_records()
+  finally:
+    reader.close()

@@ -1,0 +1,159 @@
+"""One video file into one record, or the reason why not."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import time
+
+import numpy as np
+
+from vswin_jax.data.annotations.common import Video
+from vswin_jax.data.decoding import VideoFacts, decode_frames, probe
+from vswin_jax.data.records import features, record
+from vswin_jax.data.transcoding import Transcoding, check_frames, transcode
+from vswin_jax.data.video_files import NotAVideo, NoVideoStream, VideoError, open_video
+
+# A serialised example can't be larger; what is not the video takes far less than the rest.
+_MOST_BYTES = 2**31 - 2**20
+# One video in so many is decoded before and after, to tell how much faster that has become.
+_TIMED_SHARE = 32
+_TIMED_CLIP = np.arange(32) * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What becomes of every video of a data set.
+
+  Attributes:
+    class_names: by label.
+    multi_label: whether a video has any number of labels.
+    transcoding: None: the bytes of the file are kept as they are.
+    max_seconds: longer videos are refused.
+  """
+
+  class_names: tuple[str, ...]
+  multi_label: bool = False
+  transcoding: Transcoding | None = None
+  max_seconds: float = 3600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A file that is left out: its path, the id of its video, a kind of problem and one line."""
+
+  path: str
+  id: str
+  kind: str
+  detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A record and what became of its file.
+
+  Attributes:
+    example: serialised.
+    source_bytes: of the file; `stored_bytes` of the video in the record.
+    seconds: of the video.
+    clip_seconds: processor time of decoding a clip of 32 frames from the file and from the record,
+      of videos that were chosen for it and transcoded.
+  """
+
+  example: bytes
+  source_bytes: int
+  stored_bytes: int
+  seconds: float
+  clip_seconds: tuple[float, float] | None = None
+
+
+def missing(video: Video) -> Problem:
+  return Problem(video.path, video.id, "missing", "no such file")
+
+
+def killed(video: Video) -> Problem:
+  """For a video that ends the process which decodes it."""
+  return Problem(video.path, video.id, "damaged", "decoding it crashes or takes too much memory")
+
+
+def prepare_video(video: Video, recipe: Recipe) -> Prepared | Problem:
+  """Probes, decodes from end to end, transcodes if asked to, and serialises one video."""
+  problem = functools.partial(Problem, video.path, video.id)
+  try:
+    source_bytes = os.stat(video.path).st_size
+    if not source_bytes:
+      return problem("empty", "the file has no bytes")
+    facts, seconds = _probe(video.path)
+    if seconds > recipe.max_seconds:
+      return problem("too long", f"{seconds:.0f} s, more than the {recipe.max_seconds:.0f} allowed")
+    content, stored_facts = _content(video.path, facts, recipe.transcoding)
+  except FileNotFoundError:
+    return missing(video)
+  except NotAVideo as error:
+    return problem("not a video", _without_path(error, video.path))
+  except NoVideoStream as error:
+    return problem("no video stream", _without_path(error, video.path))
+  except VideoError as error:
+    return problem("damaged", _without_path(error, video.path))
+  except OSError as error:
+    return problem("unreadable", error.strerror or str(error))
+  # Whatever is wrong with one file, the others become records.
+  except Exception as error:
+    return problem("damaged", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+  if len(content) > _MOST_BYTES:
+    return problem("too large", f"{len(content):,} bytes do not fit into one record; transcode it")
+  labels = list(video.labels)
+  example = record(content, video.id, labels if recipe.multi_label else labels[0], stored_facts)
+  return Prepared(
+    example=_features(recipe.class_names, recipe.multi_label).serialize_example(example),
+    source_bytes=source_bytes,
+    stored_bytes=len(content),
+    seconds=seconds,
+    clip_seconds=_time_clips(video, content, facts) if recipe.transcoding else None,
+  )
+
+
+def _probe(path: str) -> tuple[VideoFacts, float]:
+  with open_video(path) as (container, _):
+    # What FFmpeg calls a picture: a video of one frame, which may carry any name.
+    if container.format.name.endswith("_pipe") or container.format.name == "image2":
+      raise NotAVideo(f"it is a picture ({container.format.long_name})")
+  facts = probe(path)
+  rate = facts.fps_numerator / facts.fps_denominator
+  return facts, facts.num_frames / rate if rate else 0.0
+
+
+def _content(
+  path: str, facts: VideoFacts, transcoding: Transcoding | None
+) -> tuple[bytes, VideoFacts]:
+  if transcoding is not None:
+    content = transcode(path, transcoding, facts)
+    return content, probe(content)
+  check_frames(path, facts)
+  with open(path, "rb") as file:
+    return file.read(), facts
+
+
+@functools.lru_cache(maxsize=1)
+def _features(class_names: tuple[str, ...], multi_label: bool):
+  return features(list(class_names), multi_label=multi_label)
+
+
+def _time_clips(video: Video, content: bytes, facts: VideoFacts) -> tuple[float, float] | None:
+  digest = hashlib.sha256(video.id.encode()).digest()
+  if digest[0] % _TIMED_SHARE:
+    return None
+  with open(video.path, "rb") as file:
+    source = file.read()
+  indices = (facts.num_frames // 2 + _TIMED_CLIP) % facts.num_frames
+  return _time(source, indices), _time(content, indices)
+
+
+def _time(video: bytes, indices: np.ndarray) -> float:
+  begin = time.process_time()
+  decode_frames(video, indices)
+  return time.process_time() - begin
+
+
+def _without_path(error: VideoError, path: str) -> str:
+  return str(error).removeprefix(f"{path}: ")
