@@ -1,9 +1,9 @@
 """Video Swin-B on Kinetics-400 from ImageNet-1K weights: 30 epochs of 32-frame clips."""
 
-from vswin_jax.config import kinetics_swin_config
+from vswin_jax.recipes import kinetics_swin_config
 
 
-def get_config():
-  config = kinetics_swin_config("video_swin_b")
+def get_config(version: str = "executed"):
+  config = kinetics_swin_config("video_swin_b", "swin_b_in1k_2d", version)
   config.optimizer.weight_decay = 0.05
   return config

@@ -1,7 +1,7 @@
 """VTN with DeiT-B/16 on Kinetics-400: the recipe of the released ViT model."""
 
-from vswin_jax.config import kinetics_vtn_config
+from vswin_jax.recipes import kinetics_vtn_config
 
 
 def get_config():
-  return kinetics_vtn_config("vtn_deit_b")
+  return kinetics_vtn_config("vtn_deit_b", "deit_base_patch16_224.fb_in1k.safetensors")

@@ -1,7 +1,7 @@
 """VTN with ViT-B/16 and three temporal layers on Kinetics-400: 25 epochs, the released recipe."""
 
-from vswin_jax.config import kinetics_vtn_config
+from vswin_jax.recipes import kinetics_vtn_config
 
 
 def get_config():
-  return kinetics_vtn_config("vtn_vit_b")
+  return kinetics_vtn_config("vtn_vit_b", "vit_base_patch16_224.orig_in21k_ft_in1k.safetensors")

@@ -1,45 +1,38 @@
 """Every shipped config: builds its objects, and the recipes say what they must."""
 
-import importlib.util
-import pathlib
-
 import jax
 import numpy as np
 import pytest
 
+from tests import recipe_table
+from tests.recipe_table import load, small_model_shapes, values_here
+from vswin_jax.conversion.released import find
 from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.experiment import set_options
-from vswin_jax.models import create_model, model_config
-from vswin_jax.models.parameters import flatten, parameter_path, split_model
+from vswin_jax.models import model_config
+from vswin_jax.models.parameters import flatten, parameter_path
+from vswin_jax.training.augmentation import Augmentation
 from vswin_jax.training.optimizer import group_values, make_optimizer
 from vswin_jax.training.schedules import make_schedule
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted(path.stem for path in recipe_table.CONFIGS.glob("*.py"))
 
 
-def load(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
-
-
-def model_shapes(config):
-  return jax.eval_shape(lambda: split_model(create_model(**set_options(config.model)))[1])
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_is_locked_and_builds_its_objects(path):
-  config = load(path)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_is_locked_and_builds_its_objects(name):
+  config = load(name)
   assert config.is_locked
   clip = ClipSpec(**config.clip)
   for views in (config.validation, config.test):
     check_views(clip, Views(**views))
   LoaderOptions(**config.loader)
+  Augmentation(**config.augmentation)
   schedule = make_schedule(num_steps=100, steps_per_epoch=10.0, **config.schedule)
   assert float(schedule(50)) > 0
-  make_optimizer(model_shapes(config), schedule, **config.optimizer)
+  if config.model.name is None:
+    config.model.name = "video_swin_t"
+  make_optimizer(small_model_shapes(**set_options(config.model)), schedule, **config.optimizer)
 
 
 # Learning rate, weight decay and drop path of the published recipes.
@@ -48,7 +41,7 @@ RECIPES = {"t": (1e-3, 0.02, 0.1), "s": (1e-3, 0.02, 0.1), "b": (1e-3, 0.05, 0.3
 
 @pytest.mark.parametrize("variant", sorted(RECIPES))
 def test_kinetics_recipes_are_those_of_the_published_models(variant):
-  config = load(next(path for path in CONFIGS if path.stem == f"k400_swin_{variant}"))
+  config = load(f"k400_swin_{variant}")
   rate, decay, drop_path = RECIPES[variant]
   assert config.init_from is None
   assert config.model.name == f"video_swin_{variant}"
@@ -70,7 +63,7 @@ def test_kinetics_recipes_are_those_of_the_published_models(variant):
   epoch_4 = rate * 0.5 * (1 + np.cos(np.pi * 4 / 30))
   np.testing.assert_allclose([float(schedule(s)) for s in (400, 499)], epoch_4, rtol=1e-5)
 
-  shapes = model_shapes(config)
+  shapes = small_model_shapes(**set_options(config.model))
   groups = {}
   rates = group_values(shapes, config.optimizer.learning_rate_multipliers, "learning rate")
   decays = group_values(shapes, config.optimizer.weight_decay_multipliers, "weight decay")
@@ -82,9 +75,11 @@ def test_kinetics_recipes_are_those_of_the_published_models(variant):
   assert groups == {"head": {(1.0, 1.0)}, "table": {(1.0, 0.0)}, "rest": {(0.1, 1.0)}}
 
 
-@pytest.mark.parametrize("variant", ["vit_b", "vit_b_1layer", "deit_b", "r50", "r101"])
+@pytest.mark.parametrize(
+  "variant", ["vit_b", "vit_b_1layer", "deit_ti", "deit_b", "deit_b_distilled", "r50", "r101"]
+)
 def test_vtn_recipes_are_that_of_the_released_model(variant):
-  config = load(next(path for path in CONFIGS if path.stem == f"k400_vtn_{variant}"))
+  config = load(f"k400_vtn_{variant}")
   assert config.init_from is None
   assert config.model.name == f"vtn_{variant}"
   # The paper's batch for ResNets is twice as large.
@@ -106,10 +101,63 @@ def test_vtn_recipes_are_that_of_the_released_model(variant):
   optimizer = config.optimizer
   assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 1e-4)
   decays = flatten(
-    group_values(model_shapes(config), optimizer.weight_decay_multipliers, "weight decay")
+    group_values(
+      small_model_shapes(**set_options(config.model)),
+      optimizer.weight_decay_multipliers,
+      "weight decay",
+    )
   )
   exempt = {path for path, decay in decays.items() if decay == 0.0}
   batch_norm = {
     path for path in decays if ".norm." in path and path.endswith(("scale", "bias"))
   } & {path for path in decays if path.startswith("backbone.")}
   assert exempt == (batch_norm if variant.startswith("r") else set())
+
+
+@pytest.mark.parametrize("name", recipe_table.REFERENCES)
+def test_recipes_equal_those_of_the_references(name):
+  _, reference = recipe_table.REFERENCES[name]
+  here = values_here(load(name))
+  assert {key: here[key] for key in reference} == reference
+
+
+def test_the_table_of_recipes_is_up_to_date():
+  assert (recipe_table.CONFIGS.parent / "docs" / "recipes.md").read_text() == recipe_table.table()
+
+
+@pytest.mark.parametrize("name", ["k400_swin_b", "ssv2_swin_b", "k600_swin_l_384"])
+def test_recipes_as_they_were_written(name):
+  """Every rule that matches a name counts, and the rate falls at every step."""
+  executed, written = values_here(load(name)), values_here(load(name, "written"))
+  changed = {key: value for key, value in written.items() if executed[key] != value}
+  assert changed == {
+    "schedule": "cosine by step",
+    "bias table rate": "0.1x",
+    "decay of norms": "no",
+  }
+  with pytest.raises(ValueError, match="unknown version 'writen'; choose one of executed, written"):
+    load(name, "writen")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_recipe_starts_from_exists_and_fits(name):
+  config = load(name)
+  if name.startswith("quickstart"):
+    assert config.init_from == "random" and not config.starts_from
+    return
+  assert config.init_from is None
+  source, *options = config.starts_from.split()
+  if name.startswith("k400_vtn"):
+    # A file that timm publishes; the name of the architecture tells the backbone.
+    backbone = model_config(config.model.name).backbone
+    assert {"vit_b_16": "vit_base", "resnet50": "resnet50", "resnet101": "resnet101"}.get(
+      backbone, backbone.split("_")[0]
+    ) in source
+    return
+  released = find(source)
+  if config.model.name is None:
+    return
+  model = model_config(**set_options(config.model))
+  assert released.model == config.model.name
+  assert released.window[-2:] == model.window_size[-2:]
+  assert options == ([f"--window={','.join(map(str, model.window_size))}"] if "384" in name else [])

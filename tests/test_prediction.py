@@ -22,7 +22,7 @@ from vswin_jax.models.parameters import split_model
 from vswin_jax.prediction import iterate_features, predict
 from vswin_jax.prediction_files import parse_views
 from vswin_jax.training.checkpointing import write_params
-from vswin_jax.training.step import normalize
+from vswin_jax.training.inputs import normalize
 from vswin_jax.whole_video import iterate_timelines
 
 ROOT = str(pathlib.Path(__file__).parents[1])
@@ -99,6 +99,29 @@ def test_predictions_are_means_over_views_of_the_models_probabilities(
     assert names == [LABELS[index] for index in np.argsort(-expected)[:3]]
   spread = np.ptp([result.probabilities for result in results], axis=0).max()
   assert spread > 0.01, "the videos can't be told apart, so the test shows nothing"
+
+
+def test_a_model_of_several_labels_gives_sigmoids(model, videos, tmp_path):
+  _, params = split_model(model)
+  facts = {"model": MODEL, "labels": LABELS, "preprocessing": PREPROCESSING.as_facts()}
+  write_params(tmp_path / "checkpoint", params, facts | {"multi_label": True})
+  several = load_model(tmp_path / "checkpoint")
+  # A checkpoint that does not say so gives one label.
+  assert several.multi_label and not model.multi_label
+  (result,) = predict(several, videos[0])
+  views, _ = eval_clips(
+    file_record(videos[0]), PREPROCESSING.clip, PREPROCESSING.views, np.random.default_rng(0)
+  )
+  logits = model(normalize(views, PREPROCESSING.mean, PREPROCESSING.std))
+  expected = np.asarray(jax.nn.sigmoid(logits)).mean(0)
+  np.testing.assert_allclose(result.probabilities, expected, rtol=1e-5, atol=1e-7)
+  assert abs(expected.sum() - 1) > 0.1, "a softmax would pass too"
+  (timeline,) = iterate_timelines(several, [videos[1]], PREPROCESSING, batch_size=2, num_workers=0)
+  frames = decode_frames(videos[1], np.arange(0, 12, 3) % 5)
+  logits = model(normalize(eval_clips_of(frames), PREPROCESSING.mean, PREPROCESSING.std))
+  np.testing.assert_allclose(
+    timeline.probabilities[0], jax.nn.sigmoid(logits).mean(0), rtol=1e-5, atol=1e-7
+  )
 
 
 def test_views_can_be_chosen(model, videos):

@@ -16,7 +16,7 @@ from vswin_jax.prediction import predict
 from vswin_jax.prediction_files import parse_views
 from vswin_jax.streaming import Stream
 from vswin_jax.training.checkpointing import write_params
-from vswin_jax.training.step import normalize
+from vswin_jax.training.inputs import normalize
 from vswin_jax.whole_video import iterate_timelines
 
 MODEL = {
@@ -98,6 +98,22 @@ def test_at_any_moment_a_stream_equals_one_pass_over_all_frames(model, pixels, o
     np.testing.assert_allclose(results[-1], expected, atol=2e-6)
     np.testing.assert_array_equal(stream.probabilities(), results[-1])
   assert np.ptp(results, axis=0).max() > 0.05, "the moments can't be told apart"
+
+
+def test_a_model_of_several_labels_gives_sigmoids(model, video, tmp_path):
+  _, params = split_model(model)
+  facts = {"model": MODEL, "preprocessing": PREPROCESSING.as_facts(), "multi_label": True}
+  write_params(tmp_path / "checkpoint", params, facts)
+  several = load_model(tmp_path / "checkpoint")
+  (timeline,) = iterate_timelines(several, [video], PREPROCESSING, batch_size=2, num_workers=0)
+  frames = decode_frames(video, range(70))
+  stream = Stream(several)
+  stream.add_frames(frames)
+  call = jax.jit(lambda *inputs: jax.nn.sigmoid(model(*inputs))[0])
+  expected = call(inputs_of(frames), jnp.arange(70)[None])
+  assert abs(float(expected.sum()) - 1) > 0.1, "a softmax would pass too"
+  np.testing.assert_allclose(stream.probabilities(), expected, atol=2e-6)
+  np.testing.assert_allclose(timeline.probabilities[-1], expected, atol=2e-6)
 
 
 def test_frames_keep_their_numbers(model, pixels, one_pass):

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from absl import app
+
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator[None]:
@@ -25,3 +27,13 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
     sys.exit(f"error: interrupted; {interrupted}")
+
+
+def parse_config_flags(arguments: list[str]) -> list[str]:
+  """Parses flags; a config key or value that does not exist ends the program with one line."""
+  try:
+    return app.parse_flags_with_usage(arguments)
+  except OSError as error:
+    sys.exit(f"error: {error}")
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    sys.exit(f"error: config key {' '.join(str(error.args[0]).split())}")

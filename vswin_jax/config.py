@@ -10,15 +10,17 @@ from ml_collections import config_dict
 
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.pipeline import LoaderOptions
-from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VTN_MEAN, VTN_STD
-from vswin_jax.models import model_config
+from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from vswin_jax.models.catalog import CATALOG, model_config
+from vswin_jax.training.augmentation import Augmentation
 
 
-def base_config(model: str = "video_swin_t") -> config_dict.ConfigDict:
+def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
   """The defaults: the recipe shared by the published Kinetics models, with no data set named.
 
   Args:
-    model: a name of the catalog, which decides what options the section `model` has.
+    model: a name of the catalog, which decides what options the section `model` has; None: the
+      model and the preprocessing of `init_from`, with the options that all models have.
   """
   config = config_dict.ConfigDict()
 
@@ -27,9 +29,14 @@ def base_config(model: str = "video_swin_t") -> config_dict.ConfigDict:
 
   # Where the parameters start: "random", the workdir of a run, or converted weights.
   config.init_from = config_dict.placeholder(str)
+  # What a recipe starts from, said to those who give no `init_from`: arguments of
+  # `vswin_jax.convert`.
+  config.starts_from = ""
 
   # A name of the catalog; other keys replace what the catalog says (None: keep it).
-  config.model = config_dict.ConfigDict({"name": model, **_placeholders(model_config(model))})
+  options = _common_placeholders() if model is None else _placeholders(model_config(model))
+  config.model = config_dict.ConfigDict({"name": config_dict.placeholder(str), **options})
+  config.model.name = model
 
   config.data = config_dict.ConfigDict(
     {
@@ -60,6 +67,9 @@ def base_config(model: str = "video_swin_t") -> config_dict.ConfigDict:
       "batch_size": 64,
       "accumulate": 1,
       "epochs": 30.0,
+      # Clips of a video that stand together in an epoch, each cut and augmented by itself.
+      "repeats": 1,
+      # Only where videos have one label.
       "label_smoothing": 0.0,
       # Of the moving average of the parameters, evaluated beside them; 0: none.
       "average_decay": 0.0,
@@ -71,6 +81,9 @@ def base_config(model: str = "video_swin_t") -> config_dict.ConfigDict:
       "keep": 3,
     }
   )
+
+  # See `training.augmentation.Augmentation`; cropping and flipping are part of `clip`.
+  config.augmentation = _section(Augmentation())
 
   # Videos of one evaluation step over all devices.
   config.eval_batch_size = 16
@@ -121,107 +134,15 @@ def _placeholders(model) -> dict:
   return options
 
 
+def _common_placeholders() -> dict:
+  """The options that every model of the catalog has."""
+  options = [_placeholders(model_config(name)) for name in CATALOG]
+  return {
+    name: config_dict.placeholder(value.get_type())
+    for name, value in options[0].items()
+    if all(name in other and other[name].get_type() == value.get_type() for other in options)
+  }
+
+
 def _section(defaults) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(dataclasses.asdict(defaults))
-
-
-def kinetics_swin_config(model: str) -> config_dict.ConfigDict:
-  """The recipe of the published Kinetics-400 Video Swins, as their code executed it.
-
-  Written down otherwise in the official configs, but executed: LayerNorm parameters and biases
-  decay too, and the bias tables learn at the full rate, ten times faster than the rest of the
-  backbone.
-  """
-  config = base_config(model)
-  config.model.dtype = "bfloat16"
-  config.data.name = "kinetics400"
-  config.loader.num_workers = 8
-  config.optimizer.learning_rate_multipliers = (
-    (r".*\.relative_position_bias_table", 1.0),
-    (r"head\..*", 1.0),
-    (r".*", 0.1),
-  )
-  config.optimizer.weight_decay_multipliers = (
-    (r".*\.relative_position_bias_table", 0.0),
-    (r".*", 1.0),
-  )
-  return config
-
-
-def kinetics_vtn_config(model: str) -> config_dict.ConfigDict:
-  """The recipe of the released Kinetics-400 VTN: every parameter at one rate, decay on all of them.
-
-  Clips of 16 frames from 5.12 s in training, 250 frames from 10 s in evaluation.
-  """
-  config = base_config(model)
-  config.model.dtype = "bfloat16"
-  config.model.frames_per_chunk = 16
-  config.data.name = "kinetics400"
-  config.data.mean = VTN_MEAN
-  config.data.std = VTN_STD
-  config.loader.num_workers = 8
-
-  config.clip.num_frames = 16
-  config.clip.frame_interval = 8
-  config.clip.frame_rate = 25.0
-  config.clip.sampling = "time"
-  config.clip.train_crop = "jittered"
-  config.clip.rounding = "pyslowfast"
-  for views in (config.validation, config.test):
-    views.update({"num_clips": 1, "crops": "center", "short_side": 256, "whole_frames": 250})
-
-  config.train.batch_size = 16
-  config.train.epochs = 25.0
-  config.eval_batch_size = 4
-  config.schedule.name = "steps"
-  config.schedule.learning_rate = 1e-3
-  config.schedule.warmup_epochs = 0.0
-  config.schedule.decay_epochs = (13.0, 24.0)
-  config.optimizer.name = "sgd"
-  config.optimizer.weight_decay = 1e-4
-  return config
-
-
-def kinetics_vtn_resnet_config(model: str) -> config_dict.ConfigDict:
-  """`kinetics_vtn_config` with the paper's batch for ResNets; batch norm does not decay."""
-  config = kinetics_vtn_config(model)
-  config.train.batch_size = 32
-  config.optimizer.weight_decay_multipliers = (
-    (r"backbone\..*\.norm\.(scale|bias)", 0.0),
-    (r".*", 1.0),
-  )
-  return config
-
-
-def quickstart_config(model: str) -> config_dict.ConfigDict:
-  """Small clips of the motions that the library generates, for a small model of random weights."""
-  config = base_config(model)
-  config.init_from = "random"
-  config.data.name = "motion_clips"
-  config.data.mean = (110.0, 110.0, 110.0)
-  config.data.std = (60.0, 60.0, 60.0)
-
-  config.clip.num_frames = 16
-  config.clip.frame_interval = 1
-  config.clip.size = 32
-  config.clip.train_short_side = 48
-  config.clip.area_range = (0.5, 1.0)
-  # A mirrored clip would move the other way.
-  config.clip.flip_probability = 0.0
-  config.validation.short_side = 36
-  config.test.update({"num_clips": 1, "crops": "center", "short_side": 36})
-
-  # Two cores are shared with the training itself.
-  config.loader.num_workers = 1
-
-  config.train.batch_size = 32
-  config.train.epochs = 6.0
-  config.train.log_every = 25
-  config.train.eval_every = 256
-  config.train.save_every = 256
-  config.eval_batch_size = 64
-  config.schedule.name = "cosine"
-  config.schedule.warmup_epochs = 1.0
-  config.schedule.warmup_start = 0.0
-  config.optimizer.clip_norm = 1.0
-  return config

@@ -11,12 +11,11 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import config_dict
 
-from vswin_jax import run_files
+from vswin_jax import run_files, starting_point
 from vswin_jax.checks import check_at_least, check_rates
 from vswin_jax.data import generated, pipeline
 from vswin_jax.data.clips import (
@@ -30,11 +29,11 @@ from vswin_jax.data.clips import (
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
-from vswin_jax.loading import read_usage
 from vswin_jax.local_files import LocalPathError, local_path
 from vswin_jax.models import check_clips, create_model
-from vswin_jax.models.parameters import flatten, split_model
+from vswin_jax.models.parameters import split_model
 from vswin_jax.training import checkpointing, loop, sharding
+from vswin_jax.training.augmentation import Augmentation
 from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate, jit_eval_step
 from vswin_jax.training.metrics import MetricsWriter
 from vswin_jax.training.optimizer import make_optimizer
@@ -55,6 +54,7 @@ USER_ERRORS = (
   VideoError,
   checkpointing.CheckpointError,
   loop.TrainingError,
+  starting_point.StartError,
 )
 
 
@@ -68,6 +68,7 @@ class Experiment:
   clip: ClipSpec
   validation: Views
   test: Views
+  augmentation: Augmentation
   loader: pipeline.LoaderOptions
   train_records: VideoRecords
   eval_records: VideoRecords
@@ -91,6 +92,7 @@ class Experiment:
       "model": {"name": self.config.model.name, **self.model_options},
       "preprocessing": preprocessing.as_facts(),
       "labels": list(self.class_names),
+      "multi_label": self.train_records.multi_label,
       "training": {
         "data": data.name,
         "videos": len(self.train_records),
@@ -121,35 +123,16 @@ def run(
     one of `USER_ERRORS`, or OSError.
   """
   folder = local_path(workdir)
-  source = folder if checkpoint is None else local_path(checkpoint)
+  source = starting_point.source_of(config, folder, mode, checkpoint)
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")
-  if mode == "eval":
-    config = _with_preprocessing_of(source, config, explicit)
+  config = starting_point.settle(config, source, mode=mode, explicit=explicit)
   experiment = _build(config, folder)
-  if mode == "train" and _train(experiment) < experiment.num_steps:
-    return None
+  if mode == "train":
+    if _train(experiment, source) < experiment.num_steps:
+      return None
+    source = folder
   return _evaluate(experiment, source)
-
-
-def _with_preprocessing_of(
-  source: pathlib.Path, config: config_dict.ConfigDict, explicit: Collection[str]
-) -> config_dict.ConfigDict:
-  """The config with the preprocessing of a checkpoint, but for the keys `explicit`."""
-  config = config.copy_and_resolve_references()
-  preprocessing = read_usage(checkpointing.checkpoints_of(source)).preprocessing
-  sections = {
-    "data": {"mean": preprocessing.mean, "std": preprocessing.std},
-    "clip": preprocessing.as_facts()["clip"],
-    "test": dataclasses.asdict(preprocessing.views),
-  }
-  for section, values in sections.items():
-    for name, value in values.items():
-      key = f"{section}.{name}"
-      if config[section][name] != value and key not in explicit:
-        logger.info("config.%s: %s, as the checkpoint says", key, value)
-        config[section][name] = value
-  return config
 
 
 def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
@@ -160,9 +143,10 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
     validation, test = Views(**config.validation), Views(**config.test)
     for views in (validation, test):
       check_views(clip, views)
+    augmentation = Augmentation(**config.augmentation)
     loader = pipeline.LoaderOptions(**config.loader)
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    _check_train_values(config)
+    _check_train_values(config, augmentation)
     sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.accumulate)
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     options = set_options(config.model)
@@ -173,7 +157,7 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
   train_records = open_records(config.data.name, config.data.dir, config.data.train_split)
   eval_records = open_records(config.data.name, config.data.dir, config.data.eval_split)
   options["num_classes"] = len(train_records.class_names)
-  steps_per_epoch = len(train_records) / train.batch_size
+  steps_per_epoch = len(train_records) * train.repeats / train.batch_size
   with _config_errors():
     num_steps = round(train.epochs * steps_per_epoch)
     if num_steps < 1:
@@ -195,6 +179,7 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
     clip=clip,
     validation=validation,
     test=test,
+    augmentation=augmentation,
     loader=loader,
     train_records=train_records,
     eval_records=eval_records,
@@ -215,22 +200,28 @@ def _config_errors():
     raise ConfigError(str(error)) from error
 
 
-def _check_train_values(config: config_dict.ConfigDict) -> None:
+def _check_train_values(config: config_dict.ConfigDict, augmentation: Augmentation) -> None:
   train, data = config.train, config.data
-  names = ("accumulate", "log_every", "eval_every", "save_every", "keep")
+  names = ("accumulate", "repeats", "log_every", "eval_every", "save_every", "keep")
   check_at_least(1, **{f"train.{name}": train[name] for name in names})
   check_at_least(0, seed=config.seed)
   if not (math.isfinite(train.epochs) and train.epochs > 0):
     raise ValueError(f"train.epochs must be a positive number, got {train.epochs}")
   rates = ("label_smoothing", "average_decay")
   check_rates(**{f"train.{name}": train[name] for name in rates})
+  if augmentation.mixes and train.batch_size < 2 * train.accumulate:
+    raise ValueError(
+      "mixup and cutmix mix the clips of a part of a batch, of which there must be two at least; "
+      f"train.batch_size is {train.batch_size}, train.accumulate {train.accumulate}"
+    )
   for name in ("mean", "std"):
     if len(data[name]) != 3:
       raise ValueError(f"data.{name} must be three numbers (red, green, blue), got {data[name]}")
 
 
-def _train(experiment: Experiment) -> int:
-  """Trains or resumes until the end or until asked to stop; returns the step reached."""
+def _train(experiment: Experiment, source: pathlib.Path | None) -> int:
+  """Trains from the weights of `source`, or resumes, until the end or until asked to stop; returns
+  the step reached."""
   config, mesh, train = experiment.config, experiment.mesh, experiment.config.train
   directory = checkpointing.checkpoints_of(experiment.workdir)
   with checkpointing.open_checkpoints(directory, keep=train.keep) as saved:
@@ -240,11 +231,11 @@ def _train(experiment: Experiment) -> int:
       return start_step
     create, shardings = _state_creator(experiment)
     if start_step is None:
-      start_step, state = 0, _new_state(experiment, create, shardings)
+      start_step, state = 0, _new_state(experiment, source, create, shardings)
     else:
       shapes = sharding.with_shardings(jax.eval_shape(create), shardings)
       state, facts = checkpointing.restore(saved, shapes)
-      _check_facts(experiment, facts, directory, resuming=True)
+      starting_point.check_facts(directory, facts, experiment.facts, resuming=True)
       run_files.warn_of_changes(experiment.workdir, config)
       logger.info("resuming from step %d of %d, %s", start_step, experiment.num_steps, directory)
 
@@ -262,9 +253,10 @@ def _train(experiment: Experiment) -> int:
       options=experiment.loader,
       host=jax.process_index(),
       num_hosts=jax.process_count(),
+      repeats=train.repeats,
     )
     writer = MetricsWriter(experiment.workdir, start_step)
-    num_records = len(experiment.train_records)
+    epoch_clips = len(experiment.train_records) * train.repeats
     with contextlib.closing(writer), contextlib.closing(batches):
       state = loop.train(
         state,
@@ -279,7 +271,7 @@ def _train(experiment: Experiment) -> int:
         save=partial(checkpointing.save, saved, facts=experiment.facts),
         last_saved=last_saved,
         describe_failed=experiment.train_records.video_id,
-        max_failed_clips=lambda seen: config.data.max_failed_share * max(seen, num_records),
+        max_failed_clips=lambda seen: config.data.max_failed_share * max(seen, epoch_clips),
         log_every=train.log_every,
         eval_every=train.eval_every,
         save_every=train.save_every,
@@ -299,23 +291,19 @@ def _state_creator(experiment: Experiment) -> tuple[Callable[[], TrainState], Tr
   return create, sharding.state_shardings(experiment.mesh, jax.eval_shape(create))
 
 
-def _new_state(experiment: Experiment, create: Callable, shardings: TrainState) -> TrainState:
-  """The state before the first step: random, or with the weights of another run."""
+def _new_state(
+  experiment: Experiment, source: pathlib.Path | None, create: Callable, shardings: TrainState
+) -> TrainState:
+  """The state before the first step: random, or with the weights of a folder."""
   config = experiment.config
-  if config.init_from is None:
-    raise ConfigError(
-      "this recipe starts from pretrained weights: give --config.init_from=DIR of converted "
-      "weights (python -m vswin_jax.convert) or of a run, or --config.init_from=random to train "
-      "from random weights (far lower accuracy)"
-    )
   state = jax.jit(create, out_shardings=shardings)()
-  if config.init_from != "random":
-    state = _with_weights_of(config.init_from, state)
+  if source is not None:
+    state = starting_point.with_weights_of(source, state, experiment.class_names)
   run_files.write_config(experiment.workdir, config)
   logger.info(
     "training %s from %s: %d steps of %d clips on %d device(s)",
     config.model.name,
-    "random weights" if config.init_from == "random" else config.init_from,
+    source or "random weights",
     experiment.num_steps,
     config.train.batch_size,
     experiment.mesh.size,
@@ -323,85 +311,31 @@ def _new_state(experiment: Experiment, create: Callable, shardings: TrainState) 
   return state
 
 
-def _with_weights_of(source: str, state: TrainState) -> TrainState:
-  """Replaces the parameters by those of another run, or of converted weights.
-
-  A head of another size stays random, and so does what was random in the converted weights.
-  """
-  directory = checkpointing.checkpoints_of(source)
-  shapes = sharding.with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
-  random = tuple(checkpointing.read_facts(directory).get("source", {}).get("random", ()))
-  step, loaded, _ = checkpointing.restore_params(
-    directory, shapes, replaceable="head.", ignored=random
-  )
-  params = jax.tree.map(
-    lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
-  )
-  logger.info("weights from step %d of %s", step, directory)
-  drawn = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
-  if drawn:
-    logger.info("not taken from there, so random: %s", ", ".join(_modules(drawn)))
-  average = jax.tree.map(jnp.copy, params) if state.average else {}
-  return state.replace(params=params, average=average)
-
-
-def _modules(paths: list[str]) -> list[str]:
-  """The modules of parameters: those of a head by name, all else by its first name."""
-  return sorted(
-    {
-      path.rpartition(".")[0] if path.startswith("head.") else path.partition(".")[0]
-      for path in paths
-    }
-  )
-
-
-def _check_facts(
-  experiment: Experiment, facts: dict, directory: pathlib.Path, *, resuming: bool
-) -> None:
-  """Compares what a checkpoint says about its weights with the config and the data set."""
-  now = experiment.facts
-  # Converted weights may not know the names of their classes; their number is checked elsewhere.
-  if facts.get("labels") not in (None, now["labels"]):
-    raise checkpointing.CheckpointError(
-      f"the classes of {directory} are not those of the data set {experiment.config.data.name}, or "
-      "stand in another order; use the data set it was trained on, or start a new run with "
-      "--config.init_from"
-    )
-  # What a checkpoint does not say had its default.
-  before = read_usage(directory).preprocessing.as_facts()
-  for name, value in now["preprocessing"].items():
-    if name != "views" and before[name] != value:
-      logger.warning("the weights were trained with %s %s, now it is %s", name, before[name], value)
-  videos = facts.get("training", {}).get("videos")
-  if resuming and videos != now["training"]["videos"]:
-    raise checkpointing.CheckpointError(
-      f"{directory} was trained on {videos} videos, the training split now has "
-      f"{now['training']['videos']}: the order of the data would change. Restore the data set, or "
-      "start a new run with --config.init_from"
-    )
-
-
 def _jitted_train_step(experiment: Experiment, shardings: TrainState) -> Callable:
   config, train = experiment.config, experiment.config.train
-  step = make_train_step(
-    experiment.graph,
-    experiment.optimizer,
-    experiment.schedule,
-    seed=config.seed,
-    mean=config.data.mean,
-    std=config.data.std,
-    label_smoothing=train.label_smoothing,
-    accumulate=train.accumulate,
-    average_decay=train.average_decay,
-    log_every=train.log_every,
-  )
+  with _config_errors():
+    step = make_train_step(
+      experiment.graph,
+      experiment.optimizer,
+      experiment.schedule,
+      seed=config.seed,
+      mean=config.data.mean,
+      std=config.data.std,
+      mesh=experiment.mesh,
+      augmentation=experiment.augmentation,
+      multi_label=experiment.train_records.multi_label,
+      label_smoothing=train.label_smoothing,
+      accumulate=train.accumulate,
+      average_decay=train.average_decay,
+      log_every=train.log_every,
+    )
   everywhere = sharding.replicated(experiment.mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
 def _jitted_eval_step(experiment: Experiment) -> Callable:
-  data = experiment.config.data
-  step = make_eval_step(experiment.graph, mean=data.mean, std=data.std)
+  data, multi_label = experiment.config.data, experiment.train_records.multi_label
+  step = make_eval_step(experiment.graph, mean=data.mean, std=data.std, multi_label=multi_label)
   return jit_eval_step(step, experiment.mesh)
 
 
@@ -414,8 +348,7 @@ def _validate(experiment: Experiment, eval_step: Callable, state: TrainState) ->
   for name, result in _evaluate_versions(
     experiment, eval_step, versions, experiment.validation
   ).items():
-    what = name.replace("_", ", ")
-    logger.info("step %d  %s top-1 %.1f %%", int(state.step), what, 100 * result.top1)
+    logger.info("step %d  %s %s", int(state.step), name.replace("_", ", "), result.describe())
     scores |= {f"{name}/{measure}": value for measure, value in result.scalars().items()}
   return scores
 
@@ -428,7 +361,7 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
   step, params, facts = checkpointing.restore_params(
     directory, sharding.with_shardings(experiment.param_shapes, shardings)
   )
-  _check_facts(experiment, facts, directory, resuming=False)
+  starting_point.check_facts(directory, facts, experiment.facts, resuming=False)
   views = count_views(clip, test)
   logger.info(
     "evaluating step %d of %s: %d videos, %d views each",
@@ -439,12 +372,7 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
   )
   eval_step = _jitted_eval_step(experiment)
   result = _evaluate_versions(experiment, eval_step, {"test": params}, test)["test"]
-  logger.info(
-    "top-1 %.2f %%  top-5 %.2f %%  mean class %.2f %%",
-    100 * result.top1,
-    100 * result.top5,
-    100 * result.mean_class,
-  )
+  logger.info(result.describe())
   if jax.process_index() == 0:
     training = facts.get("training")
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"

@@ -26,11 +26,13 @@ class Usage:
     model: arguments of `create_model`.
     labels: names of the classes, by index; None: unknown.
     preprocessing: from a video to the model's input.
+    multi_label: a video may show any number of classes; probabilities are sigmoids.
   """
 
   model: dict
   labels: tuple[str, ...] | None
   preprocessing: Preprocessing
+  multi_label: bool = False
 
 
 def read_usage(directory: str | os.PathLike) -> Usage:
@@ -45,6 +47,7 @@ def read_usage(directory: str | os.PathLike) -> Usage:
       model=facts["model"],
       labels=tuple(facts["labels"]) if facts.get("labels") else None,
       preprocessing=Preprocessing.from_facts(facts["preprocessing"]),
+      multi_label=bool(facts.get("multi_label", False)),
     )
   except (KeyError, ValueError) as error:
     raise CheckpointError(
@@ -64,8 +67,9 @@ def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
   Returns:
     The model on one device: `model(video)` with normalised float `[batch, time, height, width,
     3]` gives logits `[batch, num_classes]`, `model.features(video)` the pooled features. It
-    carries `labels` (a tuple of class names, None if unknown) and `preprocessing` (a
-    `Preprocessing`: normalisation, clips and views).
+    carries `labels` (a tuple of class names, None if unknown), `preprocessing` (a
+    `Preprocessing`: normalisation, clips and views) and `multi_label` (True: probabilities are
+    sigmoids of the logits, class by class; False: their softmax).
 
   Raises:
     CheckpointError: no checkpoint there, or not one of this library.
@@ -83,4 +87,5 @@ def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
   model = merge_model(graph, params)
   model.labels = usage.labels
   model.preprocessing = usage.preprocessing
+  model.multi_label = usage.multi_label
   return model

@@ -6,7 +6,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vswin_jax.command_line import one_line_errors
+from vswin_jax.command_line import one_line_errors, parse_config_flags
 
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
@@ -42,16 +42,6 @@ def main(arguments: list[str]) -> None:
     )
 
 
-def _one_line_flag_errors(arguments: list[str]) -> list[str]:
-  """Parses flags; a config key or value that does not exist ends the program with one line."""
-  try:
-    return app.parse_flags_with_usage(arguments)
-  except OSError as error:
-    sys.exit(f"error: {error}")
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    sys.exit(f"error: config key {' '.join(str(error.args[0]).split())}")
-
-
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=_one_line_flag_errors)
+  app.run(main, flags_parser=parse_config_flags)

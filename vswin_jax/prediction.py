@@ -16,7 +16,7 @@ from vswin_jax.data.files import Item, clip_batches, find_videos
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import split_model
-from vswin_jax.training.step import jitted_view_step
+from vswin_jax.training.step import jitted_view_step, probabilities_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Prediction:
 
   Attributes:
     path: of the video.
-    probabilities: float32 `[num_classes]`, the mean over the video's views; None: see `error`.
+    probabilities: float32 `[num_classes]`, the mean over the video's views; they sum to 1, or stand
+      each by itself if the model gives several labels. None: see `error`.
     labels: names of the classes, by index.
     error: why the video could not be read; None if it could.
   """
@@ -103,11 +104,12 @@ def iterate_predictions(
   """Predictions of videos, each as soon as its batch is done, in order."""
   labels = class_names(model)
   items = [Item(path) for path in paths]
+  output = probabilities_of(model.multi_label)
   results = iterate_outputs(
-    model, items, preprocessing, "probabilities", batch_size=batch_size, num_workers=num_workers
+    model, items, preprocessing, output, batch_size=batch_size, num_workers=num_workers
   )
-  for item, output, error in results:
-    yield Prediction(items[item].path, None if error else output.mean(0), labels, error)
+  for item, values, error in results:
+    yield Prediction(items[item].path, None if error else values.mean(0), labels, error)
 
 
 def iterate_features(

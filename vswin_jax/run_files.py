@@ -3,7 +3,9 @@
 import csv
 import json
 import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from ml_collections import config_dict
 
 from vswin_jax.config import base_config
@@ -23,6 +25,10 @@ _FREE_TO_CHANGE = (
   "train.keep",
   "train.save_every",
 )
+
+# Columns of `per_class.csv`: of videos with one label, and with any number of them.
+_ACCURACIES = ("class", "videos", "correct", "accuracy", "most_confused_with", "videos_confused")
+_PRECISIONS = ("class", "positives", "average_precision")
 
 
 def write_config(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
@@ -72,18 +78,29 @@ def write_results(
   video_ids: list[str],
   metrics: pathlib.Path,
 ) -> None:
-  """Writes `predictions.csv`, `report.png` and, when those are whole, `evaluation.json`.
+  """Writes `predictions.csv`, `per_class.csv`, `report.png` and, when those are whole,
+  `evaluation.json`.
+
+  Several labels of a video stand in one field of `predictions.csv`, with "|" between them.
 
   Args:
-    facts: what to say in `evaluation.json` besides the accuracies.
+    facts: what to say in `evaluation.json` besides the scores.
     video_ids: of the rows of `result.predictions`.
     metrics: the `metrics.jsonl` whose curves the report shows.
   """
-  with replacing(workdir / "predictions.csv") as path, path.open("w", newline="") as file:
-    rows = csv.writer(file)
-    rows.writerow(["id", "label", "prediction", "probability"])
-    for video, (_, label, prediction, probability) in zip(video_ids, result.predictions):
-      rows.writerow([video, class_names[label], class_names[prediction], f"{probability:.6f}"])
+  _write_table(
+    workdir / "predictions.csv",
+    ("id", "label", "prediction", "probability"),
+    (
+      (video, "|".join(class_names[label] for label in labels), class_names[prediction], f"{p:.6f}")
+      for video, (_, labels, prediction, p) in zip(video_ids, result.predictions)
+    ),
+  )
+  if result.multi_label:
+    header, rows = _PRECISIONS, _precisions(result, class_names)
+  else:
+    header, rows = _ACCURACIES, _accuracies(result, class_names)
+  _write_table(workdir / "per_class.csv", header, rows)
   with replacing(workdir / "report.png") as path:
     write_report(
       path,
@@ -97,3 +114,28 @@ def write_results(
   with replacing(workdir / "evaluation.json") as path:
     path.write_text(json.dumps(numbers, indent=2) + "\n")
   logger.info("report: %s", workdir / "report.png")
+
+
+def _write_table(path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+  with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    table = csv.writer(file)
+    table.writerow(header)
+    table.writerows(rows)
+
+
+def _accuracies(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
+  """Rows of `per_class.csv`; what there is none of stays empty."""
+  errors = result.confusion.copy()
+  np.fill_diagonal(errors, 0)
+  for number, name in enumerate(class_names):
+    videos, correct = result.confusion[number].sum(), result.confusion[number, number]
+    accuracy = f"{correct / videos:.6f}" if videos else ""
+    wrong = errors[number].argmax()
+    most = errors[number, wrong]
+    yield name, videos, correct, accuracy, class_names[wrong] if most else "", most
+
+
+def _precisions(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
+  """Likewise, of videos with any number of labels."""
+  for name, positives, precision in zip(class_names, result.positives, result.average_precision):
+    yield name, positives, f"{precision:.6f}" if positives else ""

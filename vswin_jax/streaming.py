@@ -25,7 +25,7 @@ from vswin_jax.data.clips import central_view
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.vtn import VTN
-from vswin_jax.training.step import jitted_view_step
+from vswin_jax.training.step import class_probabilities, jitted_view_step
 
 
 class Stream:
@@ -57,6 +57,7 @@ class Stream:
       check_at_least(1, max_frames=max_frames)
     self._graph, self._params = split_model(model)
     self._width = model.config.width
+    self._multi_label = getattr(model, "multi_label", False)
     self._preprocessing = preprocessing or getattr(model, "preprocessing", None)
     self._max_frames = max_frames
     self._frames_per_call = frames_per_call
@@ -108,7 +109,7 @@ class Stream:
 
   def probabilities(self) -> np.ndarray:
     """What the model says of the frames so far: float32 `[num_classes]`, the softmax of the logits
-    that it gives for all of them in one pass.
+    that it gives for all of them in one pass, or their sigmoid if it gives several labels.
 
     Raises:
       ValueError: there are no frames yet.
@@ -122,7 +123,7 @@ class Stream:
     padding = _padded_length(len(features)) - len(features)
     valid = np.arange(len(features) + padding) < len(features)
     features = np.pad(features, [(0, padding), (0, 0)])
-    run = _classifier(self._graph)
+    run = _classifier(self._graph, self._multi_label)
     return np.asarray(run(self._params, features, np.pad(positions, (0, padding)), valid))
 
   def _count_on(self, count: int, position_ids: np.ndarray | None) -> np.ndarray:
@@ -175,9 +176,9 @@ def _padded_length(length: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _classifier(graph: nnx.GraphDef) -> Callable:
+def _classifier(graph: nnx.GraphDef, multi_label: bool) -> Callable:
   def classify(params: dict, *arrays: jax.Array) -> jax.Array:
     logits = merge_model(graph, params).classify(*(array[None] for array in arrays))
-    return jax.nn.softmax(logits)[0]
+    return class_probabilities(logits, multi_label)[0]
 
   return jax.jit(classify)

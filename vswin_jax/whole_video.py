@@ -14,6 +14,7 @@ from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models.vtn import VTN
 from vswin_jax.prediction import class_names, iterate_outputs
 from vswin_jax.streaming import Stream
+from vswin_jax.training.step import probabilities_of
 
 # Frames whose features a VTN computes at a time.
 _PART_FRAMES = 32
@@ -112,7 +113,7 @@ def iterate_timelines(
       preprocessing.clip, sampling="dense", num_frames=_PART_FRAMES, frame_interval=1
     )
     preprocessing = dataclasses.replace(preprocessing, clip=clip)
-  output = "map" if is_vtn else "probabilities"
+  output = "map" if is_vtn else probabilities_of(model.multi_label)
   make_timeline = _growing_timeline if is_vtn else _timeline_of_clips
   plans = [_plan(path, preprocessing.clip) for path in paths]
   items = [Item(plan.path, start) for plan in plans for start in plan.starts]

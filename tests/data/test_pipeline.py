@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests import several_labels
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views, eval_clips, train_clip
 from vswin_jax.data.decoding import VideoError, decode_frames
@@ -19,7 +22,7 @@ from vswin_jax.data.pipeline import (
   eval_batches,
   train_batches,
 )
-from vswin_jax.data.records import DatasetError, open_records
+from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 
 SPEC = ClipSpec(num_frames=8, frame_interval=2, size=24, train_short_side=32, flip_probability=0.5)
 CENTER = Views(num_clips=1, crops="center", short_side=28)
@@ -35,13 +38,22 @@ def eval_records(tiny_data_dir):
   return open_records("tiny_motion", str(tiny_data_dir), "validation")
 
 
+@pytest.fixture(scope="module")
+def several_labels_dir(tmp_path_factory) -> str:
+  folder = tmp_path_factory.mktemp("several_labels")
+  several_labels.prepare(folder)
+  return str(folder)
+
+
 def collect(batches) -> dict[str, np.ndarray]:
   with contextlib.closing(batches):
     parts = [{name: np.array(value) for name, value in batch.items()} for batch in batches]
   return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
-def training(records, *, workers=0, start=0, steps=9, host=0, hosts=1, seed=0, spec=SPEC):
+def training(
+  records, *, workers=0, start=0, steps=9, host=0, hosts=1, seed=0, spec=SPEC, **options
+):
   return collect(
     train_batches(
       records,
@@ -53,6 +65,7 @@ def training(records, *, workers=0, start=0, steps=9, host=0, hosts=1, seed=0, s
       options=LoaderOptions(num_workers=workers, num_threads=2),
       host=host,
       num_hosts=hosts,
+      **options,
     )
   )
 
@@ -120,6 +133,61 @@ def test_every_epoch_visits_every_record_once_in_another_order():
     assert sorted(record for _, record in visited) == list(range(48))
   orders = [[record for _, record in visited] for visited in epochs]
   assert orders[0] != orders[1] != orders[2] != list(range(48))
+
+
+@pytest.fixture(scope="module")
+def repeated_batches(train_records):
+  """27 visits of 3 clips in batches of 8, the 17th to 19th visit across two batches."""
+  return training(train_records, repeats=3, steps=10)
+
+
+def test_repeats_stand_together_and_differ(train_records, reference_batches, repeated_batches):
+  visits = [epoch_and_record(visit, 48, 0) for visit in range(27)]
+  clips = repeated_batches["video"].reshape(80, 8, 24, 24, 3)
+  labels = [train_records[record]["label"] for _, record in visits]
+  np.testing.assert_array_equal(repeated_batches["label"].ravel(), np.repeat(labels, 3)[:80])
+  # The first of each three is the clip that there is without repeats.
+  np.testing.assert_array_equal(
+    clips[::3], reference_batches["video"].reshape(72, *clips[0].shape)[:27]
+  )
+  for first in range(0, 78, 3):
+    one, two, three = clips[first : first + 3]
+    assert (one != two).any() and (one != three).any() and (two != three).any()
+  # They are crops of the same video: the records of this data set differ in more than crops.
+  for place in (0, 1, 2):
+    epoch, record = visits[0]
+    key = (0, epoch, record, place) if place else (0, epoch, record)
+    expected, _ = train_clip(train_records[record], SPEC, np.random.default_rng(key))
+    np.testing.assert_array_equal(clips[place], expected)
+
+
+def test_an_epoch_shows_every_video_as_often_as_asked(train_records):
+  """Labels of records made unique by their place: what a stream shows is known by record."""
+  numbered = Numbered(train_records.source, train_records.class_names)
+  shown = training(numbered, repeats=2, steps=24)["label"].ravel()
+  for epoch in (shown[:96], shown[96:]):
+    assert sorted(epoch) == sorted([*range(48), *range(48)])
+    np.testing.assert_array_equal(epoch[::2], epoch[1::2])
+  assert (shown[:96] != shown[96:]).any()
+
+
+@pytest.mark.parametrize("hosts, workers, start", [(2, 0, 0), (4, 0, 3), (1, 2, 7)])
+def test_repeats_depend_on_nothing_but_the_step(
+  train_records, repeated_batches, hosts, workers, start
+):
+  parts = [
+    training(
+      train_records, repeats=3, steps=10, host=host, hosts=hosts, workers=workers, start=start
+    )
+    for host in range(hosts)
+  ]
+  joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+  assert_same(joined, {name: value[start:] for name, value in repeated_batches.items()})
+
+
+def test_fewer_than_one_repeat_is_refused(train_records):
+  with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+    training(train_records, repeats=0)
 
 
 def test_train_clip_is_the_stated_composition(train_records):
@@ -235,26 +303,134 @@ def test_evaluation_visits_every_video_once(eval_records, batch_size, hosts, wor
     assert eval_records[int(record)]["label"] == label
 
 
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_several_labels_of_a_video_arrive_as_zeros_and_ones(several_labels_dir, hosts):
+  records = open_records(several_labels.NAME, several_labels_dir, "validation")
+  assert records.multi_label and records.class_names == several_labels.CLASSES
+  parts = [
+    collect(
+      eval_batches(
+        records, SPEC, CENTER, batch_size=4, seed=0, options=LoaderOptions(hosts == 2), host=host,
+        num_hosts=hosts,
+      )
+    )
+    for host in range(hosts)
+  ]  # fmt: skip
+  flat = {
+    name: np.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts])
+    for name in ("record", "weight", "label")
+  }
+  counted = flat["weight"] == 1
+  assert sorted(flat["record"][counted]) == list(range(11))
+  assert flat["label"].dtype == np.uint8 and not flat["label"][~counted].any()
+  for record, label in zip(flat["record"][counted], flat["label"][counted]):
+    expected = several_labels.labels_of(records, int(record), "validation")
+    np.testing.assert_array_equal(np.flatnonzero(label == 1), expected)
+    assert label.sum() == len(expected)
+
+
+def test_training_clips_carry_several_labels(several_labels_dir):
+  records = open_records(several_labels.NAME, several_labels_dir, "train")
+  batches = training(records, steps=4, workers=1)
+  assert batches["label"].shape == (4, 8, 6) and batches["label"].dtype == np.uint8
+  for place, label in enumerate(batches["label"].reshape(32, 6)):
+    _, record = epoch_and_record(place, 16, 0)
+    expected = several_labels.labels_of(records, record, "train")
+    np.testing.assert_array_equal(np.flatnonzero(label), expected)
+
+
+def test_one_label_of_a_video_is_no_sequence(train_records):
+  assert not train_records.multi_label
+
+
 @dataclasses.dataclass(frozen=True)
-class Damaged:
-  """Records of which some hold no readable video."""
-
-  records: object
-  damaged: frozenset
-
-  def __len__(self):
-    return len(self.records)
+class Numbered(VideoRecords):
+  """Records labelled with their index."""
 
   def __getitem__(self, index):
-    record = dict(self.records[index])
+    return super().__getitem__(index) | {"label": index}
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged(VideoRecords):
+  """Records of which some hold no readable video."""
+
+  damaged: frozenset = frozenset()
+
+  @classmethod
+  def of(cls, records, damaged):
+    return cls(records.source, records.class_names, damaged=frozenset(damaged))
+
+  def __getitem__(self, index):
+    record = super().__getitem__(index)
     return record | {"video": b"damaged"} if index in self.damaged else record
 
-  def video_id(self, index):
-    return self.records.video_id(index)
+
+class NotPickled(Exception):
+  """An error that a worker can send, but its parent can't receive."""
+
+  def __init__(self, first, second):
+    super().__init__(f"{first} {second}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(VideoRecords):
+  """Records of which one can't be read, for a reason that is no fault of the video."""
+
+  reason: str = ""
+
+  def __getitem__(self, index):
+    if index == 13:
+      if self.reason == "stop":
+        next(iter(()))
+      if self.reason == "exit":
+        sys.exit(0)
+      if self.reason == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+      raise {"value": ValueError("odd value"), "unpickled": NotPickled("odd", "value")}[self.reason]
+    return super().__getitem__(index)
+
+
+FAILURES = {
+  "value": (ValueError, "odd value"),
+  "stop": (RuntimeError, "raised StopIteration"),
+  "exit": (RuntimeError, "raised SystemExit"),
+  "unpickled": (RuntimeError, "raised NotPickled: odd value"),
+}
+
+
+@pytest.mark.parametrize(
+  "reason, workers",
+  [("value", 0), ("value", 1), ("value", 2), ("stop", 0), ("stop", 2), ("exit", 0), ("exit", 1),
+   ("unpickled", 1)],
+)  # fmt: skip
+def test_a_failing_load_is_an_error_and_never_a_shorter_stream(train_records, reason, workers):
+  records = Failing(train_records.source, train_records.class_names, reason=reason)
+  error, message = FAILURES[reason]
+  with pytest.raises(error, match=message):
+    training(records, workers=workers)
+
+
+@pytest.mark.parametrize("reason, workers", [("value", 0), ("value", 1), ("stop", 2)])
+def test_a_failing_load_never_leaves_videos_out_of_an_evaluation(eval_records, reason, workers):
+  records = Failing(eval_records.source, eval_records.class_names, reason=reason)
+  batches = eval_batches(
+    records, SPEC, CENTER, batch_size=8, seed=0, options=LoaderOptions(workers)
+  )
+  error, message = FAILURES[reason]
+  with pytest.raises(error, match=message):
+    collect(batches)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_an_error(train_records, workers):
+  records = Failing(train_records.source, train_records.class_names, reason="kill")
+  with pytest.raises(RuntimeError, match="terminated unexpectedly with exit code -9"):
+    training(records, workers=workers)
 
 
 def test_damaged_clips_are_named_and_replaced_alike_everywhere(train_records, reference_batches):
-  damaged = Damaged(train_records, frozenset({5, 11, 40}))
+  damaged = Damaged.of(train_records, {5, 11, 40})
   batches = training(damaged)
   assert_same(training(damaged, workers=2), batches)
   assert_same(training(damaged, start=4), {name: value[4:] for name, value in batches.items()})
@@ -267,7 +443,7 @@ def test_damaged_clips_are_named_and_replaced_alike_everywhere(train_records, re
 
 
 def test_damaged_videos_do_not_count_in_evaluation(eval_records):
-  damaged = Damaged(eval_records, frozenset({2, 20}))
+  damaged = Damaged.of(eval_records, {2, 20})
   whole = dataclasses.replace(CENTER, whole_frames=5)
   batches = collect(
     eval_batches(damaged, SPEC, whole, batch_size=8, seed=0, options=LoaderOptions(0))
@@ -284,7 +460,7 @@ def test_damaged_videos_do_not_count_in_evaluation(eval_records):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_set_without_a_readable_video_stops_with_a_clear_error(train_records, workers):
-  damaged = Damaged(train_records, frozenset(range(48)))
+  damaged = Damaged.of(train_records, range(48))
   with pytest.raises(VideoError, match="none of 20 records in a row could be decoded"):
     training(damaged, workers=workers)
 
@@ -331,7 +507,7 @@ def test_missing_data_is_explained(tiny_data_dir):
     open_records("", str(tiny_data_dir), "train")
   with pytest.raises(DatasetError, match=r"no split 'train\[:0\]'; it has train, validation"):
     open_records("tiny_motion", str(tiny_data_dir), "train[:0]")
-  with pytest.raises(DatasetError, match=r"no data set 'kinetics400' under .*prepare it"):
+  with pytest.raises(DatasetError, match=r"no data set 'kinetics400' under .*vswin_jax.prepare"):
     open_records("kinetics400", str(tiny_data_dir), "train")
   with pytest.raises(DatasetError, match="no split 'test'; it has train, validation"):
     open_records("tiny_motion", str(tiny_data_dir), "test")
@@ -346,3 +522,21 @@ def test_our_data_modules_do_not_import_jax():
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
   for path in pathlib.Path(pipeline.__file__).parent.glob("*.py"):
     assert "import jax" not in path.read_text(), path
+
+
+@pytest.mark.parametrize(
+  "gibibytes, expected",
+  [
+    (32, (8, 2)),
+    (24, (8, 1)),  # three batches of a gibibyte in each of eight workers
+    (23, (7, 1)),
+    (9, (3, 1)),
+    (1, (1, 1)),
+  ],
+)
+def test_large_batches_are_loaded_by_fewer_workers(gibibytes, expected):
+  options = LoaderOptions(num_workers=8, prefetch_batches=2, memory_gib=gibibytes)
+  fitting = pipeline.within_memory(options, 2**30)
+  assert (fitting.num_workers, fitting.prefetch_batches) == expected
+  without = dataclasses.replace(options, num_workers=0)
+  assert pipeline.within_memory(without, 2**30).num_workers == 0

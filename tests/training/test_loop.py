@@ -4,11 +4,13 @@ import contextlib
 import os
 import signal
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vswin_jax.data.pipeline import LoaderOptions, iterate
 from vswin_jax.training import sharding
 from vswin_jax.training.loop import TrainingError, train
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
@@ -139,6 +141,33 @@ def test_a_dead_data_worker_is_explained(tmp_path):
 
   with pytest.raises(TrainingError, match=r"a data worker died before step 5.*num_workers"):
     run(tmp_path, batches=Dead())
+
+
+def item_or_death(index: int) -> dict:
+  if index == 9:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return {"failed": np.int32(-1)}
+
+
+def item_or_error(index: int) -> dict:
+  if index == 9:
+    raise ValueError("odd item")
+  return {"failed": np.int32(-1)}
+
+
+@pytest.mark.parametrize(
+  "load, workers, error, message",
+  [
+    (item_or_death, 1, TrainingError, "a data worker died before step"),
+    (item_or_error, 0, ValueError, "odd item"),
+    (item_or_error, 2, ValueError, "odd item"),
+  ],
+)
+def test_what_goes_wrong_in_workers_ends_the_training(tmp_path, load, workers, error, message):
+  clips = grain.MapDataset.range(100).map(load).batch(2, drop_remainder=True)
+  with contextlib.closing(iterate(clips, LoaderOptions(workers))) as batches:
+    with pytest.raises(error, match=message):
+      run(tmp_path, batches=batches)
 
 
 def test_a_request_to_stop_saves_and_ends(tmp_path):

@@ -11,8 +11,15 @@ from vswin_jax.models import create_model
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import jit_eval_step
+from vswin_jax.training.inputs import make_targets
 from vswin_jax.training.optimizer import make_optimizer
-from vswin_jax.training.step import create_state, make_eval_step, make_train_step, normalize
+from vswin_jax.training.step import (
+  create_state,
+  make_eval_step,
+  make_train_step,
+  normalize,
+  top1_accuracy,
+)
 
 BATCH, CLASSES = 8, 5
 PIXELS = {"mean": (110.0, 100.0, 90.0), "std": (60.0, 50.0, 40.0)}
@@ -30,15 +37,18 @@ def tiny_model(**options):
   )
 
 
-def batches(count):
+def batches(count, multi_label=False):
   random = np.random.default_rng(0)
   for _ in range(count):
-    yield {
+    batch = {
       "video": random.integers(0, 256, (BATCH, 8, 32, 32, 3), dtype=np.uint8),
       "position_ids": np.tile(np.arange(8, dtype=np.int32), (BATCH, 1)),
       "label": random.integers(0, CLASSES, BATCH, dtype=np.int32),
       "failed": np.full(BATCH, -1, np.int32),
     }
+    if multi_label:
+      batch["label"] = (random.random((BATCH, CLASSES)) < 0.4).astype(np.uint8)
+    yield batch
 
 
 def run(devices=1, fsdp=1, steps=4, model_options=None, **options):
@@ -57,7 +67,7 @@ def run(devices=1, fsdp=1, steps=4, model_options=None, **options):
   )
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
   history = []
-  for batch in batches(steps):
+  for batch in batches(steps, options.get("multi_label", False)):
     state, metrics = step(state, sharding.put_batch(batch, sharding.batch_sharding(mesh)))
     history.append({name: float(value) for name, value in metrics.items()})
   return history, state, step
@@ -131,6 +141,61 @@ def test_gradient_and_loss_equal_a_plain_computation():
   np.testing.assert_allclose(history[0]["mean_grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
 
 
+def test_several_labels_are_learnt_each_by_itself():
+  """The mean over classes of -log p of a label and -log (1 - p) of what is none."""
+  plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
+  graph, params = split_model(tiny_model(**plain))
+  batch = next(batches(1, multi_label=True))
+  video = (batch["video"].astype(np.float32) - PIXELS["mean"]) / PIXELS["std"]
+
+  def loss(params):
+    logits = merge_model(graph, params)(jnp.asarray(video, jnp.float32))
+    p = 1 / (1 + jnp.exp(-logits))
+    return -jnp.where(batch["label"], jnp.log(p), jnp.log(1 - p)).mean()
+
+  value, gradient = jax.value_and_grad(loss)(params)
+  history, _, _ = run(steps=1, model_options=plain, multi_label=True)
+  np.testing.assert_allclose(history[0]["loss"], value, rtol=1e-5)
+  np.testing.assert_allclose(history[0]["mean_grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
+  logits = np.asarray(merge_model(graph, params)(jnp.asarray(video, jnp.float32)))
+  hits = batch["label"][np.arange(BATCH), logits.argmax(-1)]
+  np.testing.assert_allclose(history[0]["mean_top1"], hits.mean(), rtol=1e-6)
+
+
+def test_several_labels_on_several_devices_and_in_parts():
+  plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
+  single, _, _ = run(model_options=plain, multi_label=True)
+  parts, _, _ = run(4, 2, model_options=plain, multi_label=True, accumulate=2)
+  for actual, expected in zip(parts, single):
+    np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)
+    np.testing.assert_allclose(actual["mean_top1"], expected["mean_top1"], rtol=1e-6)
+
+
+def test_smoothing_is_for_one_label():
+  with pytest.raises(ValueError, match="label_smoothing is for videos with one label"):
+    run(steps=0, multi_label=True, label_smoothing=0.1)
+
+
+def test_targets():
+  smooth = make_targets(jnp.array([2, 0]), 5, label_smoothing=0.1)
+  np.testing.assert_allclose(
+    smooth, [[0.02, 0.02, 0.92, 0.02, 0.02], [0.92, 0.02, 0.02, 0.02, 0.02]], rtol=1e-6
+  )
+  several = make_targets(jnp.array([[1, 0, 1], [0, 0, 0]], jnp.uint8), 3, multi_label=True)
+  assert several.dtype == jnp.float32
+  np.testing.assert_array_equal(several, [[1, 0, 1], [0, 0, 0]])
+
+
+def test_top1_of_one_several_and_mixed_labels():
+  logits = jnp.array([[3.0, 1, 0], [0, 2, 1], [1, 0, 5], [0, 1, 0], [0, 1, 0], [1, 0, 0]])
+  targets = jnp.array([[1, 0, 0], [1, 0, 1], [0, 0, 0], [0.3, 0.7, 0], [0.7, 0.3, 0], [1, 0, 1]])
+  # Right; neither of two; none to be right about; the larger share; the smaller; one of two.
+  expected = [1, 0, 0, 1, 0, 1]
+  for row, want in enumerate(expected):
+    assert float(top1_accuracy(logits[row : row + 1], targets[row : row + 1])) == want
+  assert float(top1_accuracy(logits, targets)) == pytest.approx(0.5)
+
+
 def test_logged_means_start_anew_after_each_logged_step(single):
   history = single[0]
   losses = [metrics["loss"] for metrics in history]
@@ -154,19 +219,20 @@ def test_normalisation_is_in_float32():
   np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_views_are_averaged_as_probabilities(devices):
+@pytest.mark.parametrize("devices, multi_label", [(1, False), (4, False), (4, True)])
+def test_views_are_averaged_as_probabilities(devices, multi_label):
   graph, params = split_model(tiny_model())
   mesh = sharding.make_mesh(1, jax.devices()[:devices])
   video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 32, 32, 3), dtype=np.uint8)
-  step = jit_eval_step(make_eval_step(graph, **PIXELS), mesh)
+  step = jit_eval_step(make_eval_step(graph, **PIXELS, multi_label=multi_label), mesh)
   position_ids = np.tile(np.arange(8, dtype=np.int32), (4, 3, 1))
   batch = {"video": video, "position_ids": position_ids, "label": np.arange(4, dtype=np.int32)}
   result = step(params, sharding.put_batch(batch, sharding.batch_sharding(mesh)))
   assert result["label"].sharding.is_fully_replicated
   model = tiny_model()
+  probabilities = jax.nn.sigmoid if multi_label else jax.nn.softmax
   views = [
-    jax.nn.softmax(model(normalize(jnp.asarray(video[:, view]), **PIXELS))) for view in range(3)
+    probabilities(model(normalize(jnp.asarray(video[:, view]), **PIXELS))) for view in range(3)
   ]
   np.testing.assert_allclose(result["probabilities"], np.mean(views, axis=0), atol=1e-6)
 

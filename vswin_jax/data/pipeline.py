@@ -1,17 +1,15 @@
 """grain pipelines: batches of clips as a pure function of the step.
 
-Which record stands where, and every random choice about it, follows from (seed, epoch, record)
-alone. A pipeline therefore has no state to save: started at step k, it yields what an
+Which record stands where, and every random choice about it, follows from (seed, epoch, record,
+repeat) alone. A pipeline therefore has no state to save: started at step k, it yields what an
 uninterrupted one yields at step k, for any number of workers and hosts. (NumPy's generators make
 the choices: another version of NumPy may choose otherwise.)
 """
 
 import dataclasses
 import functools
-import multiprocessing
-import os
-import signal
-import threading
+import pickle
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -27,6 +25,7 @@ from vswin_jax.data.clips import (
 )
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.records import VideoRecords
+from vswin_jax.data.worker_processes import end_with_parent
 
 _MOST_ATTEMPTS = 20
 
@@ -39,15 +38,19 @@ class LoaderOptions:
     num_workers: worker processes; 0 loads in threads of this process.
     num_threads: decoding threads per worker.
     prefetch_batches: batches that each worker keeps ready.
+    memory_gib: of batches in all workers together; where that is not enough for `num_workers`,
+      fewer load (see `within_memory`).
   """
 
   num_workers: int = 2
   num_threads: int = 1
   prefetch_batches: int = 2
+  memory_gib: float = 32.0
 
   def __post_init__(self):
     check_at_least(0, num_workers=self.num_workers)
     check_at_least(1, num_threads=self.num_threads, prefetch_batches=self.prefetch_batches)
+    check_at_least(0, memory_gib=self.memory_gib)
 
 
 def train_batches(
@@ -61,11 +64,13 @@ def train_batches(
   options: LoaderOptions,
   host: int = 0,
   num_hosts: int = 1,
+  repeats: int = 1,
 ) -> "grain.DatasetIterator":
   """Batches of training clips for steps `start_step` to `num_steps - 1`.
 
   Every epoch visits every record once in an order of its own; epochs follow each other without a
-  gap, so a batch may hold clips of two.
+  gap, so a batch may hold clips of two. A visit takes `repeats` clips, each cut and augmented by
+  itself, which stand next to each other (repeated augmentation, arXiv 1901.09335).
 
   Args:
     records: the training split.
@@ -73,19 +78,22 @@ def train_batches(
     batch_size: clips of a batch over all hosts, divisible by `num_hosts`.
     seed: of order and augmentation.
     host: index of this host, which gets its own contiguous part of every batch.
+    repeats: clips of a video in an epoch.
 
   Returns:
     An iterator (close it at the end) of dicts with "video" uint8 `[batch_size / num_hosts, time,
     height, width, 3]`, "position_ids" int32 `[..., time]` (see `clips.train_clip`), "label" int32
-    `[...]` and "failed" int32 `[...]`: the record that could not be decoded and was replaced by
-    another one, or -1.
+    `[...]`, or uint8 `[..., classes]` of 0 and 1 where videos have several labels, and "failed"
+    int32 `[...]`: the record that could not be decoded and was replaced by another one, or -1.
+
+  Raises:
+    ValueError: fewer than one repeat. Whatever loading raises, the iterator raises in its place; a
+      stream that ends is whole.
   """
-  local = batch_size // num_hosts
-  position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
-  load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed)
-  clips = grain.MapDataset.range(start_step * local, num_steps * local)
-  batches = clips.map(position).map(load).batch(local, drop_remainder=True)
-  return iterate(batches, options)
+  check_at_least(1, repeats=repeats)
+  load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed, repeats=repeats)
+  options = within_memory(options, batch_size // num_hosts * spec.num_frames * 3 * spec.size**2)
+  return _batches(load, range(start_step, num_steps), batch_size, host, num_hosts, options)
 
 
 def eval_batches(
@@ -111,14 +119,41 @@ def eval_batches(
   Returns:
     An iterator (close it at the end) of dicts with "video" uint8 `[batch_size / num_hosts, views,
     time, height, width, 3]`, "position_ids" int32 `[..., views, time]` (see `clips.eval_clips`),
-    "label" int32, "record" int32 (its index), "failed" int32 (as in `train_batches`) and "weight"
-    float32: 0 for padding and for videos that can't be decoded.
+    "label" and "failed" (as in `train_batches`), "record" int32 (its index) and "weight" float32:
+    0 for padding and for videos that can't be decoded.
   """
-  local = batch_size // num_hosts
   num_batches = -(-len(records) // batch_size)
-  position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
   load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
-  clips = grain.MapDataset.range(num_batches * local).map(position).map(load)
+  frames = count_views(spec, views) * view_frames(spec, views)
+  options = within_memory(options, batch_size // num_hosts * frames * 3 * spec.size**2)
+  return _batches(load, range(num_batches), batch_size, host, num_hosts, options)
+
+
+def within_memory(options: LoaderOptions, batch_bytes: int) -> LoaderOptions:
+  """Options with as few batches kept ready, then as few workers, as fit into their memory.
+
+  A worker holds those that it keeps ready, one that it makes and one that is being fetched. Of
+  views of many large clips one batch can be gigabytes.
+  """
+  room = int(options.memory_gib * 2**30) // max(batch_bytes, 1)
+  ready = max(min(options.prefetch_batches, room // max(options.num_workers, 1) - 2), 1)
+  workers = min(options.num_workers, max(room // (ready + 2), 1))
+  return dataclasses.replace(options, prefetch_batches=ready, num_workers=workers)
+
+
+def _batches(
+  load: Callable[[int], dict],
+  steps: range,
+  batch_size: int,
+  host: int,
+  num_hosts: int,
+  options: LoaderOptions,
+) -> "grain.DatasetIterator":
+  """This host's part of the batches of `steps`; `load` turns a place in the stream into a clip."""
+  local = batch_size // num_hosts
+  position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
+  clips = grain.MapDataset.range(steps.start * local, steps.stop * local).map(position)
+  clips = clips.map(functools.partial(_load_or_raise, load=load))
   return iterate(clips.batch(local, drop_remainder=True), options)
 
 
@@ -129,7 +164,7 @@ def _position(index: int, *, local: int, batch_size: int, host: int) -> int:
 
 
 def epoch_and_record(position: int, num_records: int, seed: int) -> tuple[int, int]:
-  """Epoch and record of a position in the endless stream of training clips."""
+  """Epoch and record of a position in the endless stream of visits to records."""
   epoch, offset = divmod(position, num_records)
   return epoch, int(_epoch_order(num_records, seed, epoch)[offset])
 
@@ -139,9 +174,11 @@ def _epoch_order(num_records: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(num_records)
 
 
-def _load_train_clip(position: int, *, records, spec, seed) -> dict:
-  epoch, first = epoch_and_record(position, len(records), seed)
-  random = np.random.default_rng((seed, epoch, first))
+def _load_train_clip(position: int, *, records, spec, seed, repeats) -> dict:
+  visit, repeat = divmod(position, repeats)
+  epoch, first = epoch_and_record(visit, len(records), seed)
+  # The first clip of a visit is the one that there is without repeats.
+  random = np.random.default_rng((seed, epoch, first, repeat) if repeat else (seed, epoch, first))
   index = first
   for _ in range(_MOST_ATTEMPTS):
     record = records[index]
@@ -153,7 +190,7 @@ def _load_train_clip(position: int, *, records, spec, seed) -> dict:
     return {
       "video": np.ascontiguousarray(video),
       "position_ids": position_ids,
-      "label": np.int32(record["label"]),
+      "label": _label(records, record),
       "failed": np.int32(-1 if index == first else first),
     }
   raise VideoError(
@@ -167,7 +204,7 @@ def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
   loaded = {
     "video": np.zeros((*shape, spec.size, spec.size, 3), np.uint8),
     "position_ids": np.zeros(shape, np.int32),
-    "label": np.int32(0),
+    "label": _label(records),
     "record": np.int32(position),
     "failed": np.int32(-1),
     "weight": np.float32(0.0),
@@ -175,7 +212,7 @@ def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
   if position >= len(records):
     return loaded
   record = records[position]
-  loaded["label"] = np.int32(record["label"])
+  loaded["label"] = _label(records, record)
   try:
     random = np.random.default_rng((seed, position))
     loaded["video"], loaded["position_ids"] = eval_clips(record, spec, views, random)
@@ -183,6 +220,16 @@ def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
   except VideoError:
     loaded["failed"] = np.int32(position)
   return loaded
+
+
+def _label(records: VideoRecords, record: dict | None = None) -> np.ndarray | np.int32:
+  """The label of a record as `train_batches` gives it, or of what fills a batch up."""
+  if not records.multi_label:
+    return np.int32(0 if record is None else record["label"])
+  multi_hot = np.zeros(len(records.class_names), np.uint8)
+  if record is not None:
+    multi_hot[np.asarray(record["label"], int)] = 1
+  return multi_hot
 
 
 def iterate(batches: grain.MapDataset, options: LoaderOptions):
@@ -200,16 +247,31 @@ def iterate(batches: grain.MapDataset, options: LoaderOptions):
   return iter(dataset)
 
 
-def _end_with_parent(worker: int, num_workers: int) -> None:
-  """Ends a worker with its parent, and not before.
+def _load_or_raise(position: int, *, load: Callable[[int], dict]) -> dict:
+  """Calls `load`, and makes of errors that would get lost on their way one that does not.
 
-  Without its parent it would wait forever; an interrupt from the terminal is for the parent alone.
+  A stray StopIteration would end the stream, SystemExit the worker without a word, and the parent
+  would wait forever for an error that can't be pickled.
   """
+  try:
+    return load(position)
+  except BaseException as error:
+    if isinstance(error, Exception) and not isinstance(error, StopIteration) and _pickles(error):
+      raise
+    reason = " ".join(str(error).split())
+    raise RuntimeError(
+      f"loading clip {position} raised {type(error).__name__}: {reason}"
+    ) from error
+
+
+def _pickles(error: Exception) -> bool:
+  try:
+    pickle.loads(pickle.dumps(error))
+  except Exception:
+    return False
+  return True
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
   del worker, num_workers
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-  def watch():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
+  end_with_parent()

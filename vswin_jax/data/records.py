@@ -18,13 +18,19 @@ class DatasetError(ValueError):
   """A data set that is missing or not what was expected; the message says what to do."""
 
 
-def features(class_names: list[str]) -> tfds.features.FeaturesDict:
-  """Schema of a record: encoded video, its facts (from `decoding.probe`), id and label."""
+def features(class_names: list[str], multi_label: bool = False) -> tfds.features.FeaturesDict:
+  """Schema of a record: encoded video, its facts (from `decoding.probe`), id and label.
+
+  Args:
+    class_names: by index.
+    multi_label: a video may show any number of classes: its label is a sequence.
+  """
+  label = tfds.features.ClassLabel(names=class_names)
   return tfds.features.FeaturesDict(
     {
       "video": tfds.features.Scalar(np.bytes_),
       "id": tfds.features.Text(),
-      "label": tfds.features.ClassLabel(names=class_names),
+      "label": tfds.features.Sequence(label) if multi_label else label,
       "num_frames": tfds.features.Scalar(np.int32),
       "height": tfds.features.Scalar(np.int32),
       "width": tfds.features.Scalar(np.int32),
@@ -34,17 +40,26 @@ def features(class_names: list[str]) -> tfds.features.FeaturesDict:
   )
 
 
-def record(video: bytes, video_id: str, label: int | str, facts: VideoFacts) -> dict:
-  """One example in the schema of `features`."""
+def record(
+  video: bytes, video_id: str, label: int | str | Sequence[int | str], facts: VideoFacts
+) -> dict:
+  """One example in the schema of `features`; with several labels, `label` is a sequence."""
   return {"video": video, "id": video_id, "label": label, **dataclasses.asdict(facts)}
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoRecords:
-  """Random access to the records of one split: `len(records)`, `records[i]`; picklable."""
+  """Random access to the records of one split: `len(records)`, `records[i]`; picklable.
+
+  Attributes:
+    source: of records, by index.
+    class_names: by index.
+    multi_label: whether the label of a record is an array of any number of classes.
+  """
 
   source: Sequence[dict]
   class_names: tuple[str, ...]
+  multi_label: bool = False
 
   def __len__(self) -> int:
     return len(self.source)
@@ -71,23 +86,7 @@ def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
     DatasetError: no such data set or split, or records of another kind.
   """
   where = f"{name!r} under {data_dir}"
-  if not name:
-    raise DatasetError("no data set is named; give --config.data.name")
-  try:
-    builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir), try_gcs=False)
-    if not builder.info.splits:
-      raise tfds.core.DatasetNotFoundError(name)
-  except tfds.core.DatasetNotFoundError as error:
-    raise DatasetError(
-      f"no data set {where}: expected {data_dir}/{name}/<version>/ with dataset_info.json, "
-      "features.json and array_record files of encoded videos in the schema of "
-      "vswin_jax.data.records.features; prepare it, or point --config.data.dir at it"
-    ) from error
-  except Exception as error:
-    raise DatasetError(f"can't read the data set {where}: {_one_line(error)}") from error
-  missing = set(features(["any"])) - set(builder.info.features)
-  if missing:
-    raise DatasetError(f"{where} holds no video records: no {', '.join(sorted(missing))}")
+  builder = _open_builder(name, data_dir)
   known = ", ".join(builder.info.splits)
   try:
     source = builder.as_data_source(split=split)
@@ -100,7 +99,42 @@ def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
     ) from error
   except Exception as error:
     raise DatasetError(f"can't read the files of {where}: {_one_line(error)}") from error
-  return VideoRecords(source, tuple(builder.info.features["label"].names))
+  label = builder.info.features["label"]
+  multi_label = isinstance(label, tfds.features.Sequence)
+  classes = label.feature if multi_label else label
+  return VideoRecords(source, tuple(classes.names), multi_label)
+
+
+def split_names(name: str, data_dir: str) -> list[str]:
+  """The splits of a prepared data set.
+
+  Raises:
+    DatasetError: as `open_records`.
+  """
+  return list(_open_builder(name, data_dir).info.splits)
+
+
+def _open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+  where = f"{name!r} under {data_dir}"
+  if not name:
+    raise DatasetError("no data set is named; give --config.data.name")
+  try:
+    builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir), try_gcs=False)
+    if not builder.info.splits:
+      raise tfds.core.DatasetNotFoundError(name)
+  except tfds.core.DatasetNotFoundError as error:
+    raise DatasetError(
+      f"no data set {where}: expected {data_dir}/{name}/<version>/ with dataset_info.json, "
+      "features.json and array_record files of encoded videos in the schema of "
+      "vswin_jax.data.records.features; make it with `python -m vswin_jax.prepare`, or point "
+      "--config.data.dir at it"
+    ) from error
+  except Exception as error:
+    raise DatasetError(f"can't read the data set {where}: {_one_line(error)}") from error
+  missing = set(features(["any"])) - set(builder.info.features)
+  if missing:
+    raise DatasetError(f"{where} holds no video records: no {', '.join(sorted(missing))}")
+  return builder
 
 
 def _one_line(error: Exception) -> str:

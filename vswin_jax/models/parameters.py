@@ -3,6 +3,9 @@
 import jax
 from flax import nnx
 
+# Starts of the paths of the layers that give logits.
+CLASSIFIERS = ("head.kernel", "head.bias", "head.fc2.")
+
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
   """Separates a model, which must hold parameters only, into its graph and its parameters.

@@ -4,9 +4,11 @@ import pathlib
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from vswin_jax.training.evaluation import Evaluation
+from vswin_jax.training.evaluation import SCORES, Evaluation
 
 _SECONDARY = "#52606d"
 _INK, _FAINT, _ACCENT, _SECOND = "#1f2933", "#9aa5b1", "#2563eb", "#f59e0b"
@@ -24,6 +26,11 @@ _STYLE = {
   "ytick.color": _INK,
 }
 _MOST_NAMED_CLASSES = 40
+_MOST_CELLS = 320
+_HARDEST, _PAIRS = 20, 16
+# Names of scores in metrics, and in words.
+_TOP1 = ("top1", "Top-1 accuracy")
+_PRECISION = ("mean_average_precision", "Mean average precision")
 
 
 def write_report(
@@ -48,32 +55,36 @@ def write_report(
     header, body = figure.subfigures(2, 1, height_ratios=[1, 5])
     _draw_header(header, title, subtitle, evaluation)
     left, right = body.subfigures(1, 2, width_ratios=[1, 1.2])
-    loss_axes, accuracy_axes, class_axes = left.subplots(3, 1)
+    if evaluation.multi_label:
+      values, what, score = evaluation.average_precision, "average precision", _PRECISION
+      _draw_precisions(right, evaluation, class_names)
+    else:
+      values, what, score = _accuracies(evaluation), "accuracy", _TOP1
+      _draw_confusion(right, evaluation, class_names)
+    # A few average precisions all stand at the right.
+    with_classes = not evaluation.multi_label or len(class_names) > _MOST_NAMED_CLASSES
+    loss_axes, score_axes, *class_axes = left.subplots(2 + with_classes, 1)
     _draw_loss(loss_axes, metrics)
-    _draw_accuracy(accuracy_axes, metrics)
-    _draw_classes(class_axes, evaluation, class_names)
-    _draw_confusion(right, evaluation, class_names)
+    _draw_scores(score_axes, metrics, *score)
+    for axes in class_axes:
+      _draw_hardest(axes, values, class_names, what)
     figure.savefig(path, dpi=110, format="png")
 
 
 def _draw_header(figure, title, subtitle, evaluation) -> None:
   figure.text(0.02, 0.76, title, fontsize=17, fontweight="bold", va="center")
-  videos = int(evaluation.confusion.sum())
+  videos = len(evaluation.predictions)
   failed = f", {len(evaluation.failed)} unreadable" if evaluation.failed else ""
   for y, line in zip((0.48, 0.27, 0.06), [*subtitle, f"{videos} videos evaluated{failed}"]):
     figure.text(0.02, y, line, fontsize=9.5, color=_SECONDARY, va="center")
-  tiles = [
-    ("top-1", evaluation.top1),
-    ("top-5", evaluation.top5),
-    ("mean class", evaluation.mean_class),
-  ]
-  for place, (name, value) in enumerate(tiles):
-    x = 0.66 + 0.125 * place
+  scores = evaluation.scalars()
+  for place, (name, value) in enumerate(reversed(scores.items())):
+    x = 0.91 - 0.125 * place
     figure.text(
       x, 0.6, f"{100 * value:.1f}%", fontsize=22, fontweight="bold", color=_ACCENT, ha="center",
       va="center",
     )  # fmt: skip
-    figure.text(x, 0.2, name, fontsize=10, color=_SECONDARY, ha="center", va="center")
+    figure.text(x, 0.2, SCORES[name], fontsize=10, color=_SECONDARY, ha="center", va="center")
 
 
 def _series(metrics: list[dict], name: str) -> tuple[list[int], list[float]]:
@@ -92,51 +103,160 @@ def _draw_loss(axes, metrics) -> None:
   rate.set_ylim(bottom=0)
 
 
-def _draw_accuracy(axes, metrics) -> None:
-  axes.set_title("Top-1 accuracy over steps")
-  for name, label, color in (
-    ("train/top1", "training", _FAINT),
-    ("validation/top1", "validation", _ACCENT),
-    ("validation_average/top1", "validation, averaged weights", _SECOND),
+def _draw_scores(axes, metrics, name: str, title: str) -> None:
+  axes.set_title(f"{title} over steps")
+  for kind, label, color in (
+    ("train", "training", _FAINT),
+    ("validation", "validation", _ACCENT),
+    ("validation_average", "validation, averaged weights", _SECOND),
   ):
-    steps, values = _series(metrics, name)
+    steps, values = _series(metrics, f"{kind}/{name}")
     if steps:
       axes.plot(steps, 100 * np.asarray(values), color=color, label=label, marker=".")
   axes.set_ylim(0, 101)
   axes.set_ylabel("%")
-  axes.legend(frameon=False, loc="lower right")
+  if axes.lines:
+    axes.legend(frameon=False, loc="lower right")
 
 
-def _draw_classes(axes, evaluation, class_names) -> None:
-  """Accuracy per class, at most the 20 worst."""
+def _accuracies(evaluation: Evaluation) -> np.ndarray:
+  """Share of the videos of each class that are right, `[classes]`; NaN: it has none."""
   total = evaluation.confusion.sum(1)
-  present = np.flatnonzero(total)
-  accuracy = evaluation.confusion.diagonal()[present] / total[present]
-  order = np.argsort(accuracy, kind="stable")[:20][::-1]
-  axes.set_title("Accuracy per class" if len(present) <= 20 else "The 20 hardest classes")
-  axes.barh(
-    [class_names[present[i]] for i in order], 100 * accuracy[order], color=_ACCENT, height=0.7
-  )
-  axes.set_xlim(0, 100)
-  axes.set_xlabel("%")
-  axes.tick_params(axis="y", length=0, labelsize=8 if len(order) <= 10 else 6)
+  return np.where(total > 0, evaluation.confusion.diagonal() / np.maximum(total, 1), np.nan)
+
+
+def _draw_hardest(axes, values: np.ndarray, class_names, what: str) -> None:
+  """The lowest values `[classes]`, between 0 and 1; NaN: left out."""
+  order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]
+  is_all = len(order) <= _HARDEST
+  axes.set_title(f"{what.capitalize()} per class" if is_all else f"The {_HARDEST} hardest classes")
+  order = order[:_HARDEST]
+  notes = [f"{100 * value:.0f}" for value in values[order]]
+  _draw_bars(axes, values, class_names, order, notes, 8 if len(order) <= 10 else 6)
+  axes.set_xlabel(f"{what}, %")
+
+
+def _draw_bars(axes, values: np.ndarray, class_names, order, notes, size: float) -> None:
+  """A bar with a note at its end for each class of `order`, from top to bottom."""
+  axes.barh(np.arange(len(order)), 100 * values[order], color=_ACCENT, height=0.7)
+  _name_ticks(axes.set_yticks, [class_names[index] for index in order], size, 34)
+  for place, (index, note) in enumerate(zip(order, notes)):
+    axes.text(100 * values[index] + 1, place, note, va="center", fontsize=size, color=_SECONDARY)
+  axes.set_ylim(len(order) - 0.4, -0.6)
+  axes.set_xlim(0, 108)
+  axes.set_xticks(range(0, 101, 20))
+  axes.tick_params(axis="y", length=0)
+
+
+def _name_ticks(set_ticks, names, size: float, width: int, **options) -> None:
+  short = [_shorten(name, width) for name in names]
+  set_ticks(range(len(names)), short, fontsize=size, parse_math=False, **options)
+
+
+def _shorten(name: str, width: int) -> str:
+  """At most `width` characters; names that begin alike often end otherwise, so both ends stay."""
+  if len(name) <= width:
+    return name
+  head = (width - 1) // 2
+  return f"{name[:head].rstrip()}\N{HORIZONTAL ELLIPSIS}{name[head + 1 - width :].lstrip()}"
+
+
+def _set_title(figure, title: str) -> None:
+  """At the left end of the figure, where long names leave the axes little room for it."""
+  figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
 
 
 def _draw_confusion(figure, evaluation, class_names) -> None:
-  axes = figure.subplots()
-  axes.set_title("Confusion: % of each class (row) predicted as (column)")
   total = np.maximum(evaluation.confusion.sum(1, keepdims=True), 1)
   share = evaluation.confusion / total
+  count = len(class_names)
+  if count > _MOST_NAMED_CLASSES:
+    _set_title(figure, "Confusion: share of each class (row) predicted as (column)")
+    picture, table = figure.subplots(2, 1, height_ratios=[1.5, 1])
+    _draw_large_confusion(picture, share)
+    _draw_pairs(table, evaluation.confusion, class_names)
+    return
+  _set_title(figure, "Confusion: % of each class (row) predicted as (column)")
+  axes = figure.subplots()
+  axes.set_anchor("N")
   axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
   axes.spines[:].set_visible(False)
-  count = len(class_names)
-  if count <= _MOST_NAMED_CLASSES:
-    size = 9 if count <= 12 else 6
-    axes.set_xticks(range(count), class_names, rotation=45, ha="right", fontsize=size)
-    axes.set_yticks(range(count), class_names, fontsize=size)
+  size, width = (9, 24) if count <= 12 else (6, 28)
+  _name_ticks(axes.set_xticks, class_names, size, width, rotation=45, ha="right")
+  _name_ticks(axes.set_yticks, class_names, size, width)
   if count <= 12:
     for row, column in zip(*np.nonzero(evaluation.confusion)):
       axes.text(
         column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=8,
         color="white" if share[row, column] > 0.5 else _INK,
       )  # fmt: skip
+
+
+def _draw_large_confusion(axes, share: np.ndarray) -> None:
+  """Without names, and so that a single dark cell is still seen."""
+  count = len(share)
+  block = -(-count // _MOST_CELLS)
+  padding = -count % block
+  # The page has fewer pixels than a large matrix cells: the darkest of a block stands for it.
+  blocks = np.pad(share, (0, padding)).reshape(-1, block, (count + padding) // block, block)
+  extent = (0, count + padding, count + padding, 0)
+  picture = axes.imshow(
+    blocks.max((1, 3)), cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest",
+    extent=extent,
+  )  # fmt: skip
+  axes.set_xlim(0, count)
+  axes.set_ylim(count, 0)
+  axes.set_ylabel("number of the class")
+  axes.tick_params(labelsize=8)
+  bar = axes.figure.colorbar(picture, ax=axes, shrink=0.8, ticks=[0, 0.1, 0.25, 0.5, 1])
+  bar.ax.set_yticklabels(["0 %", "10 %", "25 %", "50 %", "100 %"], fontsize=8)
+  bar.outline.set_visible(False)
+
+
+def _draw_pairs(axes, confusion: np.ndarray, class_names) -> None:
+  """The pairs of a class and a wrong prediction that hold most videos."""
+  errors = confusion.copy()
+  np.fill_diagonal(errors, 0)
+  order = np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]
+  rows = [(row, column) for row, column in zip(*np.unravel_index(order, errors.shape))]
+  rows = [(row, column) for row, column in rows if errors[row, column]]
+  axes.set_title("Most confused: videos, class and what it was taken for")
+  axes.axis("off")
+  axes.set_ylim(_PAIRS + 0.5, -0.5)
+  for place, (row, column) in enumerate(rows):
+    style = {"fontsize": 7, "va": "center", "parse_math": False}
+    count = f"{errors[row, column]} of {confusion[row].sum()}"
+    axes.text(0.1, place, count, ha="right", color=_ACCENT, **style)
+    axes.text(0.13, place, _shorten(class_names[row], 42), **style)
+    axes.text(0.57, place, _shorten(class_names[column], 42), **style)
+
+
+def _draw_precisions(figure, evaluation, class_names) -> None:
+  """Every class, the best first: bars with names or, of many classes, without; and how average
+  precision goes with the number of videos."""
+  values, positives = evaluation.average_precision, evaluation.positives
+  order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]
+  if len(class_names) <= _MOST_NAMED_CLASSES:
+    _set_title(figure, "Average precision of each class, and the number of its videos")
+    notes = [f"{100 * values[index]:.0f} ({positives[index]})" for index in order]
+    axes = figure.subplots()
+    _draw_bars(axes, values, class_names, order, notes, 9 if len(order) <= 12 else 7)
+    axes.set_xlabel("average precision, % (videos)")
+    return
+  bars, points = figure.subplots(2, 1)
+  bars.set_title(f"Average precision of {len(order)} classes, best first")
+  bars.bar(np.arange(len(order)), 100 * values[order], color=_ACCENT, width=1.0)
+  mean = 100 * evaluation.mean_average_precision
+  bars.axhline(mean, color=_SECOND, linewidth=1)
+  bars.text(len(order), mean + 1, f"mean {mean:.1f} %", ha="right", fontsize=8, color=_SECONDARY)
+  bars.set_xlim(0, len(order))
+  points.set_title("Average precision and number of videos of each class")
+  points.plot(positives[order], 100 * values[order], ".", color=_ACCENT, alpha=0.6)
+  points.set_xscale("log")
+  points.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+  points.xaxis.set_major_formatter("{x:.0f}")
+  points.xaxis.set_minor_formatter("{x:.0f}")
+  points.set_xlabel("videos")
+  for axes in (bars, points):
+    axes.set_ylim(0, 101)
+    axes.set_ylabel("%")

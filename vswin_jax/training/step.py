@@ -11,7 +11,11 @@ import optax
 from flax import nnx
 
 from vswin_jax.models.parameters import merge_model
+from vswin_jax.training.augmentation import Augmentation
+from vswin_jax.training.inputs import augment_batch, model_inputs, normalize
 from vswin_jax.training.optimizer import update_average
+
+NO_AUGMENTATION = Augmentation()
 
 
 @flax.struct.dataclass
@@ -49,20 +53,46 @@ def create_state(
   )
 
 
+def class_probabilities(logits: jax.Array, multi_label: bool) -> jax.Array:
+  """Probabilities `[batch, num_classes]`: the softmax of logits or, of a model of videos with any
+  number of labels, their sigmoid."""
+  return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
+
+
 # What a model gives for a normalised video and the positions of its frames, by name.
 OUTPUTS = types.MappingProxyType(
   {
-    "probabilities": lambda model, *inputs: jax.nn.softmax(model(*inputs)),
+    "probabilities": lambda model, *inputs: class_probabilities(model(*inputs), False),
+    "label_probabilities": lambda model, *inputs: class_probabilities(model(*inputs), True),
     "pooled": lambda model, *inputs: model.features(*inputs),
     "map": lambda model, *inputs: model.feature_map(*inputs),
   }
 )
 
 
-def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """uint8 pixels -> float32 with the given mean and standard deviation (0-255, RGB)."""
-  mean = jnp.asarray(mean, jnp.float32)
-  return (video.astype(jnp.float32) - mean) * (1.0 / jnp.asarray(std, jnp.float32))
+def probabilities_of(multi_label: bool) -> str:
+  """The key of `OUTPUTS` for the probabilities of a model's classes."""
+  return "label_probabilities" if multi_label else "probabilities"
+
+
+def classification_loss(
+  logits: jax.Array, targets: jax.Array, *, multi_label: bool = False
+) -> jax.Array:
+  """Mean cross-entropy of logits and targets, both float32 `[batch, num_classes]`: of the softmax;
+  with `multi_label` of the sigmoid of every class, the mean over classes."""
+  if multi_label:
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean()
+  return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def top1_accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Share of clips whose most probable class is the label, or one of the labels.
+
+  Of soft targets, a largest one. A clip without a label counts as wrong.
+  """
+  best = logits.argmax(-1, keepdims=True)
+  target = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+  return ((target == targets.max(-1)) & (target > 0)).mean(dtype=jnp.float32)
 
 
 def make_train_step(
@@ -73,6 +103,9 @@ def make_train_step(
   seed: int,
   mean: tuple[float, ...],
   std: tuple[float, ...],
+  mesh: jax.sharding.Mesh | None = None,
+  augmentation: Augmentation = NO_AUGMENTATION,
+  multi_label: bool = False,
   label_smoothing: float = 0.0,
   accumulate: int = 1,
   average_decay: float = 0.0,
@@ -82,28 +115,46 @@ def make_train_step(
 
   Args:
     graph: of the model, from `split_model`.
-    seed: of dropout and stochastic depth, which are a function of (seed, step) alone.
+    seed: of augmentation, dropout and stochastic depth, which are a function of (seed, step) alone.
     mean: of the pixels, per colour; likewise `std`.
-    label_smoothing: share of the target spread evenly over all classes.
+    mesh: of the devices that share a batch; None: one device.
+    augmentation: of the clips.
+    multi_label: videos have any number of labels, each learnt by itself.
+    label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
     accumulate: parts of the batch whose gradients are summed one after the other.
     average_decay: of the moving average of the parameters; 0 keeps none.
     log_every: steps after which the means in the metrics start anew.
 
   Returns:
     `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "position_ids"
-    int32 `[batch, time]`, "label" int32 `[batch]`, "failed" int32 `[batch]` -> (state, metrics).
-    Metrics are scalars: "loss" of this step, "learning_rate", "clips_failed", and means since the
-    last logged step: "mean_loss", "mean_top1", "mean_grad_norm".
+    int32 `[batch, time]`, "label" as in `make_targets`, "failed" int32 `[batch]` -> (state,
+    metrics). Metrics are scalars: "loss" of this step, "learning_rate", "clips_failed", and means
+    since the last logged step: "mean_loss", "mean_top1" (see `top1_accuracy`), "mean_grad_norm".
+
+  Raises:
+    ValueError: label smoothing with `multi_label`.
   """
+  if multi_label and label_smoothing:
+    raise ValueError(
+      "train.label_smoothing is for videos with one label, these have any number of them: it must "
+      f"be 0, got {label_smoothing}"
+    )
 
   def loss_function(params, batch, key):
-    label = batch["label"]
-    pixels = normalize(batch["video"], mean, std)
-    logits = merge_model(graph, params)(pixels, batch["position_ids"], key=key)
-    target = jax.nn.one_hot(label, logits.shape[-1])
-    target = optax.smooth_labels(target, label_smoothing)
-    loss = optax.softmax_cross_entropy(logits, target).mean()
-    return loss, (logits.argmax(-1) == label).mean(dtype=jnp.float32)
+    model = merge_model(graph, params)
+    pixels, targets = model_inputs(
+      batch,
+      key,
+      augmentation,
+      mean=mean,
+      std=std,
+      num_classes=model.config.num_classes,
+      multi_label=multi_label,
+      label_smoothing=label_smoothing,
+    )
+    logits = model(pixels, batch["position_ids"], key=key)
+    loss = classification_loss(logits, targets, multi_label=multi_label)
+    return loss, top1_accuracy(logits, targets)
 
   gradient = jax.value_and_grad(loss_function, has_aux=True)
 
@@ -128,7 +179,8 @@ def make_train_step(
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    loss, top1, grads = gradient_of_batch(state.params, batch, key)
+    augmented = augment_batch(batch, key, augmentation, mesh)
+    loss, top1, grads = gradient_of_batch(state.params, augmented, key)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -161,15 +213,22 @@ def make_train_step(
 
 
 def make_eval_step(
-  graph: nnx.GraphDef, *, mean: tuple[float, ...], std: tuple[float, ...]
+  graph: nnx.GraphDef,
+  *,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  multi_label: bool = False,
 ) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
   """Builds the evaluation step, to be jitted.
+
+  Args:
+    multi_label: as in `make_train_step`.
 
   Returns:
     `step(params, video, position_ids)`, as in `make_view_step`, -> float32 probabilities
     `[batch, num_classes]`, the mean over views.
   """
-  view_step = make_view_step(graph, "probabilities", mean=mean, std=std)
+  view_step = make_view_step(graph, probabilities_of(multi_label), mean=mean, std=std)
   return lambda params, *inputs: view_step(params, *inputs).mean(1)
 
 
@@ -179,8 +238,8 @@ def make_view_step(
   """Builds a step that gives an output of the model for every view, to be jitted.
 
   Args:
-    output: a key of `OUTPUTS`: "probabilities" `[num_classes]`, "pooled" features `[channels]` or
-      the feature "map" `[time, height, width, channels]`.
+    output: a key of `OUTPUTS`: "probabilities" or "label_probabilities" `[num_classes]`, "pooled"
+      features `[channels]` or the feature "map" `[time, height, width, channels]`.
 
   Returns:
     `step(params, video, position_ids)` with video uint8 `[batch, views, time, height, width, 3]`

@@ -1,0 +1,25 @@
+"""Your own videos, from any checkpoint: its model and preprocessing, a new head.
+
+The data set is one of `python -m vswin_jax.prepare --dataset=video_folder`; the checkpoint is one
+of `python -m vswin_jax.convert` or the workdir of a run.
+"""
+
+from vswin_jax.config import base_config
+
+
+def get_config():
+  config = base_config(None)
+  config.starts_from = "swin_t_k400_official"
+  config.data.name = "video_folder"
+  config.train.batch_size = 16
+  config.train.epochs = 10.0
+  config.train.eval_every = 250
+  config.train.save_every = 250
+  config.eval_batch_size = 8
+  config.schedule.name = "cosine"
+  config.schedule.learning_rate = 3e-4
+  config.schedule.warmup_epochs = 1.0
+  config.optimizer.clip_norm = 1.0
+  # What the checkpoint has learnt changes slowly, the new head fast.
+  config.optimizer.learning_rate_multipliers = ((r"head\..*", 1.0), (r".*", 0.1))
+  return config

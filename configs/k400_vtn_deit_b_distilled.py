@@ -1,0 +1,9 @@
+"""VTN with distilled DeiT-B/16 on Kinetics-400: the recipe of the released ViT model."""
+
+from vswin_jax.recipes import kinetics_vtn_config
+
+
+def get_config():
+  return kinetics_vtn_config(
+    "vtn_deit_b_distilled", "deit_base_distilled_patch16_224.fb_in1k.safetensors"
+  )

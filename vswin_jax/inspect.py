@@ -1,0 +1,89 @@
+"""Shows a data set: `python -m vswin_jax.inspect --dataset=NAME`.
+
+Prints counts, lengths, sizes and the balance of classes, and draws what training feeds the model,
+augmentations included, beside what an evaluation sees.
+"""
+
+import os
+import sys
+
+# The devices of a training job are no use here; said before jax is first imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from vswin_jax.command_line import one_line_errors, parse_config_flags
+
+_DATASET = flags.DEFINE_string("dataset", None, "Name of the data set; default: of the config.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; default: of the config.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config whose clips, views and augmentations to show.", lock_config=True
+)
+_SPLIT = flags.DEFINE_string("split", None, "Split to show; default: that of training.")
+_OUTPUT = flags.DEFINE_string("output", "inspect.png", "Picture to write.")
+_EXAMPLES = flags.DEFINE_integer("examples", 8, "Videos in the picture.", lower_bound=1)
+_MAX_VIDEOS = flags.DEFINE_integer(
+  "max_videos", None, "Read no more videos than this for the numbers.", lower_bound=1
+)
+
+
+def main(arguments: list[str]) -> None:
+  if arguments[1:]:
+    sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
+  with one_line_errors("nothing was written"):
+    _inspect()
+
+
+def _inspect() -> None:
+  from tqdm import tqdm
+
+  from vswin_jax import inspection
+  from vswin_jax.config import base_config
+  from vswin_jax.data.clips import ClipSpec, Views, check_views
+  from vswin_jax.data.records import open_records, split_names
+  from vswin_jax.local_files import local_path, replacing
+  from vswin_jax.training.augmentation import Augmentation
+  from vswin_jax.training.progress import set_up_logging
+
+  set_up_logging()
+  config = _CONFIG.value or base_config()
+  name = _DATASET.value or config.data.name
+  data_dir = _DATA_DIR.value or config.data.dir
+  spec, views = ClipSpec(**config.clip), Views(**config.test)
+  check_views(spec, views)
+  shown = _SPLIT.value or config.data.train_split
+
+  def progress(indices):
+    return tqdm(indices, desc="reading", unit="video", disable=not sys.stderr.isatty())
+
+  statistics = {}
+  for split in dict.fromkeys([shown, *split_names(name, data_dir)]):
+    records = open_records(name, data_dir, split)
+    statistics[split] = inspection.read_statistics(records, _MAX_VIDEOS.value, progress)
+    print(
+      inspection.describe(split, len(records), statistics[split], records.class_names), flush=True
+    )
+  records = open_records(name, data_dir, shown)
+  examples = inspection.make_examples(
+    records,
+    spec,
+    views,
+    Augmentation(**config.augmentation),
+    count=_EXAMPLES.value,
+    repeats=config.train.repeats,
+    seed=config.seed,
+    mean=tuple(config.data.mean),
+    std=tuple(config.data.std),
+  )
+  path = local_path(_OUTPUT.value)
+  with replacing(path) as temporary:
+    title = f"{name}, {shown}: {spec.num_frames} frames of {spec.size} x {spec.size} as fed"
+    inspection.draw_contact_sheet(
+      temporary, title, examples, statistics[shown], records.class_names, spec, views
+    )
+  print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_config_flags)
