@@ -71,14 +71,14 @@ def render(seed: int) -> Iterator[np.ndarray]:
     yield np.clip(frame + noise, 0, 255).astype(np.uint8)
 
 
-def encode(frames: Iterable[np.ndarray]) -> bytes:
+def encode(frames: Iterable[np.ndarray], height: int = HEIGHT, width: int = WIDTH) -> bytes:
   """Frames as they are found on disk, long before anyone thought of training."""
   import av
 
   buffer = io.BytesIO()
   with av.open(buffer, "w", format="mp4") as container:
     stream = container.add_stream("libx264", rate=FPS)
-    stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
     stream.options = {"crf": "20", "preset": "medium", "g": "250"}
     for frame in frames:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

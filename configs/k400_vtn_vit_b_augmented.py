@@ -1,6 +1,7 @@
 """VTN with ViT-B/16 on Kinetics-400 with the augmentations of DeiT: ten epochs more.
 
-The paper says no more than that; the values are those of DeiT (arXiv 2012.12877, table 9).
+The paper says no more than that. The values are those of DeiT (arXiv 2012.12877, table 9), without
+its repeated augmentation, stochastic depth and lack of dropout.
 """
 
 from vswin_jax.recipes import kinetics_vtn_config

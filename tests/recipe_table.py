@@ -10,8 +10,8 @@ import re
 
 import jax
 
+from vswin_jax.config import set_options
 from vswin_jax.data.clips import ClipSpec, Views, describe_views
-from vswin_jax.experiment import set_options
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.video_swin import VideoSwinConfig

@@ -6,10 +6,10 @@ import pytest
 
 from tests import recipe_table
 from tests.recipe_table import load, small_model_shapes, values_here
+from vswin_jax.config import set_options
 from vswin_jax.conversion.released import find
-from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views
+from vswin_jax.data.clips import ClipSpec, Views, check_views
 from vswin_jax.data.pipeline import LoaderOptions
-from vswin_jax.experiment import set_options
 from vswin_jax.models import model_config
 from vswin_jax.models.parameters import flatten, parameter_path
 from vswin_jax.training.augmentation import Augmentation
@@ -35,23 +35,9 @@ def test_config_is_locked_and_builds_its_objects(name):
   make_optimizer(small_model_shapes(**set_options(config.model)), schedule, **config.optimizer)
 
 
-# Learning rate, weight decay and drop path of the published recipes.
-RECIPES = {"t": (1e-3, 0.02, 0.1), "s": (1e-3, 0.02, 0.1), "b": (1e-3, 0.05, 0.3)}
-
-
-@pytest.mark.parametrize("variant", sorted(RECIPES))
-def test_kinetics_recipes_are_those_of_the_published_models(variant):
+@pytest.mark.parametrize("variant, rate", [("t", 1e-3), ("s", 1e-3), ("b_22k", 3e-4)])
+def test_kinetics_recipes_schedule_and_groups(variant, rate):
   config = load(f"k400_swin_{variant}")
-  rate, decay, drop_path = RECIPES[variant]
-  assert config.init_from is None
-  assert config.model.name == f"video_swin_{variant}"
-  assert model_config(config.model.name).drop_path_rate == drop_path
-  assert config.model.drop_path_rate is None
-  assert (config.schedule.learning_rate, config.optimizer.weight_decay) == (rate, decay)
-  assert (config.train.batch_size, config.train.epochs) == (64, 30.0)
-  assert (config.clip.num_frames, config.clip.frame_interval, config.clip.size) == (32, 2, 224)
-  assert (config.test.num_clips, config.test.crops, config.test.short_side) == (4, "three", 224)
-
   # The staircase of the published runs, from a tenth of the rate in 2.5 epochs.
   schedule = make_schedule(num_steps=3000, steps_per_epoch=100, **config.schedule)
   np.testing.assert_allclose(float(schedule(0)), 0.1 * rate, rtol=1e-6)
@@ -86,14 +72,6 @@ def test_vtn_recipes_are_that_of_the_released_model(variant):
   assert config.train.batch_size == (32 if variant.startswith("r") else 16)
   np.testing.assert_allclose(np.array(config.data.mean) / 255, 0.45)
   np.testing.assert_allclose(np.array(config.data.std) / 255, 0.225)
-  clip = config.clip
-  assert (clip.sampling, clip.num_frames, clip.frame_interval, clip.frame_rate) == (
-    ("time", 16, 8, 25.0)
-  )
-  assert (clip.train_crop, clip.short_side_range, clip.size) == ("jittered", (256, 320), 224)
-  assert clip.flip_probability == 0.5
-  assert count_views(ClipSpec(**clip), Views(**config.test)) == 1
-  assert (config.test.whole_frames, config.test.short_side) == (250, 256)
   schedule = make_schedule(num_steps=2500, steps_per_epoch=100, **config.schedule)
   steps = {0: 1e-3, 1299: 1e-3, 1300: 1e-4, 2399: 1e-4, 2400: 1e-5, 2499: 1e-5}
   for step, rate in steps.items():

@@ -440,7 +440,6 @@ def test_a_recipe_does_not_start_from_random_weights_unasked(tiny_data_dir, tmp_
     environment(tiny_data_dir),
   )
   assert result.returncode == 1
-  assert (
-    "error: this recipe starts from pretrained weights: give --config.init_from" in result.stderr
-  )
+  command = "python -m vswin_jax.convert swin_t_in1k_2d models/start"
+  assert f"error: this recipe starts from pretrained weights: `{command}`, then" in result.stderr
   assert "Traceback" not in result.stderr

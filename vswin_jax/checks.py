@@ -21,7 +21,7 @@ def set_sizes(config, name: str) -> None:
 
 def check_at_least(smallest: int, **values: float) -> None:
   for name, value in values.items():
-    if value < smallest:
+    if not value >= smallest:  # so that NaN is refused
       raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 

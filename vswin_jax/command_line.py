@@ -1,11 +1,12 @@
 """How the commands of this package end when something goes wrong."""
 
+import ast
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
 
-from absl import app
+from absl import app, flags
 
 
 @contextlib.contextmanager
@@ -30,10 +31,18 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
 
 
 def parse_config_flags(arguments: list[str]) -> list[str]:
-  """Parses flags; a config key or value that does not exist ends the program with one line."""
+  """Parses flags; one that does not exist, or a config that can't be made of them, ends the program
+  with one line."""
+  app.define_help_flags()
   try:
-    return app.parse_flags_with_usage(arguments)
+    return flags.FLAGS(arguments)
   except OSError as error:
     sys.exit(f"error: {error}")
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    sys.exit(f"error: config key {' '.join(str(error.args[0]).split())}")
+  except flags.Error as error:
+    # Of an error inside a config file the whole traceback, the error itself last.
+    sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    text = str(error.args[0])
+    with contextlib.suppress(SyntaxError, ValueError):  # some are quoted once more
+      text = str(ast.literal_eval(text))
+    sys.exit(f"error: config key {' '.join(text.split())}")

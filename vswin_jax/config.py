@@ -20,7 +20,7 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
 
   Args:
     model: a name of the catalog, which decides what options the section `model` has; None: the
-      model and the preprocessing of `init_from`, with the options that all models have.
+      model and the preprocessing of `init_from`.
   """
   config = config_dict.ConfigDict()
 
@@ -34,7 +34,7 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
   config.starts_from = ""
 
   # A name of the catalog; other keys replace what the catalog says (None: keep it).
-  options = _common_placeholders() if model is None else _placeholders(model_config(model))
+  options = _placeholders_of_all_models() if model is None else _placeholders(model_config(model))
   config.model = config_dict.ConfigDict({"name": config_dict.placeholder(str), **options})
   config.model.name = model
 
@@ -63,11 +63,13 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
 
   config.train = config_dict.ConfigDict(
     {
-      # Clips of one optimizer step over all devices, in `accumulate` parts.
+      # Clips of one optimizer step over all devices, in `accumulate` parts (each of which is
+      # mixed by itself, if `augmentation` mixes).
       "batch_size": 64,
       "accumulate": 1,
       "epochs": 30.0,
-      # Clips of a video that stand together in an epoch, each cut and augmented by itself.
+      # Clips of a video in an epoch, which gets that much longer; each is cut and augmented by
+      # itself.
       "repeats": 1,
       # Only where videos have one label.
       "label_smoothing": 0.0,
@@ -85,7 +87,7 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
   # See `training.augmentation.Augmentation`; cropping and flipping are part of `clip`.
   config.augmentation = _section(Augmentation())
 
-  # Videos of one evaluation step over all devices.
+  # Videos of one evaluation step over all devices, rounded up to a multiple of them.
   config.eval_batch_size = 16
 
   # See `training.schedules.make_schedule`.
@@ -134,15 +136,28 @@ def _placeholders(model) -> dict:
   return options
 
 
-def _common_placeholders() -> dict:
-  """The options that every model of the catalog has."""
-  options = [_placeholders(model_config(name)) for name in CATALOG]
+def _placeholders_of_all_models() -> dict:
+  """The options of all models, but for sections and for those whose type depends on the model."""
+  kinds: dict[str, dict] = {}
+  for name in CATALOG:
+    for option, value in _placeholders(model_config(name)).items():
+      kind = None if isinstance(value, config_dict.ConfigDict) else value.get_type()
+      kinds.setdefault(option, {})[kind] = value
   return {
-    name: config_dict.placeholder(value.get_type())
-    for name, value in options[0].items()
-    if all(name in other and other[name].get_type() == value.get_type() for other in options)
+    option: next(iter(found.values()))
+    for option, found in kinds.items()
+    if len(found) == 1 and None not in found
   }
 
 
 def _section(defaults) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(dataclasses.asdict(defaults))
+
+
+def set_options(section: config_dict.ConfigDict) -> dict:
+  """What a section with placeholders says; sections in it that say nothing are left out."""
+  options = {
+    name: set_options(value) if isinstance(value, config_dict.ConfigDict) else value
+    for name, value in section.items()
+  }
+  return {name: value for name, value in options.items() if value is not None and value != {}}

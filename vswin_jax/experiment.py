@@ -17,6 +17,7 @@ from ml_collections import config_dict
 
 from vswin_jax import run_files, starting_point
 from vswin_jax.checks import check_at_least, check_rates
+from vswin_jax.config import set_options
 from vswin_jax.data import generated, pipeline
 from vswin_jax.data.clips import (
   ClipSpec,
@@ -35,6 +36,7 @@ from vswin_jax.models.parameters import split_model
 from vswin_jax.training import checkpointing, loop, sharding
 from vswin_jax.training.augmentation import Augmentation
 from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate, jit_eval_step
+from vswin_jax.training.inputs import check_label_smoothing
 from vswin_jax.training.metrics import MetricsWriter
 from vswin_jax.training.optimizer import make_optimizer
 from vswin_jax.training.progress import logger, set_up_logging
@@ -127,7 +129,7 @@ def run(
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")
   config = starting_point.settle(config, source, mode=mode, explicit=explicit)
-  experiment = _build(config, folder)
+  experiment = _build(config, folder, mode)
   if mode == "train":
     if _train(experiment, source) < experiment.num_steps:
       return None
@@ -135,20 +137,21 @@ def run(
   return _evaluate(experiment, source)
 
 
-def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
+def _build(config: config_dict.ConfigDict, workdir: pathlib.Path, mode: str) -> Experiment:
   """Turns a config into objects; values that do not fit become a `ConfigError`."""
   train = config.train
   with _config_errors():
     clip = ClipSpec(**config.clip)
     validation, test = Views(**config.validation), Views(**config.test)
-    for views in (validation, test):
-      check_views(clip, views)
+    check_views(clip, test, "config.test")
+    if mode == "train":
+      check_views(clip, validation, "config.validation")
     augmentation = Augmentation(**config.augmentation)
     loader = pipeline.LoaderOptions(**config.loader)
     mesh = sharding.make_mesh(config.mesh.fsdp)
     _check_train_values(config, augmentation)
     sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.accumulate)
-    sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
+    check_at_least(1, eval_batch_size=config.eval_batch_size)
     options = set_options(config.model)
     name = options.pop("name")
     check_clips({"name": name, **options}, clip.num_frames, clip.size)
@@ -156,6 +159,8 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Experiment:
   generated.ensure(config.data.name, config.data.dir)
   train_records = open_records(config.data.name, config.data.dir, config.data.train_split)
   eval_records = open_records(config.data.name, config.data.dir, config.data.eval_split)
+  with _config_errors():
+    check_label_smoothing(train.label_smoothing, train_records.multi_label)
   options["num_classes"] = len(train_records.class_names)
   steps_per_epoch = len(train_records) * train.repeats / train.batch_size
   with _config_errors():
@@ -313,22 +318,21 @@ def _new_state(
 
 def _jitted_train_step(experiment: Experiment, shardings: TrainState) -> Callable:
   config, train = experiment.config, experiment.config.train
-  with _config_errors():
-    step = make_train_step(
-      experiment.graph,
-      experiment.optimizer,
-      experiment.schedule,
-      seed=config.seed,
-      mean=config.data.mean,
-      std=config.data.std,
-      mesh=experiment.mesh,
-      augmentation=experiment.augmentation,
-      multi_label=experiment.train_records.multi_label,
-      label_smoothing=train.label_smoothing,
-      accumulate=train.accumulate,
-      average_decay=train.average_decay,
-      log_every=train.log_every,
-    )
+  step = make_train_step(
+    experiment.graph,
+    experiment.optimizer,
+    experiment.schedule,
+    seed=config.seed,
+    mean=config.data.mean,
+    std=config.data.std,
+    mesh=experiment.mesh,
+    augmentation=experiment.augmentation,
+    multi_label=experiment.train_records.multi_label,
+    label_smoothing=train.label_smoothing,
+    accumulate=train.accumulate,
+    average_decay=train.average_decay,
+    log_every=train.log_every,
+  )
   everywhere = sharding.replicated(experiment.mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
@@ -402,7 +406,8 @@ def _evaluate_versions(
     records,
     experiment.clip,
     views,
-    batch_size=experiment.config.eval_batch_size,
+    # Results do not depend on it; every device gets the same number of videos.
+    batch_size=sharding.round_up(experiment.config.eval_batch_size, experiment.mesh),
     seed=experiment.config.seed,
     options=experiment.loader,
     host=jax.process_index(),
@@ -413,12 +418,3 @@ def _evaluate_versions(
   for record in next(iter(results.values())).failed:
     logger.warning("%s can't be decoded; not counted", records.video_id(record))
   return results
-
-
-def set_options(section: config_dict.ConfigDict) -> dict:
-  """What a section with placeholders says; sections in it that say nothing are left out."""
-  options = {
-    name: set_options(value) if isinstance(value, config_dict.ConfigDict) else value
-    for name, value in section.items()
-  }
-  return {name: value for name, value in options.items() if value is not None and value != {}}

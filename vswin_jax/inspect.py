@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 def _inspect() -> None:
   from tqdm import tqdm
 
-  from vswin_jax import inspection
+  from vswin_jax import inspection, starting_point
   from vswin_jax.config import base_config
   from vswin_jax.data.clips import ClipSpec, Views, check_views
   from vswin_jax.data.records import open_records, split_names
@@ -48,10 +48,16 @@ def _inspect() -> None:
 
   set_up_logging()
   config = _CONFIG.value or base_config()
+  explicit = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else ()
+  if config.init_from not in (None, "random"):
+    source = local_path(config.init_from)
+    config = starting_point.settle(config, source, mode="train", explicit=explicit)
+  elif config.model.name is None:
+    print("shown as the config is; for the preprocessing of weights: --config.init_from=DIR")
   name = _DATASET.value or config.data.name
   data_dir = _DATA_DIR.value or config.data.dir
   spec, views = ClipSpec(**config.clip), Views(**config.test)
-  check_views(spec, views)
+  check_views(spec, views, "config.test")
   shown = _SPLIT.value or config.data.train_split
 
   def progress(indices):

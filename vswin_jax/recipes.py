@@ -39,7 +39,8 @@ def video_swin_config(
   Args:
     model: a name of the catalog.
     starts_from: see `config.starts_from`.
-    version: "executed", or "written": other parameter groups, and a cosine at every step.
+    version: "executed", or "written": other parameter groups, and a cosine at every step from the
+      end of the warm-up on.
 
   Raises:
     ValueError: an unknown version.
@@ -76,7 +77,6 @@ def kinetics_swin_22k_config(
   config = kinetics_swin_config(model, starts_from, version)
   config.model.drop_path_rate = 0.2
   config.schedule.learning_rate = 3e-4
-  config.optimizer.weight_decay = 0.05
   return config
 
 
@@ -114,7 +114,6 @@ def mmaction2_swin_config(model: str, starts_from: str) -> config_dict.ConfigDic
   config.model.drop_path_rate = 0.4
   config.train.batch_size = 128
   config.schedule.learning_rate = 2e-3
-  config.optimizer.weight_decay = 0.05
   return config
 
 

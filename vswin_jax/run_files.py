@@ -18,9 +18,11 @@ from vswin_jax.training.report import write_report
 # Changing these between two runs in one workdir changes no result.
 _FREE_TO_CHANGE = (
   "data.dir",
+  "data.max_failed_share",
   "eval_batch_size",
   "init_from",
   "loader",
+  "starts_from",
   "test",
   "train.keep",
   "train.save_every",

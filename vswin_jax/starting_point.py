@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
+from vswin_jax.config import set_options
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.loading import Usage, read_usage
 from vswin_jax.local_files import local_path
+from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten
 from vswin_jax.training import checkpointing, sharding
 from vswin_jax.training.progress import logger
@@ -26,20 +28,19 @@ def source_of(
   """The folder, of a run or of converted weights, whose weights a run takes; None: random ones.
 
   Raises:
-    StartError: training from the beginning, and no weights are given.
+    StartError: no weights are given, or none to evaluate.
   """
   if checkpoint is not None:
     return local_path(checkpoint)
-  if mode == "eval" or _has_checkpoint(workdir):
+  if _has_checkpoint(workdir):
     return workdir
-  if config.init_from is None:
-    example = f"`python -m vswin_jax.convert {config.starts_from} models/start`, then add "
+  if mode == "eval":
     raise StartError(
-      "this recipe starts from pretrained weights: "
-      + (example if config.starts_from else "give ")
-      + "--config.init_from=models/start (converted weights, or the workdir of a run); "
-      "--config.init_from=random trains from random weights (far lower accuracy)"
+      f"there is no checkpoint in {workdir}; give --checkpoint=DIR, the workdir of a run or "
+      "converted weights"
     )
+  if config.init_from is None:
+    raise StartError(f"this recipe starts from pretrained weights: {_how_to_start(config)}")
   if config.init_from != "random":
     return local_path(config.init_from)
   if config.model.name is None:
@@ -58,6 +59,19 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
     return checkpointing.latest_step(checkpoints) is not None
 
 
+def _how_to_start(config: config_dict.ConfigDict) -> str:
+  given = "--config.init_from=models/start (converted weights, or the workdir of a run)"
+  random = "--config.init_from=random trains from random weights (far lower accuracy)"
+  if not config.starts_from:
+    return f"give {given}; {random}"
+  command = f"`python -m vswin_jax.convert {config.starts_from} models/start`"
+  name = config.starts_from.split()[0]
+  if name.endswith(".safetensors"):
+    page = f"https://huggingface.co/timm/{name.removesuffix('.safetensors')}"
+    command += f" (that file is model.safetensors of {page})"
+  return f"{command}, then add {given}; {random}"
+
+
 def settle(
   config: config_dict.ConfigDict,
   source: pathlib.Path | None,
@@ -65,55 +79,84 @@ def settle(
   mode: str,
   explicit: Collection[str],
 ) -> config_dict.ConfigDict:
-  """The config with what the weights decide: how they are used, and which model they are.
+  """The config with what the weights decide.
 
-  In an evaluation the preprocessing of the weights takes the place of the config's. It does so in
-  training, and so does their model, where the config names no model.
+  An evaluation uses the weights as they say: with their preprocessing, and as their model where the
+  config does not set an option of it. So does training with a config that names no model.
 
   Args:
     source: from `source_of`.
     explicit: keys of `config` that hold against the preprocessing of the weights.
+
+  Raises:
+    CheckpointError: the weights are those of another model than the config names.
   """
-  takes_model = config.model.name is None
-  if source is None or not (mode == "eval" or takes_model):
+  if source is None:
     return config
-  usage = read_usage(checkpointing.checkpoints_of(source))
-  config = config.copy_and_resolve_references()
-  for key, value in _preprocessing_values(usage.preprocessing, all_views=takes_model).items():
-    section, name = key.split(".")
-    if config[section][name] != value and key not in explicit:
-      logger.info("config.%s: %s, as the checkpoint says", key, value)
-      config[section][name] = value
-  if takes_model:
-    config.model = config_dict.ConfigDict(_model_options(usage, config.model))
-  return config.lock()
+  directory = checkpointing.checkpoints_of(source)
+  usage = read_usage(directory)
+  names_no_model = config.model.name is None
+  if mode == "eval" or names_no_model:
+    config = config.copy_and_resolve_references()
+    size = config.clip.size if "clip.size" in explicit else usage.preprocessing.clip.size
+    values = _values_of_use(usage.preprocessing, size)
+    if mode == "train":
+      values |= _values_of_training(usage.preprocessing, size)
+    for key, value in values.items():
+      section, name = key.split(".")
+      if config[section][name] != value and key not in explicit:
+        logger.info("config.%s: %s, as the checkpoint says", key, value)
+        config[section][name] = value
+    if names_no_model or config.model.name == usage.model["name"]:
+      config.model = config_dict.ConfigDict(_model_options(usage, set_options(config.model)))
+    config.lock()
+  _check_model(directory, usage, config)
+  return config
 
 
-def _preprocessing_values(preprocessing: Preprocessing, *, all_views: bool) -> dict:
-  """Config keys and values.
+def _model_options(usage: Usage, given: dict) -> dict:
+  """The options of a model, with those given in the place of some."""
+  own = {name: value for name, value in usage.model.items() if name != "num_classes"}
+  backbone = {**own.get("backbone_options", {}), **given.get("backbone_options", {})}
+  return {**own, **given} | ({"backbone_options": backbone} if backbone else {})
 
-  Args:
-    all_views: also those of training and validation that follow from the size of a clip: short
-      sides as in the recipes, 256 pixels for clips of 224.
-  """
+
+def _values_of_use(preprocessing: Preprocessing, size: int) -> dict:
+  """Config keys and values of how weights are used, for clips of `size` pixels."""
   facts = preprocessing.as_facts()
-  values = {
+  views = preprocessing.views
+  return {
     "data.mean": preprocessing.mean,
     "data.std": preprocessing.std,
     **{f"clip.{name}": value for name, value in facts["clip"].items()},
     **{f"test.{name}": value for name, value in facts["views"].items()},
+    "test.short_side": round(views.short_side * size / preprocessing.clip.size),
   }
-  if all_views:
-    short_side = preprocessing.clip.size * 256 // 224
-    values["clip.train_short_side"] = values["validation.short_side"] = short_side
-    values["validation.whole_frames"] = preprocessing.views.whole_frames
-  return values
 
 
-def _model_options(usage: Usage, section: config_dict.ConfigDict) -> dict:
-  given = {name: value for name, value in section.items() if value is not None}
-  options = {name: value for name, value in usage.model.items() if name != "num_classes"}
-  return options | given
+def _values_of_training(preprocessing: Preprocessing, size: int) -> dict:
+  """Config keys and values of training and validation that follow from the use of the weights.
+
+  Frames are as much larger than clips as in the views of the weights or, where those show no more
+  than a clip does, as in the recipes: 256 pixels for 224.
+  """
+  views, own_size = preprocessing.views, preprocessing.clip.size
+  larger = views.short_side if views.short_side > own_size else own_size * 256 // 224
+  short_side = round(larger * size / own_size)
+  return {
+    "clip.train_short_side": short_side,
+    "validation.short_side": short_side,
+    "validation.whole_frames": views.whole_frames,
+  }
+
+
+def _check_model(directory: pathlib.Path, usage: Usage, config: config_dict.ConfigDict) -> None:
+  """Raises CheckpointError if weights would be used as those of another model than they are of."""
+  for option, here, there in different_options(set_options(config.model), usage.model):
+    raise checkpointing.CheckpointError(
+      f"{directory} holds a model with {option} {there}, the config says {here}; set "
+      f"--config.model.{option}, or convert or train weights of the model that is wanted"
+    )
 
 
 def with_weights_of(
@@ -128,7 +171,8 @@ def with_weights_of(
   shapes = sharding.with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
   facts = checkpointing.read_facts(directory)
   random = tuple(facts.get("source", {}).get("random", ()))
-  if facts.get("labels") not in (None, list(class_names)):
+  labels = facts.get("labels")
+  if labels not in (None, list(class_names)):
     random += CLASSIFIERS
   step, loaded, _ = checkpointing.restore_params(
     directory, shapes, replaceable="head.", ignored=random
@@ -140,6 +184,13 @@ def with_weights_of(
   drawn = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
   if drawn:
     logger.info("not taken from there, so random: %s", ", ".join(_modules(drawn)))
+  if labels is None and not any(name.startswith(CLASSIFIERS) for name in drawn):
+    logger.warning(
+      "the classes of %s have no names: its classifier is taken for one of the %d classes of the "
+      "data set",
+      directory,
+      len(class_names),
+    )
   average = jax.tree.map(jnp.copy, params) if state.average else {}
   return state.replace(params=params, average=average)
 

@@ -115,13 +115,14 @@ class Views:
     check_at_least(0, **fields(self, "whole_frames"))
 
 
-def check_views(spec: ClipSpec, views: Views) -> None:
-  """Raises ValueError if clips of this size can't be cropped from frames of that."""
+def check_views(spec: ClipSpec, views: Views, name: str = "views") -> None:
+  """Raises ValueError, which calls the views by `name`, if clips of this size can't be cropped from
+  frames of that."""
   if views.short_side < spec.size or (views.crops == "three" and views.short_side != spec.size):
     relation = "equal to" if views.crops == "three" else "at least"
     raise ValueError(
       f"{views.crops} crops need a short side {relation} the clip size {spec.size}, "
-      f"got {views.short_side}"
+      f"{name}.short_side is {views.short_side}"
     )
 
 

@@ -1,5 +1,6 @@
 """Names of the models that `create_model` builds."""
 
+import dataclasses
 import types
 
 import jax
@@ -36,6 +37,14 @@ CATALOG = types.MappingProxyType(
   }
 )
 
+_NO_PART_OF_THE_FUNCTION = frozenset(
+  {
+    *("num_classes", "dtype", "param_dtype", "rematerialisation", "attention", "frames_per_chunk"),
+    *("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_dropout_rate"),
+    *("init_std", "embedding_std"),
+  }
+)
+
 _CLASSES = {VideoSwinConfig: VideoSwin, VTNConfig: VTN}
 
 
@@ -48,6 +57,39 @@ def model_config(name: str, **overrides) -> VideoSwinConfig | VTNConfig:
   if name not in CATALOG:
     raise ValueError(f"unknown model {name!r}: {closest(name, CATALOG)}")
   return replace_fields(CATALOG[name], name, overrides)
+
+
+def different_options(options: dict, others: dict) -> list[tuple[str, object, object]]:
+  """Where two models differ though their parameters may fit both: (option, value, other value).
+
+  Args:
+    options: of `create_model`; likewise `others`. How a model is computed, initialised and
+      regularised, and the number of its classes, does not matter.
+
+  Raises:
+    ValueError: options that make no model.
+  """
+  configs = [
+    model_config(given["name"], **{key: value for key, value in given.items() if key != "name"})
+    for given in (options, others)
+  ]
+  return _differences(*configs)
+
+
+def _differences(config, other, prefix: str = "") -> list[tuple[str, object, object]]:
+  if type(config) is not type(other):
+    kinds = (type(one).__name__.removesuffix("Config") for one in (config, other))
+    return [(f"{prefix}name", *kinds)]
+  found = []
+  for field in dataclasses.fields(config):
+    values = getattr(config, field.name), getattr(other, field.name)
+    if field.name == "backbone_options":
+      if config.backbone == other.backbone and isinstance(config.backbone, str):
+        backbones = config.named_backbone(), other.named_backbone()
+        found += _differences(*backbones, "backbone_options.")
+    elif field.name not in _NO_PART_OF_THE_FUNCTION and values[0] != values[1]:
+      found.append((prefix + field.name, *values))
+  return found
 
 
 def check_clips(options: dict, frames: int, size: int) -> None:

@@ -191,7 +191,7 @@ def mix(
 
   Args:
     video: float `[batch, time, height, width, 3]`, normalised.
-    targets: float32 `[batch, classes]`, shares that sum to 1, smoothed or not.
+    targets: float32 `[batch, classes]`, between 0 and 1.
     key: one for the batch: all clips get the same weight, or box.
     augmentation: what to do.
 

@@ -38,6 +38,15 @@ def make_targets(
   return optax.smooth_labels(jax.nn.one_hot(label, num_classes), label_smoothing)
 
 
+def check_label_smoothing(label_smoothing: float, multi_label: bool) -> None:
+  """Raises ValueError if labels can't be smoothed."""
+  if multi_label and label_smoothing:
+    raise ValueError(
+      "train.label_smoothing is for videos with one label, these have any number of them: it must "
+      f"be 0, got {label_smoothing}"
+    )
+
+
 def augment_batch(
   batch: dict, key: jax.Array, augmentation: Augmentation, mesh: jax.sharding.Mesh | None = None
 ) -> dict:
@@ -49,7 +58,7 @@ def augment_batch(
     mesh: of the devices, each of which works on its own clips; None: one device.
 
   Returns:
-    The batch with another "video" and, if `augmentation` needs it, a "key" for every clip.
+    The batch with another "video", and with a "key" for every clip; as it is if nothing is done.
   """
   if not (augmentation.changes_pixels or augmentation.erases):
     return batch
@@ -62,7 +71,7 @@ def augment_batch(
   def work(video, keys):
     return augment_pixels(video, keys, augmentation)
 
-  if mesh is not None:
+  if mesh is not None and augmentation.changes_pixels:
     # Clips are handled one after the other, which the compiler would not divide among devices.
     work = jax.shard_map(work, mesh=mesh, in_specs=P(AXES), out_specs=P(AXES))
   return batch | {"video": work(video, pixel_keys), "key": erasing_keys}

@@ -90,3 +90,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, what: str, multiple: int = 1) 
       + (f" and {multiple} accumulated parts" if multiple > 1 else "")
       + f" it must be a multiple of {needed}"
     )
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+  """The next batch size of which every device gets the same number of clips."""
+  return -(-batch_size // mesh.size) * mesh.size

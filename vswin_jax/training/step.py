@@ -12,10 +12,15 @@ from flax import nnx
 
 from vswin_jax.models.parameters import merge_model
 from vswin_jax.training.augmentation import Augmentation
-from vswin_jax.training.inputs import augment_batch, model_inputs, normalize
+from vswin_jax.training.inputs import (
+  augment_batch,
+  check_label_smoothing,
+  model_inputs,
+  normalize,
+)
 from vswin_jax.training.optimizer import update_average
 
-NO_AUGMENTATION = Augmentation()
+_NO_AUGMENTATION = Augmentation()
 
 
 @flax.struct.dataclass
@@ -104,7 +109,7 @@ def make_train_step(
   mean: tuple[float, ...],
   std: tuple[float, ...],
   mesh: jax.sharding.Mesh | None = None,
-  augmentation: Augmentation = NO_AUGMENTATION,
+  augmentation: Augmentation = _NO_AUGMENTATION,
   multi_label: bool = False,
   label_smoothing: float = 0.0,
   accumulate: int = 1,
@@ -134,11 +139,7 @@ def make_train_step(
   Raises:
     ValueError: label smoothing with `multi_label`.
   """
-  if multi_label and label_smoothing:
-    raise ValueError(
-      "train.label_smoothing is for videos with one label, these have any number of them: it must "
-      f"be 0, got {label_smoothing}"
-    )
+  check_label_smoothing(label_smoothing, multi_label)
 
   def loss_function(params, batch, key):
     model = merge_model(graph, params)
