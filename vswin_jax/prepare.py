@@ -16,8 +16,6 @@ from vswin_jax.local_files import local_path
 
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
-_WITH_SPLIT_NUMBERS = ("hmdb51", "ucf101")
-
 _DATASET = flags.DEFINE_enum(
   "dataset", None, sorted(DATASETS), "How videos and labels are laid out."
 )
@@ -83,19 +81,22 @@ def main(arguments: list[str]) -> None:
 
 
 def _prepare() -> None:
-  from vswin_jax.data.annotations import Options, read_annotations
+  from vswin_jax.data.annotations import (
+    Options,
+    default_name,
+    read_annotations,
+    read_class_names,
+  )
   from vswin_jax.data.encoding import H264
   from vswin_jax.data.preparation import datasets, engines
-  from vswin_jax.data.preparation.videos import Recipe
   from vswin_jax.data.transcoding import Transcoding
   from vswin_jax.data.worker_processes import usable_cores
 
-  names = _CLASS_NAMES.value and local_path(_CLASS_NAMES.value).read_text().splitlines()
   options = Options(
     split_number=_SPLIT_NUMBER.value,
     validation_share=_VALIDATION_SHARE.value,
     group_pattern=_GROUP_PATTERN.value,
-    class_names=names and tuple(names),
+    class_names=_CLASS_NAMES.value and read_class_names(local_path(_CLASS_NAMES.value)),
     multi_label=_MULTI_LABEL.value,
   )
   h264 = H264(_CRF.value, _KEYFRAME_INTERVAL.value, _PRESET.value)
@@ -115,31 +116,24 @@ def _prepare() -> None:
   with tqdm(desc="preparing", unit="video", mininterval=pause, dynamic_ncols=True) as bar:
 
     def progress(done: int, total: int) -> None:
-      bar.total = total
+      if bar.total is None:
+        bar.reset(total)
+        # What was done before says nothing of the time that is left.
+        bar.initial = bar.n = done
       bar.update(done - bar.n)
 
     summary = datasets.prepare_dataset(
       annotations,
-      name=_NAME.value or _default_name(),
+      name=_NAME.value or default_name(_DATASET.value, options),
       data_dir=local_path(_DATA_DIR.value),
-      recipe=Recipe(
-        class_names=annotations.class_names,
-        multi_label=annotations.multi_label,
-        transcoding=transcoding,
-        max_seconds=60 * _MAX_MINUTES.value,
-      ),
       engine=engine,
+      transcoding=transcoding,
+      max_seconds=60 * _MAX_MINUTES.value,
       shard_bytes=_SHARD_MEGABYTES.value << 20,
       max_problem_share=_MAX_PROBLEM_SHARE.value,
       progress=progress,
     )
   print(datasets.describe(summary))
-
-
-def _default_name() -> str:
-  if _DATASET.value in _WITH_SPLIT_NUMBERS:
-    return f"{_DATASET.value}_split{_SPLIT_NUMBER.value}"
-  return _DATASET.value
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Transcoded videos show, frame for frame, what their sources show."""
 
+import dataclasses
 import io
 
 import av
@@ -124,3 +125,46 @@ def test_every_kind_of_video(tmp_path, name):
   path = encode(tmp_path / name, *KINDS[name])
   pixels = "rgb24" if "interlaced" in name else KINDS[name][1]
   assert_same_pictures(transcode(path, BEST), decode_plainly(path), pixels)
+
+
+@pytest.mark.parametrize("space, number", [("bt709", 1), ("smpte170m", 6)])
+def test_colours_keep_their_meaning(tmp_path, space, number):
+  """Large videos say that they count colours otherwise than small ones do."""
+  colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+  frames = [np.full((32, 48, 3), colour, np.uint8) for colour in colours]
+  options = {"crf": "1", "colorspace": space, "x264-params": f"colormatrix={space}"}
+  path = encode(tmp_path / "a.mp4", "libx264", "yuv420p", options, frames=frames)
+  with av.open(str(path)) as container:
+    assert (
+      container.streams.video[0].codec_context.colorspace == {"bt709": 1, "smpte170m": 6}[space]
+    )
+  expected = decode_frames(path, range(3)).astype(int)
+  np.testing.assert_allclose(decode_frames(transcode(path, BEST), range(3)), expected, atol=2)
+
+
+@pytest.mark.parametrize("name", ["mjpeg.avi", "deep.mov"])
+def test_frames_do_not_keep_the_type_of_their_source(tmp_path, name):
+  """Where every frame was a keyframe, not every one becomes one."""
+  path = encode(tmp_path / name, *KINDS[name])
+  with av.open(io.BytesIO(transcode(path, Transcoding()))) as container:
+    packets = [packet for packet in container.demux(video=0) if packet.size]
+  assert [number for number, packet in enumerate(packets) if packet.is_keyframe] == [0]
+
+
+def test_very_slow_videos():
+  source = (FOOTAGE / "carphone_pristine.mp4").read_bytes()
+  facts = dataclasses.replace(probe(source), fps_numerator=1, fps_denominator=5000)
+  assert probe(transcode(source, Transcoding(64), facts)).fps_numerator == 25
+
+
+def test_a_size_that_changes_on_the_way(tmp_path):
+  """Two recordings one after the other: all frames become as large as the first."""
+  parts = [
+    encode(tmp_path / f"{width}.ts", *KINDS["h264.ts"], frames=scene(12, 32, width))
+    for width in (48, 64)
+  ]
+  path = tmp_path / "both.ts"
+  path.write_bytes(b"".join(part.read_bytes() for part in parts))
+  facts = probe(path)
+  result = probe(transcode(path, Transcoding(), facts))
+  assert (result.num_frames, result.height, result.width) == (facts.num_frames, 32, 48)

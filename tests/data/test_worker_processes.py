@@ -1,12 +1,16 @@
 """Results of worker processes: in order, few at a time, whatever a worker does."""
 
+import concurrent.futures
 import functools
 import os
+import pathlib
 import signal
+import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from vswin_jax.data.worker_processes import map_in_order
+from vswin_jax.data.worker_processes import WorkerError, map_in_order
 
 
 def square(number: int, *, deadly: frozenset[int] = frozenset()) -> int:
@@ -51,3 +55,74 @@ def test_errors_reach_the_caller():
 
 def test_nothing_to_do():
   assert list(map_in_order(square, [], num_workers=2, if_killed=lambda number: None)) == []
+
+
+def sleep_or_tell(seconds: float) -> int:
+  time.sleep(seconds)
+  return os.getpid()
+
+
+def test_workers_end_at_once_with_the_generator():
+  results = map_in_order(sleep_or_tell, [0, 600, 600], num_workers=2, if_killed=lambda number: None)
+  worker = next(results)
+  begin = time.monotonic()
+  results.close()
+  while alive(worker) and time.monotonic() < begin + 30:
+    time.sleep(0.05)
+  assert not alive(worker)
+
+
+def alive(process: int) -> bool:
+  try:
+    return pathlib.Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+  except OSError:
+    return False
+
+
+def test_large_items_are_few_at_a_time():
+  taken = []
+
+  def items():
+    for number in range(12):
+      taken.append(number)
+      yield number
+
+  results = map_in_order(
+    square, items(), num_workers=2, if_killed=lambda number: None, size=lambda number: 3 << 30
+  )
+  assert next(results) == 0
+  assert len(taken) <= 3
+  assert list(results) == [number * number for number in range(1, 12)]
+
+
+def test_results_at_hand_survive_the_death_of_a_worker(tmp_path):
+  """What was done is not done again, but for what was in work at that moment."""
+  function = functools.partial(note_and_die, folder=tmp_path)
+  results = map_in_order(function, range(8), num_workers=1, if_killed=lambda number: "killed")
+  assert list(results) == [0, 1, 2, "killed", 4, 5, 6, 7]
+  assert [len(list(tmp_path.glob(f"{number}-*"))) for number in range(8)] == [
+    1,
+    1,
+    1,
+    2,
+    1,
+    1,
+    1,
+    1,
+  ]
+
+
+def note_and_die(number: int, *, folder: pathlib.Path) -> int:
+  (folder / f"{number}-{time.monotonic_ns()}").touch()
+  if number == 3:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return number
+
+
+def test_workers_that_cannot_start_are_an_error(monkeypatch):
+  def broken(*_):
+    raise BrokenProcessPool
+
+  monkeypatch.setattr(concurrent.futures.ProcessPoolExecutor, "submit", broken)
+  with pytest.raises(WorkerError, match="worker processes can't start"):
+    next(map_in_order(square, [1], num_workers=1, if_killed=lambda number: None))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 from vswin_jax.checks import check_at_least, check_choices, fields
 
@@ -91,8 +92,13 @@ def write_mp4(
     stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
     stream.options = settings.options()
     for number, frame in enumerate(frames):
+      if number == 0:
+        # Otherwise a player takes the colours of large videos for those of small ones.
+        stream.codec_context.colorspace = frame.colorspace
       frame.time_base = 1 / fps
       frame.pts = number
+      # x264 would repeat what the frame was in its source, such as a keyframe.
+      frame.pict_type = PictureType.NONE
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
   return buffer.getvalue()

@@ -6,6 +6,7 @@ TensorFlow and without the code that made it.
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -118,17 +119,24 @@ def _open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
   where = f"{name!r} under {data_dir}"
   if not name:
     raise DatasetError("no data set is named; give --config.data.name")
-  try:
-    builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir), try_gcs=False)
-    if not builder.info.splits:
-      raise tfds.core.DatasetNotFoundError(name)
-  except tfds.core.DatasetNotFoundError as error:
+  # By its folder, not by its name: some names are those of data sets that TFDS makes itself.
+  folder, _, version = name.partition(":")
+  home = pathlib.Path(os.path.expanduser(data_dir), folder)
+  versions = [
+    path
+    for path in (home.iterdir() if home.is_dir() else ())
+    if tfds.core.Version.is_valid(path.name) and version in ("", path.name)
+  ]
+  if not versions:
     raise DatasetError(
-      f"no data set {where}: expected {data_dir}/{name}/<version>/ with dataset_info.json, "
-      "features.json and array_record files of encoded videos in the schema of "
+      f"no data set {where}: expected {data_dir}/{folder}/{version or '<version>'}/ with "
+      "dataset_info.json, features.json and array_record files of encoded videos in the schema of "
       "vswin_jax.data.records.features; make it with `python -m vswin_jax.prepare`, or point "
       "--config.data.dir at it"
-    ) from error
+    )
+  try:
+    newest = max(versions, key=lambda path: tfds.core.Version(path.name))
+    builder = tfds.builder_from_directory(newest)
   except Exception as error:
     raise DatasetError(f"can't read the data set {where}: {_one_line(error)}") from error
   missing = set(features(["any"])) - set(builder.info.features)

@@ -59,7 +59,8 @@ def transcode(
     VideoError: the video can't be opened, or one of its frames can't be decoded.
   """
   facts = facts or probe(video)
-  rate = fractions.Fraction(facts.fps_numerator, facts.fps_denominator) or _USUAL_RATE
+  rate = fractions.Fraction(facts.fps_numerator, facts.fps_denominator)
+  rate = rate.limit_denominator(_FINEST_RATE) or _USUAL_RATE
   height, width = fit_short_side(facts.height, facts.width, options.short_side)
   reformatter = VideoReformatter()
   frames = (
@@ -76,7 +77,7 @@ def transcode(
     )
     for frame in all_frames(video, facts)
   )
-  return write_mp4(frames, height, width, rate.limit_denominator(_FINEST_RATE), options.h264)
+  return write_mp4(frames, height, width, rate, options.h264)
 
 
 def check_frames(video: bytes | str | os.PathLike, facts: VideoFacts) -> None:

@@ -29,6 +29,10 @@ class NotAVideo(VideoError):
   """A file of another kind."""
 
 
+class UnreadableFile(VideoError):
+  """A file that can't be read now, though perhaps later: rights, the network, the disk."""
+
+
 class NoVideoStream(VideoError):
   """A file with sound, or a picture of its cover, alone."""
 
@@ -43,7 +47,7 @@ def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
   try:
     found = os.stat(path)
   except (OSError, ValueError) as error:
-    raise VideoError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    raise UnreadableFile(f"{path}: {getattr(error, 'strerror', None) or error}") from error
   if not stat.S_ISREG(found.st_mode):
     kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
     raise VideoError(f"{path}: it is {kind}; expected a video file")
@@ -65,7 +69,7 @@ def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
     try:
       name, source = f"{path}: ", io.FileIO(path)
     except OSError as error:
-      raise VideoError(f"{path}: {error.strerror}") from error
+      raise UnreadableFile(f"{path}: {error.strerror}") from error
     # FFmpeg would take a name for an address or a pattern, and its ending for the format.
     source.name = ""
   with source:

@@ -2,8 +2,10 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -16,6 +18,12 @@ Result = TypeVar("Result")
 
 # Enough in hand that no worker waits for the one whose turn it is, few enough to stay in memory.
 _TASKS_PER_WORKER = 4
+_MOST_BYTES_IN_HAND = 4 << 30
+_END = object()
+
+
+class WorkerError(ValueError):
+  """Worker processes that can't do their work; one line."""
 
 
 def usable_cores() -> int:
@@ -28,10 +36,14 @@ def end_with_parent() -> None:
 
   Without its parent it would wait forever; an interrupt from the terminal is for the parent alone.
   """
+  _end_when_ready(multiprocessing.parent_process().sentinel)
+
+
+def _end_when_ready(*signs) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
   def watch():
-    multiprocessing.parent_process().join()
+    multiprocessing.connection.wait(signs)
     os._exit(1)
 
   threading.Thread(target=watch, daemon=True).start()
@@ -43,49 +55,90 @@ def map_in_order(
   *,
   num_workers: int,
   if_killed: Callable[[Item], Result],
+  size: Callable[[Item], int] = lambda item: 0,
 ) -> Iterator[Result]:
   """Results of a function over items, computed in worker processes, in the order of the items.
 
   Only a few results are in memory at a time, however slow the reader or one of the items is. A
   worker that dies (some files crash their decoder) costs nothing but its item: those in work are
-  done again one by one, and the one that kills a worker by itself gets `if_killed(item)`.
+  done again one by one, and the one that kills a worker by itself gets `if_killed(item)`. Ended
+  early, the generator ends its workers at once.
 
   Args:
     function: picklable, so of a module; its exceptions reach the caller.
     num_workers: processes.
+    size: bytes that an item's result takes, about; together those in hand stay below a bound.
+
+  Raises:
+    WorkerError: processes can't be started.
   """
   items = iter(items)
-  # How many of the next items may have killed a worker; each of them has the pool to itself.
+  # [item, its future or None], in order.
+  tasks: collections.deque = collections.deque()
+  # How many of the tasks without a result may have killed a worker; each has the pool to itself.
   suspects = 0
   while True:
-    pool = _pool(num_workers)
-    tasks: collections.deque = collections.deque()
-    try:
-      while True:
-        most = 1 if suspects else _TASKS_PER_WORKER * num_workers
-        for item in itertools.islice(items, most - len(tasks)):
-          tasks.append([item, None])
-          tasks[-1][1] = pool.submit(function, item)
-        if not tasks:
-          return
-        result = tasks[0][1].result()
-        tasks.popleft()
-        suspects = max(suspects - 1, 0)
-        yield result
-    except BrokenProcessPool:
-      again = [item for item, _ in tasks]
-      if suspects:
-        suspects -= 1
-        yield if_killed(again.pop(0))
-      else:
-        suspects = len(again)
-      items = itertools.chain(again, items)
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+    with _pool(num_workers) as pool:
+      alone = False
+      try:
+        while True:
+          if not suspects:
+            _take(items, tasks, _TASKS_PER_WORKER * num_workers, size)
+          if not tasks:
+            return
+          alone = suspects > 0 and tasks[0][1] is None
+          for task in itertools.islice(tasks, 1 if suspects else None):
+            task[1] = task[1] or pool.submit(function, task[0])
+          result = tasks[0][1].result()
+          suspects -= alone
+          tasks.popleft()
+          yield result
+      except BrokenProcessPool:
+        if alone:
+          yield if_killed(tasks.popleft()[0])
+        for task in tasks:
+          if task[1] and (not task[1].done() or task[1].exception()):
+            task[1] = None
+        suspects = sum(task[1] is None for task in tasks)
 
 
-def _pool(num_workers: int) -> concurrent.futures.ProcessPoolExecutor:
+def _take(
+  items: Iterator[Item], tasks: collections.deque, most: int, size: Callable[[Item], int]
+) -> None:
+  """Moves items to the tasks while there is room."""
+  held = sum(size(item) for item, _ in tasks)
+  while len(tasks) < most and held < _MOST_BYTES_IN_HAND:
+    item = next(items, _END)
+    if item is _END:
+      return
+    tasks.append([item, None])
+    held += size(item)
+
+
+@contextlib.contextmanager
+def _pool(num_workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+  """A pool of processes that end with this one, and at once when the context ends."""
   # Spawned, not forked: the parent may hold the threads of an accelerator runtime.
-  return concurrent.futures.ProcessPoolExecutor(
-    num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+  context = multiprocessing.get_context("spawn")
+  reader, writer = context.Pipe(duplex=False)
+  pool = concurrent.futures.ProcessPoolExecutor(
+    num_workers, mp_context=context, initializer=_watch, initargs=(reader,)
   )
+  try:
+    try:
+      pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+      raise WorkerError(
+        "worker processes can't start; there may be too little memory, or a script that uses them "
+        "has no `if __name__ == '__main__':`"
+      ) from error
+    yield pool
+  finally:
+    # The end of the pipe, for which the workers wait.
+    writer.close()
+    pool.shutdown(wait=False, cancel_futures=True)
+    reader.close()
+
+
+def _watch(reader) -> None:
+  _end_when_ready(multiprocessing.parent_process().sentinel, reader)

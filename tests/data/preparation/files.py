@@ -1,5 +1,6 @@
 """Small video files, sound and broken, and what annotations say of them."""
 
+import hashlib
 import pathlib
 
 import av
@@ -66,10 +67,17 @@ def damage_packet(path: pathlib.Path, number: int) -> None:
 
 def annotate(folder: pathlib.Path, names: list[str], validation: int = 0) -> Annotations:
   """Says that videos belong to the classes in turn; the last ones to validation."""
-  videos = tuple(
+  videos = [
     Video(str(folder / name), name.replace(".", "_"), (number % 2,), (folder / name).exists())
     for number, name in enumerate(names)
-  )
+  ]
   divided = len(videos) - validation
-  splits = {"train": videos[:divided]} | ({"validation": videos[divided:]} if validation else {})
+  splits = {"train": by_id(videos[:divided])}
+  if validation:
+    splits["validation"] = by_id(videos[divided:])
   return Annotations(class_names=CLASSES, splits=splits)
+
+
+def by_id(videos: list[Video]) -> tuple[Video, ...]:
+  """Videos in the order in which a data set holds them."""
+  return tuple(sorted(videos, key=lambda video: hashlib.sha256(video.id.encode()).digest()))

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import functools
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from vswin_jax.data.preparation.videos import Problem, Recipe, prepare_video
 from vswin_jax.data.records import DatasetError, open_records
 from vswin_jax.data.transcoding import Transcoding, transcode
 
-RECIPE = Recipe(CLASSES, max_seconds=60.0)
+MAX_SECONDS = 60.0
 
 
 def in_this_process(folder_shards, folder, recipe, report):
@@ -28,16 +30,22 @@ def in_this_process(folder_shards, folder, recipe, report):
     yield shards.write_shard(folder, shard, recipe, outcomes)
 
 
-def prepare(annotations, data_dir, *, engine=in_this_process, recipe=RECIPE, share=1.0, size=1):
+def prepare(annotations, data_dir, *, engine=in_this_process, share=1.0, size=1, **options):
   return datasets.prepare_dataset(
     annotations,
     name="clips",
     data_dir=data_dir,
-    recipe=recipe,
     engine=engine,
+    max_seconds=MAX_SECONDS,
     shard_bytes=size,
     max_problem_share=share,
+    **options,
   )
+
+
+def in_order(names: list[str]) -> list[str]:
+  """Names of files in the order in which a data set holds them."""
+  return sorted(names, key=lambda name: hashlib.sha256(name.replace(".", "_").encode()).digest())
 
 
 def contents(folder) -> dict:
@@ -80,7 +88,10 @@ def test_records_hold_the_files_and_their_facts(videos, prepared):
   data_dir, summary = prepared
   assert summary.num_records == {"train": len(names) - 3, "validation": 3}
   numbers = {name: number for number, name in enumerate([*broken, *names])}
-  for split, expected in {"train": names[:-3], "validation": names[-3:]}.items():
+  for split, expected in {
+    "train": in_order(names[:-3]),
+    "validation": in_order(names[-3:]),
+  }.items():
     records = open_records("clips", str(data_dir), split)
     assert records.class_names == CLASSES
     assert [records.video_id(i) for i in range(len(records))] == [
@@ -142,14 +153,13 @@ def test_beam_makes_the_same_data_set(videos, prepared, tmp_path):
 def test_transcoded_records(videos, tmp_path):
   folder, names, _ = videos
   transcoding = Transcoding(short_side=32)
-  recipe = dataclasses.replace(RECIPE, transcoding=transcoding)
-  summary = prepare(annotate(folder, names), tmp_path, recipe=recipe, size=2**20)
+  summary = prepare(annotate(folder, names), tmp_path, transcoding=transcoding, size=2**20)
   records = open_records("clips", str(tmp_path), "train")
-  for record, name in zip((records[i] for i in range(len(records))), names):
+  for record, name in zip((records[i] for i in range(len(records))), in_order(names)):
     assert record["video"] == transcode(folder / name, transcoding)
     assert dataclasses.asdict(probe(record["video"])).items() <= record.items()
-  assert summary.total.stored_bytes == sum(len(records[i]["video"]) for i in range(len(records)))
-  assert summary.total.source_bytes == sum((folder / name).stat().st_size for name in names)
+  assert summary.totals.stored_bytes == sum(len(records[i]["video"]) for i in range(len(records)))
+  assert summary.totals.source_bytes == sum((folder / name).stat().st_size for name in names)
   assert "MiB" in datasets.describe(summary)
 
 
@@ -161,7 +171,7 @@ def test_multi_label_records(videos, tmp_path):
     for video, labels in zip(annotations.splits["train"], [(0, 1), ()])
   )
   annotations = dataclasses.replace(annotations, splits={"train": labelled}, multi_label=True)
-  prepare(annotations, tmp_path, recipe=dataclasses.replace(RECIPE, multi_label=True))
+  prepare(annotations, tmp_path)
   records = open_records("clips", str(tmp_path), "train")
   assert records.multi_label
   assert [list(np.asarray(records[i]["label"])) for i in range(2)] == [[0, 1], []]
@@ -195,26 +205,120 @@ def test_a_stopped_preparation_goes_on(videos, prepared, tmp_path, count):
   assert not [path for path in summary.path.parent.iterdir() if path != summary.path]
 
 
-def test_what_changed_meanwhile_is_made_anew(videos, tmp_path):
+def test_shards_finished_in_any_order_come_in_order(videos, prepared, tmp_path):
+  """As on a cluster, or where one in the middle had to be made anew."""
+  folder, names, broken = videos
+  annotations = annotate(folder, [*broken, *names], validation=3)
+
+  def the_last_ones(folder_shards, folder, recipe, report):
+    yield from in_this_process(folder_shards[-4:], folder, recipe, report)
+    raise Stopped
+
+  with pytest.raises(Stopped):
+    prepare(annotations, tmp_path, engine=the_last_ones)
+  summary = prepare(annotations, tmp_path)
+  assert contents(summary.path) == contents(prepared[1].path)
+
+
+@pytest.fixture
+def half_done(videos, tmp_path):
+  """Six files of one's own, a preparation of them that stopped at its end, and what it made."""
   folder, names, _ = videos
   mine = tmp_path / "videos"
   mine.mkdir()
-  for name in names[:3]:
+  for name in names[:6]:
     (mine / name).write_bytes((folder / name).read_bytes())
-  first, second = [], []
+  annotations, made = annotate(mine, names[:6]), []
+  planned = shards.plan_shards(annotations.splits, 1)
+  engine = functools.partial(stopping_after, len(planned), made)
   with pytest.raises(Stopped):
-    prepare(
-      annotate(mine, names[:3]),
-      tmp_path / "data",
-      engine=functools.partial(stopping_after, 2, first),
-    )
-  encode(mine / names[0], *KINDS["h264.mp4"], times=range(0, 52, 2))
-  (tmp_path / "data/clips/.preparing/train-00001.array_record").write_bytes(b"cut off")
-  goes_on = functools.partial(stopping_after, 9, second)
-  prepare(annotate(mine, names[:3]), tmp_path / "data", engine=goes_on)
-  assert second == ["train-00000", "train-00001", "train-00002"]
-  records = open_records("clips", str(tmp_path / "data"), "train")
-  assert records[0]["video"] == (mine / names[0]).read_bytes()
+    prepare(annotations, tmp_path / "data", engine=engine)
+  assert made == [shard.stem for shard in planned]
+  return mine, names[:6], tmp_path / "data", made
+
+
+def test_only_what_changed_meanwhile_is_made_anew(half_done):
+  mine, names, data_dir, made = half_done
+  changed, cut_off, added = names[1], made[3], "new.mp4"
+  encode(mine / changed, *KINDS["h264.mp4"], times=range(0, 52, 2))
+  (data_dir / f"clips/.preparing/{cut_off}.array_record").write_bytes(b"cut off")
+  (mine / added).write_bytes((mine / names[0]).read_bytes())
+  again = []
+  prepare(
+    annotate(mine, [*names, added]), data_dir, engine=functools.partial(stopping_after, 99, again)
+  )
+  ids = {name: made_of(name) for name in (changed, added)}
+  assert sorted(again) == sorted({cut_off, *ids.values()})
+  records = open_records("clips", str(data_dir), "train")
+  expected = [(mine / name).read_bytes() for name in in_order([*names, added])]
+  assert [records[number]["video"] for number in range(7)] == expected
+
+
+def made_of(name: str) -> str:
+  """The shard, one of 512, of a file."""
+  digest = hashlib.sha256(name.replace(".", "_").encode()).digest()
+  return f"train-{int.from_bytes(digest[:2], 'big') >> 7:05d}"
+
+
+@pytest.mark.parametrize("kind", ["unreadable", "crashes"])
+def test_problems_that_may_have_passed_are_tried_again(videos, tmp_path, kind):
+  folder, names, _ = videos
+  annotations = annotate(folder, names)
+
+  def failing(folder_shards, folder, recipe, report):
+    for number, shard in enumerate(folder_shards):
+      outcomes = [prepare_video(video, recipe) for video in shard.videos]
+      if number == 2:
+        outcomes = [Problem(video.path, video.id, kind, "for now") for video in shard.videos]
+      yield shards.write_shard(folder, shard, recipe, outcomes)
+    raise Stopped
+
+  with pytest.raises(Stopped):
+    # One shard more than there are, so that it is asked to go on.
+    for _ in failing(planned := shards.plan_shards(annotations.splits, 1), *staging(tmp_path)):
+      pass
+  again = []
+  summary = prepare(annotations, tmp_path, engine=functools.partial(stopping_after, 9, again))
+  assert again == [planned[2].stem] and not summary.problems
+
+
+def staging(data_dir) -> tuple:
+  folder = data_dir / "clips" / ".preparing"
+  folder.mkdir(parents=True)
+  return folder, Recipe(CLASSES, max_seconds=MAX_SECONDS), lambda count, problems: None
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(videos, tmp_path):
+  """As one that is still being downloaded."""
+  folder, names, _ = videos
+  path = tmp_path / names[0]
+  path.write_bytes((folder / names[0]).read_bytes())
+  annotations = annotate(tmp_path, names[:1])
+  (shard,) = shards.plan_shards(annotations.splits, 1 << 30)
+  made_in, recipe, _ = staging(tmp_path)
+
+  def outcomes():
+    yield prepare_video(shard.videos[0], recipe)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+  shards.write_shard(made_in, shard, recipe, outcomes())
+  assert shards.finished(made_in, shard, recipe) is None
+  result = shards.write_shard(made_in, shard, recipe, [prepare_video(shard.videos[0], recipe)])
+  assert shards.finished(made_in, shard, recipe) == result
+
+
+def test_a_file_that_cannot_be_read_now(videos, tmp_path, monkeypatch):
+  folder, names, _ = videos
+  video = annotate(folder, names[:1]).splits["train"][0]
+  recipe = Recipe(CLASSES)
+
+  def refuse(path):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr("vswin_jax.data.video_files.io.FileIO", refuse)
+  assert prepare_video(video, recipe) == Problem(
+    video.path, video.id, "unreadable", "Permission denied"
+  )
 
 
 def test_too_many_problems_stop_it_and_are_listed(videos, tmp_path):
@@ -273,10 +377,7 @@ def test_names_that_tfds_would_not_find_are_refused(videos, tmp_path):
       annotate(folder, names),
       name="my-clips",
       data_dir=tmp_path,
-      recipe=RECIPE,
       engine=in_this_process,
-      shard_bytes=1,
-      max_problem_share=0.0,
     )
 
 
@@ -297,21 +398,22 @@ def test_a_full_disk_keeps_what_is_finished(videos, tmp_path, monkeypatch):
       prepare(annotate(folder, names), tmp_path)
   made = []
   prepare(annotate(folder, names), tmp_path, engine=functools.partial(stopping_after, 99, made))
-  assert made == [f"train-{number:05d}" for number in range(3, 7)]
+  assert len(made) == 4
 
 
-def test_shards_have_about_the_size_asked_for(videos):
+@pytest.mark.parametrize("shard_bytes, most", [(1 << 40, 1), (20_000, 2), (1, 512)])
+def test_shards(videos, shard_bytes, most):
+  """A power of two of them, empty ones left out; in order, whatever their size."""
   folder, names, _ = videos
-  annotations = annotate(folder, names, validation=2)
-  sizes = [(folder / name).stat().st_size for name in names]
-  planned = shards.plan_shards(annotations.splits, max(sizes) * 2)
-  assert [video.id for shard in planned for video in shard.videos] == [
-    name.replace(".", "_") for name in names
-  ]
-  assert {shard.stem for shard in planned} >= {"train-00000", "validation-00000"}
-  for shard in planned:
-    total = sum((folder / video.path).stat().st_size for video in shard.videos)
-    assert total <= max(sizes) * 2
+  splits = annotate(folder, names).splits
+  planned = shards.plan_shards(splits, shard_bytes)
+  assert [video for shard in planned for video in shard.videos] == list(splits["train"])
+  assert [shard.number for shard in planned] == sorted({shard.number for shard in planned})
+  total = sum((folder / name).stat().st_size for name in names)
+  count = 1
+  while total > shard_bytes * count and count < 512:
+    count *= 2
+  assert count >= most and max(shard.number for shard in planned) < count
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import fcntl
 import itertools
+import os
 import pathlib
 import re
 import shutil
@@ -18,12 +19,14 @@ from vswin_jax.data.preparation.engines import Engine
 from vswin_jax.data.preparation.shards import (
   Shard,
   ShardResult,
+  Totals,
   finished,
   plan_shards,
   records_path,
 )
 from vswin_jax.data.preparation.videos import Problem, Recipe, missing
 from vswin_jax.data.records import DatasetError, features
+from vswin_jax.data.transcoding import Transcoding
 from vswin_jax.local_files import replacing
 
 VERSION = "1.0.0"
@@ -40,13 +43,13 @@ class Summary:
     path: of the data set.
     num_records: by split.
     problems: files that were left out, by kind of problem.
-    total: sums over all shards.
+    totals: of all records.
   """
 
   path: pathlib.Path
   num_records: dict[str, int]
   problems: dict[str, int]
-  total: ShardResult
+  totals: Totals
 
 
 def prepare_dataset(
@@ -54,10 +57,11 @@ def prepare_dataset(
   *,
   name: str,
   data_dir: pathlib.Path,
-  recipe: Recipe,
   engine: Engine,
-  shard_bytes: int,
-  max_problem_share: float,
+  transcoding: Transcoding | None = None,
+  max_seconds: float = 3600.0,
+  shard_bytes: int = 128 << 20,
+  max_problem_share: float = 0.02,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
   """Makes a TFDS data set of video records, `data_dir/name/1.0.0`.
@@ -67,11 +71,12 @@ def prepare_dataset(
 
   Args:
     name: of the data set.
-    recipe: what becomes of every video; its class names are those of the annotations.
     engine: from `engines`.
+    transcoding: what videos become; None: the bytes of the files are kept as they are.
+    max_seconds: longer videos are left out.
     shard_bytes: of the files that go into one shard, about.
     max_problem_share: of the videos; more problems stop the preparation.
-    progress: called with how many videos are done, of how many.
+    progress: called with how many videos are done, of how many; first of all once.
 
   Raises:
     DatasetError: a data set of that name is there already, or another process is making it; too
@@ -82,50 +87,70 @@ def prepare_dataset(
     raise DatasetError(
       f"{name!r} can't be the name of a data set; use small letters, digits and _, as in my_videos"
     )
+  recipe = Recipe(annotations.class_names, annotations.multi_label, transcoding, max_seconds)
   home = data_dir / name
-  if (home / VERSION).exists():
-    raise DatasetError(
-      f"{home / VERSION} is there already, and whole; remove it, or give another --name"
-    )
   folder = home / _STAGING
-  folder.mkdir(parents=True, exist_ok=True)
+  home.mkdir(parents=True, exist_ok=True)
   with _only_one(home):
+    if (home / VERSION).exists():
+      raise DatasetError(
+        f"{home / VERSION} is there already, and whole; remove it, or give another --name"
+      )
+    folder.mkdir(exist_ok=True)
     problems = _Problems(annotations, max_problem_share, home / "problems.csv")
     present = {
       split: [video for video in videos if video.exists]
       for split, videos in annotations.splits.items()
     }
     shards = plan_shards(present, shard_bytes)
-    num_videos = sum(map(len, present.values()))
-    done = 0
+    results = _prepare_shards(shards, folder, recipe, engine, problems, progress)
+    return _publish(home, name, recipe, results, problems.found)
 
-    def report(count: int, found: Sequence[Problem]) -> None:
-      nonlocal done
-      done += count
-      problems.add(found)
-      progress(done, num_videos)
 
-    results: dict[Shard, ShardResult] = {}
-    for shard in shards:
-      if result := finished(folder, shard, recipe):
-        results[shard] = result
-        report(len(shard.videos), result.problems)
-    waiting = [shard for shard in shards if shard not in results]
-    for shard, result in zip(waiting, engine(waiting, folder, recipe, report)):
-      results[shard] = result
-    return _publish(home, name, annotations, recipe, results, problems.found)
+def _prepare_shards(
+  shards: Sequence[Shard],
+  folder: pathlib.Path,
+  recipe: Recipe,
+  engine: Engine,
+  problems: "_Problems",
+  progress: Callable[[int, int], None],
+) -> dict[Shard, ShardResult]:
+  """Finishes what is not finished; the results of all shards, in order."""
+  found = {shard: finished(folder, shard, recipe) for shard in shards}
+  waiting = [shard for shard, result in found.items() if result is None]
+  num_videos = sum(len(shard.videos) for shard in shards)
+  done = num_videos - sum(len(shard.videos) for shard in waiting)
+  progress(done, num_videos)
+  for result in filter(None, found.values()):
+    problems.add(result.problems)
+
+  def report(count: int, more: Sequence[Problem]) -> None:
+    nonlocal done
+    done += count
+    problems.add(more)
+    progress(done, num_videos)
+
+  with contextlib.closing(engine(waiting, folder, recipe, report)) as results:
+    for shard, result in zip(waiting, results):
+      found[shard] = result
+  return found
 
 
 @contextlib.contextmanager
 def _only_one(home: pathlib.Path) -> Iterator[None]:
   """Refuses to make a data set that another process is making."""
-  with (home / ".lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise DatasetError(f"another process is preparing {home}") from error
+  folder = os.open(home, os.O_RDONLY)
+  try:
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    os.close(folder)
+    raise DatasetError(f"another process is preparing {home}") from error
+  except OSError:
+    pass  # some file systems know no locks
+  try:
     yield
-  (home / ".lock").unlink(missing_ok=True)
+  finally:
+    os.close(folder)
 
 
 class _Problems:
@@ -161,13 +186,13 @@ class _Problems:
       f"{len(self.found)} of {self._num_videos} videos have a problem so far "
       f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}), more than the "
       f"{self._max_share:.1%} of --max_problem_share; all are listed in {self._path}, the first "
-      f"being{examples}"
+      f"being{examples}\nMend them, or raise --max_problem_share to go on without them"
     )
 
 
 def write_problems(path: pathlib.Path, problems: Sequence[Problem]) -> None:
   """Writes one line of CSV for every problem."""
-  with replacing(path) as temporary, temporary.open("w", newline="") as file:
+  with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
     rows = csv.writer(file)
     rows.writerow([field.name for field in dataclasses.fields(Problem)])
     rows.writerows(dataclasses.astuple(problem) for problem in problems)
@@ -176,7 +201,6 @@ def write_problems(path: pathlib.Path, problems: Sequence[Problem]) -> None:
 def _publish(
   home: pathlib.Path,
   name: str,
-  annotations: Annotations,
   recipe: Recipe,
   results: dict[Shard, ShardResult],
   problems: list[Problem],
@@ -188,9 +212,10 @@ def _publish(
   shutil.rmtree(whole, ignore_errors=True)
   whole.mkdir()
   split_infos = []
-  for split in annotations.splits:
+  for split in dict.fromkeys(shard.split for shard in results):
     # A shard of nothing but problems holds no records.
-    full = [shard for shard, one in results.items() if shard.split == split and one.num_records]
+    in_split = {shard: result for shard, result in results.items() if shard.split == split}
+    full = [shard for shard, result in in_split.items() if result.totals.num_records]
     if not full:
       continue
     template = tfds.core.ShardedFileTemplate(
@@ -202,14 +227,14 @@ def _publish(
     split_infos.append(
       tfds.core.SplitInfo(
         name=split,
-        shard_lengths=[results[shard].num_records for shard in full],
+        shard_lengths=[results[shard].totals.num_records for shard in full],
         num_bytes=sum(results[shard].num_bytes for shard in full),
         filename_template=template,
       )
     )
   if not split_infos:
     raise DatasetError("none of the videos became a record; nothing to write")
-  total = _sum(results.values())
+  totals = sum((result.totals for result in results.values()), Totals())
   kinds = collections.Counter(problem.kind for problem in problems)
   tfds.folder_dataset.write_metadata(
     data_dir=whole,
@@ -220,11 +245,11 @@ def _publish(
     description=f"Encoded videos of {name}, prepared by vswin_jax.",
     metadata=tfds.core.MetadataDict(
       {
-        "videos": total.num_records,
+        "videos": totals.num_records,
         "problems": dict(kinds),
-        "seconds": round(total.seconds, 3),
-        "source_bytes": total.source_bytes,
-        "stored_bytes": total.stored_bytes,
+        "seconds": round(totals.seconds, 3),
+        "source_bytes": totals.source_bytes,
+        "stored_bytes": totals.stored_bytes,
         "transcoding": recipe.transcoding and dataclasses.asdict(recipe.transcoding),
       }
     ),
@@ -236,26 +261,21 @@ def _publish(
     path=home / VERSION,
     num_records={info.name: info.num_examples for info in split_infos},
     problems=dict(kinds),
-    total=total,
+    totals=totals,
   )
 
 
 def _link(path: pathlib.Path, name: pathlib.Path) -> None:
-  """Gives a file a second name, so that a kill in between costs nothing; else moves it."""
+  """Gives a file a second name, so that a kill in between costs nothing; else copies it."""
   try:
     name.hardlink_to(path)
   except OSError:
-    path.rename(name)
-
-
-def _sum(results) -> ShardResult:
-  totals = [dataclasses.astuple(dataclasses.replace(one, problems=())) for one in results]
-  return ShardResult(*(sum(column) for column in list(zip(*totals))[:-1]))
+    shutil.copyfile(path, name)
 
 
 def describe(summary: Summary) -> str:
   """What was made, in a few lines."""
-  total = summary.total
+  total = summary.totals
   splits = ", ".join(f"{count:,} {split}" for split, count in summary.num_records.items())
   lines = [f"{summary.path}: {splits}; {total.seconds / 3600:.2f} hours of video"]
   if summary.problems:

@@ -5,12 +5,15 @@ shards; it must see the videos and the folder of the data set under the names th
 a shared file system or a mounted bucket.
 """
 
+import contextlib
 import functools
 import itertools
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
+from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.preparation.shards import (
   Shard,
   ShardResult,
@@ -36,17 +39,27 @@ def on_this_machine(num_workers: int) -> Engine:
   def run(shards, folder, recipe, report) -> Iterator[ShardResult]:
     videos = itertools.chain.from_iterable(shard.videos for shard in shards)
     work = functools.partial(prepare_video, recipe=recipe)
-    outcomes = map_in_order(work, videos, num_workers=num_workers, if_killed=killed)
+    outcomes = map_in_order(
+      work, videos, num_workers=num_workers, if_killed=killed, size=_num_bytes
+    )
 
     def reported(count: int) -> Iterator[Prepared | Problem]:
       for outcome in itertools.islice(outcomes, count):
         report(1, [outcome] if isinstance(outcome, Problem) else [])
         yield outcome
 
-    for shard in shards:
-      yield write_shard(folder, shard, recipe, reported(len(shard.videos)))
+    with contextlib.closing(outcomes):
+      for shard in shards:
+        yield write_shard(folder, shard, recipe, reported(len(shard.videos)))
 
   return run
+
+
+def _num_bytes(video: Video) -> int:
+  try:
+    return os.stat(video.path).st_size
+  except OSError:
+    return 0
 
 
 def on_beam(options: str) -> Engine:
@@ -69,14 +82,18 @@ def on_beam(options: str) -> Engine:
 
   def run(shards, folder, recipe, report) -> Iterator[ShardResult]:
     work = functools.partial(_prepare_shard, folder=folder, recipe=recipe)
-    with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
-      # Without the reshuffle a runner may give all shards to one worker.
-      _ = (
-        pipeline
-        | "shards" >> beam.Create(list(shards))
-        | "spread" >> beam.Reshuffle()
-        | "prepare" >> beam.Map(work)
-      )
+    try:
+      with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+        # Without the reshuffle a runner may give all shards to one worker.
+        _ = (
+          pipeline
+          | "shards" >> beam.Create(list(shards))
+          | "spread" >> beam.Reshuffle()
+          | "prepare" >> beam.Map(work)
+        )
+    except (RuntimeError, ValueError) as error:
+      reason = str(error).strip().splitlines()[-1]
+      raise DatasetError(f"the pipeline failed: {reason}; finished shards are kept") from error
     for shard in shards:
       result = finished(folder, shard, recipe)
       if result is None:

@@ -17,17 +17,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from vswin_jax.data.annotations.common import Video
-from vswin_jax.data.preparation.videos import Prepared, Problem, Recipe
+from vswin_jax.data.preparation.videos import CRASHES, UNREADABLE, Prepared, Problem, Recipe
 from vswin_jax.data.records import DatasetError
 from vswin_jax.local_files import replacing
 
 # Random access to every record; video does not get smaller by compressing it again.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+# Of the number of a shard.
+_MOST_BITS = 9
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """Videos of a split that are stored in one file: what is `number`-th of the split's shards."""
+  """Videos of a split that are stored in one file, and the number of that file."""
 
   split: str
   number: int
@@ -39,41 +41,62 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardResult:
-  """What is known about a finished shard; bytes and seconds are sums over its records.
+class Totals:
+  """Sums over records; bytes are those of videos.
 
   Attributes:
-    num_bytes: of the file of records.
-    problems: the videos that are not in it.
     clips_timed: videos decoded both from their file and from their record; the processor time of
       their clips is `clip_seconds_before` and `clip_seconds_after`.
   """
 
   num_records: int = 0
-  num_bytes: int = 0
   source_bytes: int = 0
   stored_bytes: int = 0
   seconds: float = 0.0
   clips_timed: int = 0
   clip_seconds_before: float = 0.0
   clip_seconds_after: float = 0.0
-  problems: tuple[Problem, ...] = ()
+
+  def __add__(self, other: "Totals") -> "Totals":
+    mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
+    return Totals(*(first + second for first, second in zip(mine, others)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardResult:
+  """What is known about a finished shard.
+
+  Attributes:
+    num_bytes: of the file of records.
+    problems: the videos that are not in it.
+  """
+
+  totals: Totals
+  num_bytes: int
+  problems: tuple[Problem, ...]
 
 
 def plan_shards(splits: Mapping[str, Sequence[Video]], shard_bytes: int) -> list[Shard]:
-  """Divides the videos of every split into shards of about so many bytes of files, in order."""
+  """Divides the videos of every split into shards of about so many bytes of files.
+
+  The id of a video alone tells its place, so that of a preparation that goes on with some videos
+  more only their shards change. There are no more than 512, since a reader keeps the files of all
+  shards open.
+  """
   shards = []
   for split, videos in splits.items():
-    parts: list[list[Video]] = []
-    room = 0
+    num_bytes = sum(_stat(video)[0] for video in videos)
+    bits = 0
+    while num_bytes > shard_bytes << bits and bits < _MOST_BITS:
+      bits += 1
+    parts: list[list[tuple[bytes, Video]]] = [[] for _ in range(1 << bits)]
     for video in videos:
-      size = _stat(video)[0]
-      if not parts or room < size:
-        parts.append([])
-        room = shard_bytes
-      parts[-1].append(video)
-      room -= size
-    shards += [Shard(split, number, tuple(part)) for number, part in enumerate(parts)]
+      digest = hashlib.sha256(video.id.encode(errors="surrogateescape")).digest()
+      parts[int.from_bytes(digest[:2], "big") >> (16 - bits)].append((digest, video))
+    for number, part in enumerate(parts):
+      if part:
+        ordered = sorted(part, key=lambda digest_and_video: digest_and_video[0])
+        shards.append(Shard(split, number, tuple(video for _, video in ordered)))
   return shards
 
 
@@ -101,15 +124,23 @@ def _facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
 
 
 def finished(folder: pathlib.Path, shard: Shard, recipe: Recipe) -> ShardResult | None:
-  """The result of a shard that was made before from the same videos in the same way, or None."""
+  """The result of a shard that was made before from the same videos in the same way, or None.
+
+  One whose problems may have passed is not finished.
+  """
   try:
     facts = json.loads(_facts_path(folder, shard).read_text())
+    result = ShardResult(
+      totals=Totals(**facts["totals"]),
+      num_bytes=facts["num_bytes"],
+      problems=tuple(Problem(**problem) for problem in facts["problems"]),
+    )
     size = records_path(folder, shard).stat().st_size
-    problems = tuple(Problem(**problem) for problem in facts["result"].pop("problems"))
-    result = ShardResult(**facts["result"], problems=problems)
   except (OSError, ValueError, KeyError, TypeError):
     return None
   if facts.get("fingerprint") != fingerprint(shard, recipe) or size != result.num_bytes:
+    return None
+  if any(problem.kind in (UNREADABLE, CRASHES) for problem in result.problems):
     return None
   return result
 
@@ -125,7 +156,9 @@ def write_shard(
   Raises:
     DatasetError: the disk is full, or the file can't be written for another reason.
   """
-  problems, prepared = [], []
+  # Of the files as they are before they are read: one that changes meanwhile is read again.
+  seen = fingerprint(shard, recipe)
+  problems, totals = [], Totals()
   with replacing(records_path(folder, shard)) as path:
     with _writing(path):
       writer = ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
@@ -135,28 +168,29 @@ def write_shard(
         continue
       with _writing(path):
         writer.write(outcome.example)
-      prepared.append(dataclasses.replace(outcome, example=b""))
+      totals += _totals(outcome)
     with _writing(path):
       writer.close()
-      if len(prepared) != _count(path):
+      if totals.num_records != _count(path):
         raise OSError("not all records arrived on the disk; is it full?")
     num_bytes = path.stat().st_size
-  timed = [one.clip_seconds for one in prepared if one.clip_seconds]
-  result = ShardResult(
-    num_records=len(prepared),
-    num_bytes=num_bytes,
-    source_bytes=sum(one.source_bytes for one in prepared),
-    stored_bytes=sum(one.stored_bytes for one in prepared),
-    seconds=sum(one.seconds for one in prepared),
-    clips_timed=len(timed),
-    clip_seconds_before=sum(before for before, _ in timed),
-    clip_seconds_after=sum(after for _, after in timed),
-    problems=tuple(problems),
-  )
-  facts = {"fingerprint": fingerprint(shard, recipe), "result": dataclasses.asdict(result)}
+  result = ShardResult(totals, num_bytes, tuple(problems))
   with replacing(_facts_path(folder, shard)) as path:
-    path.write_text(json.dumps(facts))
+    path.write_text(json.dumps({"fingerprint": seen, **dataclasses.asdict(result)}))
   return result
+
+
+def _totals(outcome: Prepared) -> Totals:
+  before, after = outcome.clip_seconds or (0.0, 0.0)
+  return Totals(
+    num_records=1,
+    source_bytes=outcome.source_bytes,
+    stored_bytes=outcome.stored_bytes,
+    seconds=outcome.seconds,
+    clips_timed=int(outcome.clip_seconds is not None),
+    clip_seconds_before=before,
+    clip_seconds_after=after,
+  )
 
 
 def move_shard(shard: Shard, source: pathlib.Path, destination: pathlib.Path) -> None:

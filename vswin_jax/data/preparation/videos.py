@@ -6,13 +6,23 @@ import hashlib
 import os
 import time
 
+import av
 import numpy as np
 
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.decoding import VideoFacts, decode_frames, probe
 from vswin_jax.data.records import features, record
 from vswin_jax.data.transcoding import Transcoding, check_frames, transcode
-from vswin_jax.data.video_files import NotAVideo, NoVideoStream, VideoError, open_video
+from vswin_jax.data.video_files import (
+  NotAVideo,
+  NoVideoStream,
+  UnreadableFile,
+  VideoError,
+  open_video,
+)
+
+# Kinds of problems that may be gone the next time.
+UNREADABLE, CRASHES = "unreadable", "crashes"
 
 # A serialised example can't be larger; what is not the video takes far less than the rest.
 _MOST_BYTES = 2**31 - 2**20
@@ -73,35 +83,48 @@ def missing(video: Video) -> Problem:
 
 def killed(video: Video) -> Problem:
   """For a video that ends the process which decodes it."""
-  return Problem(video.path, video.id, "damaged", "decoding it crashes or takes too much memory")
+  return Problem(video.path, video.id, CRASHES, "decoding it crashes or takes too much memory")
 
 
 def prepare_video(video: Video, recipe: Recipe) -> Prepared | Problem:
   """Probes, decodes from end to end, transcodes if asked to, and serialises one video."""
   problem = functools.partial(Problem, video.path, video.id)
   try:
-    source_bytes = os.stat(video.path).st_size
-    if not source_bytes:
-      return problem("empty", "the file has no bytes")
-    facts, seconds = _probe(video.path)
-    if seconds > recipe.max_seconds:
-      return problem("too long", f"{seconds:.0f} s, more than the {recipe.max_seconds:.0f} allowed")
-    content, stored_facts = _content(video.path, facts, recipe.transcoding)
+    return _prepare(video, recipe)
+  except _Refused as error:
+    return problem(*error.args)
   except FileNotFoundError:
     return missing(video)
   except NotAVideo as error:
     return problem("not a video", _without_path(error, video.path))
   except NoVideoStream as error:
     return problem("no video stream", _without_path(error, video.path))
+  except UnreadableFile as error:
+    return problem(UNREADABLE, _without_path(error, video.path))
   except VideoError as error:
     return problem("damaged", _without_path(error, video.path))
+  except MemoryError:
+    return problem(UNREADABLE, "not enough memory")
   except OSError as error:
-    return problem("unreadable", error.strerror or str(error))
+    return problem(UNREADABLE, error.strerror or str(error))
   # Whatever is wrong with one file, the others become records.
   except Exception as error:
     return problem("damaged", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-  if len(content) > _MOST_BYTES:
-    return problem("too large", f"{len(content):,} bytes do not fit into one record; transcode it")
+
+
+class _Refused(Exception):
+  """Kind and detail of a problem."""
+
+
+def _prepare(video: Video, recipe: Recipe) -> Prepared:
+  source_bytes = os.stat(video.path).st_size
+  if not source_bytes:
+    raise _Refused("empty", "the file has no bytes")
+  if recipe.transcoding is None:
+    _check_size(source_bytes)
+  facts, seconds = _checked_facts(video.path, recipe.max_seconds)
+  content, stored_facts = _content(video.path, facts, recipe.transcoding)
+  _check_size(len(content))
   labels = list(video.labels)
   example = record(content, video.id, labels if recipe.multi_label else labels[0], stored_facts)
   return Prepared(
@@ -113,14 +136,29 @@ def prepare_video(video: Video, recipe: Recipe) -> Prepared | Problem:
   )
 
 
-def _probe(path: str) -> tuple[VideoFacts, float]:
+def _check_size(num_bytes: int) -> None:
+  if num_bytes > _MOST_BYTES:
+    raise _Refused("too large", f"{num_bytes:,} bytes do not fit into one record; transcode it")
+
+
+def _checked_facts(path: str, max_seconds: float) -> tuple[VideoFacts, float]:
+  """Facts of a video, and its length in seconds."""
   with open_video(path) as (container, _):
     # What FFmpeg calls a picture: a video of one frame, which may carry any name.
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
       raise NotAVideo(f"it is a picture ({container.format.long_name})")
+    # Some kinds of files tell their frames only when they are decoded, which may take hours.
+    _check_length((container.duration or 0) / av.time_base, max_seconds)
   facts = probe(path)
   rate = facts.fps_numerator / facts.fps_denominator
-  return facts, facts.num_frames / rate if rate else 0.0
+  seconds = facts.num_frames / rate if rate else 0.0
+  _check_length(seconds, max_seconds)
+  return facts, seconds
+
+
+def _check_length(seconds: float, max_seconds: float) -> None:
+  if seconds > max_seconds:
+    raise _Refused("too long", f"{seconds:.0f} s, more than the {max_seconds:.0f} allowed")
 
 
 def _content(
@@ -143,13 +181,14 @@ def _time_clips(video: Video, content: bytes, facts: VideoFacts) -> tuple[float,
   digest = hashlib.sha256(video.id.encode()).digest()
   if digest[0] % _TIMED_SHARE:
     return None
-  with open(video.path, "rb") as file:
-    source = file.read()
   indices = (facts.num_frames // 2 + _TIMED_CLIP) % facts.num_frames
-  return _time(source, indices), _time(content, indices)
+  try:
+    return _time(video.path, indices), _time(content, indices)
+  except VideoError:  # its size changes on the way, which transcoding puts right
+    return None
 
 
-def _time(video: bytes, indices: np.ndarray) -> float:
+def _time(video: str | bytes, indices: np.ndarray) -> float:
   begin = time.process_time()
   decode_frames(video, indices)
   return time.process_time() - begin
