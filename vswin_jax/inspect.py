@@ -24,7 +24,10 @@ _SPLIT = flags.DEFINE_string("split", None, "Split to show; default: that of tra
 _OUTPUT = flags.DEFINE_string("output", "inspect.png", "Picture to write.")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "Videos in the picture.", lower_bound=1)
 _MAX_VIDEOS = flags.DEFINE_integer(
-  "max_videos", None, "Read no more videos than this for the numbers.", lower_bound=1
+  "max_videos",
+  5000,
+  "Read no more videos of a split than this, spread evenly, for the numbers; 0: all.",
+  lower_bound=0,
 )
 
 

@@ -20,7 +20,14 @@ from vswin_jax.training.inputs import augment_batch, denormalize, model_inputs
 
 _FRAMES, _VIEWS = 8, 6
 _MOST_NAMED_CLASSES = 16
-_STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left"}
+_LONGEST_ID = 50
+# Names of videos and classes may hold what would begin a formula.
+_STYLE = {
+  "font.size": 8,
+  "axes.titlesize": 9,
+  "axes.titlelocation": "left",
+  "text.parse_math": False,
+}
 _ACCENT = "#2563eb"
 
 
@@ -44,12 +51,13 @@ class Statistics:
 
 def read_statistics(
   records: VideoRecords,
-  max_videos: int | None = None,
+  max_videos: int = 0,
   progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Statistics:
   """Reads the facts of a split's videos, of all or of some that are spread evenly.
 
   Args:
+    max_videos: 0: all.
     progress: wraps the indices that are read.
   """
   count = min(max_videos or len(records), len(records))
@@ -64,17 +72,20 @@ def read_statistics(
     num_bytes.append(len(record["video"]))
     sizes[int(record["height"]), int(record["width"])] += 1
     rates[round(float(rate), 2)] += 1
-    np.add.at(class_counts, np.atleast_1d(record["label"]), 1)
+    np.add.at(class_counts, np.atleast_1d(np.asarray(record["label"], int)), 1)
   return Statistics(np.array(seconds), np.array(num_bytes), sizes, rates, class_counts)
 
 
 def describe(split: str, num_videos: int, found: Statistics, class_names: tuple[str, ...]) -> str:
   """A few lines about a split of so many videos."""
   read = len(found.seconds)
-  sample = "" if read == num_videos else f" ({read:,} of them read)"
-  lines = [f"{split}: {num_videos:,} videos{sample}, {len(class_names):,} classes"]
+  lines = [f"{split}: {num_videos:,} videos, {len(class_names):,} classes"]
   if not read:
     return lines[0]
+  if read < num_videos:
+    lines.append(
+      f"  only {read:,} of the videos were read, spread evenly; what follows is of these"
+    )
   hours, gigabytes = found.seconds.sum() / 3600, found.num_bytes.sum() / 2**30
   lines.append(
     f"  {hours:.2f} hours, {gigabytes:.2f} GiB; seconds a video: {_spread(found.seconds)}; "
@@ -127,7 +138,8 @@ def make_examples(
 ) -> list[Example]:
   """The first batch of training, as it enters the model but for the normalisation.
 
-  Each clip stands beside the views that an evaluation has of the same video.
+  Each clip stands beside the views that an evaluation has of the same video; where training takes
+  another one instead of a video that can't be decoded, the title says so.
   """
   count = -(-count // repeats) * repeats
   batches = pipeline.train_batches(
@@ -144,14 +156,17 @@ def make_examples(
     batch = next(batches)
   clips, targets = _augment(batch, jax.random.key(seed), augmentation, mean, std, records)
   examples = []
-  for place, (clip, target) in enumerate(zip(clips, targets)):
+  for place, (clip, target, failed) in enumerate(zip(clips, targets, batch["failed"])):
     _, index = pipeline.epoch_and_record(place // repeats, len(records), seed)
     try:
       evaluation, _ = eval_clips(records[index], spec, views, np.random.default_rng(seed))
       shown = _some_of_each(evaluation)
     except VideoError:
       shown = np.zeros((1, spec.size, spec.size, 3), np.uint8)
-    title = f"{records.video_id(index)}: {_name_target(target, records.class_names)}"
+    title = f"{records.video_id(index)[:_LONGEST_ID]}: "
+    if failed >= 0:
+      title += "can't be decoded; another video in its place: "
+    title += _name_target(target, records.class_names)
     examples.append(Example(title, _evenly(clip, _FRAMES), shown))
   return examples
 

@@ -24,7 +24,7 @@ _ANNOTATIONS = flags.DEFINE_multi_string(
   "annotations",
   [],
   "Annotation file, folder of them, or SPLIT=FILE; may be repeated. Default: searched in --videos "
-  "and the folder above it.",
+  "and the folder above it; beside folders of classes, none.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
 _NAME = flags.DEFINE_string(

@@ -3,7 +3,14 @@
 import pytest
 
 from tests.data.annotations.trees import touch, write
-from vswin_jax.data.annotations import DATASETS, AnnotationError, Options, read_annotations
+from vswin_jax.data.annotations import (
+  DATASETS,
+  AnnotationError,
+  Options,
+  default_name,
+  read_annotations,
+  read_class_names,
+)
 from vswin_jax.data.annotations.common import split_called, split_within
 
 
@@ -84,3 +91,54 @@ def test_summary(tmp_path):
   path = write(tmp_path / "test.txt", "a.mp4 1 2\n")
   annotations = read_annotations("video_folder", tmp_path, [path])
   assert annotations.describe() == "3 multi-label classes, 1 videos of test"
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_default_names(dataset):
+  name = default_name(dataset, Options(split_number=2))
+  assert name == {"ucf101": "ucf101_split2", "hmdb51": "hmdb51_split2"}.get(dataset, dataset)
+
+
+def test_names_of_classes(tmp_path):
+  path = write(tmp_path / "names.txt", b"\xef\xbb\xbfrun \r\nsit d\xc3\xb6wn\r\n\r\n\n")
+  assert read_class_names(path) == read_class_names(tmp_path / "names.txt") == ("run", "sit döwn")
+
+
+@pytest.mark.parametrize(
+  ("text", "error"),
+  [
+    ("a\n\nb\n", "names.txt, line 2: blank; expected the name of a class in every line"),
+    ("\na\n", "names.txt, line 1: blank"),
+    ("\n", "names.txt: it is empty"),
+    (b"a\n\xff\n", "names.txt, line 2: not UTF-8"),
+    (None, "names.txt: No such file or directory; expected a text file"),
+  ],
+)
+def test_names_of_classes_that_are_unclear(tmp_path, text, error):
+  if text is not None:
+    write(tmp_path / "names.txt", text)
+  with pytest.raises(AnnotationError, match=error):
+    read_class_names(tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize(
+  ("dataset", "files"),
+  [
+    ("kinetics400", {"train.csv": "a,b\n"}),
+    ("something_something_v2", {"train.json": "{}"}),
+    ("ucf101", {"classInd.txt": "2 A\n", "trainlist01.txt": "A/a.avi 1\n"}),
+    ("hmdb51", {"run_test_split1.txt": "a.avi\n"}),
+    ("video_folder", {"train.csv": "a,b,c\n"}),
+  ],
+)
+def test_errors_in_files_that_nobody_named_say_how_to_name_others(tmp_path, dataset, files):
+  paths = [write(tmp_path / name, text) for name, text in files.items()]
+  videos = touch(tmp_path / "videos", "a.mp4").parent / "videos"
+  hint = rf"\({paths[0]} was found by itself; to read other files, name them: --annotations=FILE\)"
+  with pytest.raises(AnnotationError, match=hint) as caught:
+    read_annotations(dataset, videos)
+  assert "\n" not in str(caught.value)
+  for given in (paths, [str(tmp_path)]):
+    with pytest.raises(AnnotationError, match=paths[0]) as caught:
+      read_annotations(dataset, videos, given)
+    assert "found by itself" not in str(caught.value)

@@ -43,6 +43,26 @@ def test_splits(tmp_path, folder):
   }
 
 
+def test_another_number_of_classes_is_told(tmp_path):
+  for number in range(51):
+    write(tmp_path / f"class{number:02d}_test_split1.txt", "a.avi 1\n")
+  write(tmp_path / "class00_test_split2.txt", "a.avi 1\n")
+  assert not any("full data set" in one for one in read_annotations("hmdb51", tmp_path).notes)
+  few = read_annotations("hmdb51", tmp_path, options=Options(split_number=2))
+  note = "the classes are 1, not the 51 of hmdb51: their indices are not those of the full data set"
+  assert note in few.notes
+
+
+def test_a_video_listed_twice_with_different_parts_is_left_out(tmp_path):
+  _release(tmp_path, wave_test_split1="a.avi 1\na.avi 2\nb.avi 1\n")
+  annotations = read_annotations("hmdb51", tmp_path)
+  assert labels_of(annotations)["train"] == {"wave/b": (1,), "brush_hair/b": (0,)}
+  ((path, reason),) = annotations.problems
+  lists = f"{tmp_path}/wave_test_split1.txt"
+  assert path == f"{tmp_path}/wave/a.avi"
+  assert reason == f"{lists}, line 1 and {lists}, line 2: wave/a is in train and in validation"
+
+
 @pytest.mark.parametrize("line", ["a.avi 3", "a.avi", "1"])
 def test_a_line_of_another_kind(tmp_path, line):
   _release(tmp_path, wave_test_split1=f"x.avi 1\n{line}\n")

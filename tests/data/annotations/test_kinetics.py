@@ -182,8 +182,6 @@ def test_lists_of_paths_and_numbers(tmp_path):
     ("train.csv", TRAIN + "yoga,e,1,2,hidden,0\n", "line 5: unknown split 'hidden'"),
     ("train.csv", TRAIN + '"yoga,e,1,2,train,0\n', "line 5: no valid CSV"),
     ("train.csv", TRAIN.encode() + b"\xff,e,1,2,train,0\n", "line 5: not UTF-8"),
-    ("train.csv", TRAIN + "abseiling,aaaaaaaaaaa,10,20,train,0\n", "has two labels"),
-    ("train.csv", TRAIN + "yoga,aaaaaaaaaaa,10,20,val,0\n", "is in train and in validation"),
     ("train.csv", TRAIN + "yogo,e,1,2,val,0\n", "line 5: .*'yogo'; did you mean 'yoga'"),
     ("val.csv", TRAIN + "yogo,e,1,2,val,0\n", "line 5: .*'yogo'; did you mean 'yoga'"),
     ("train.txt", "a.mp4 400\n", "line 1: label '400'; expected a number from 0 to 399"),
@@ -210,7 +208,28 @@ def test_a_validation_label_must_occur_in_training(tmp_path):
     read_annotations("kinetics400", tmp_path)
 
 
-def test_a_clip_of_two_splits(tmp_path):
+def test_clips_that_contradict_each_other_are_left_out(tmp_path):
+  again = TRAIN + "abseiling,aaaaaaaaaaa,10,20,train,0\nyoga,aaaaaaaaaaa,10,20,train,0\n"
+  train = write(tmp_path / "train.csv", again)
+  validation = write(
+    tmp_path / "val.csv", VALIDATION + "abseiling,-bbbb_bbb-b,0,10,val,0\nyoga,e,1,2,val,0\n"
+  )
+  videos = touch(tmp_path / "videos", f"train/{NAMES[1]}.mp4", f"val/{NAMES[1]}.mp4")
+  annotations = read_annotations("kinetics400", videos, [str(tmp_path)])
+  assert labels_of(annotations) == {
+    "train": {NAMES[2]: (1,)},
+    "validation": {NAMES[3]: (2,), "e_000001_000002": (2,)},
+  }
+  labels = f"{train}, line 2 and {train}, line 5: {NAMES[0]} has two labels, 'yoga' and 'abseiling'"
+  splits = f"{train}, line 3 and {validation}, line 3: {NAMES[1]} is in train and in validation"
+  assert annotations.problems == (
+    (f"{videos}/{NAMES[0]}.mp4", labels),
+    (f"{videos}/train/{NAMES[1]}.mp4", splits),
+  )
+  assert f"left out, with two labels or in two splits: 2, such as {labels}" in annotations.notes
+
+
+def test_every_clip_in_two_splits(tmp_path):
   train = write(tmp_path / "train.csv", TRAIN)
   validation = write(tmp_path / "val.csv", TRAIN.replace(",train,", ",val,"))
   error = rf"{train}, line 2 and {validation}, line 2: .*{NAMES[0]}"

@@ -88,6 +88,17 @@ def test_lists_of_paths_and_numbers(tmp_path):
   assert files_of(annotations, videos) == {"12": "12.webm", "13": "13.mp4", "14": None}
 
 
+def test_an_id_with_two_templates_is_left_out(tmp_path):
+  videos = touch(tmp_path / "videos", "78687.webm")
+  other = {"id": "78687", "template": "Approaching [something] with your camera"}
+  path = write(tmp_path / "train.json", json.dumps([*TRAIN, other]))
+  annotations = read_annotations(DATASET, videos)
+  assert labels_of(annotations) == {"train": {"42326": (0,)}}
+  ((video, reason),) = annotations.problems
+  assert video == f"{videos}/78687.webm"
+  assert reason.startswith(f"{path}, entry 1 and {path}, entry 3: 78687 has two labels, 'Holding")
+
+
 @pytest.mark.parametrize(
   ("files", "error"),
   [

@@ -80,6 +80,33 @@ def test_errors(tmp_path, changes, error):
     read_annotations("ucf101", tmp_path)
 
 
+def test_a_video_in_both_lists_is_left_out(tmp_path):
+  both = "YoYo/v_YoYo_g01_c01.avi\nArchery/v_Archery_g08_c02.avi\n"
+  _release(tmp_path, testlist01=both)
+  annotations = read_annotations("ucf101", tmp_path)
+  assert labels_of(annotations) == {
+    "train": {"ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01": (0,)},
+    "validation": {"Archery/v_Archery_g08_c02": (1,)},
+  }
+  ((path, reason),) = annotations.problems
+  assert path == f"{tmp_path}/YoYo/v_YoYo_g01_c01.avi"
+  assert reason == (
+    f"{tmp_path}/testlist01.txt, line 1 and {tmp_path}/trainlist01.txt, line 2: "
+    "YoYo/v_YoYo_g01_c01 is in validation and in train"
+  )
+
+
+@pytest.mark.parametrize(("kind", "split"), [("train", "train"), ("test", "validation")])
+def test_only_one_list(tmp_path, kind, split):
+  _release(tmp_path)
+  note = f"no {kind}list01.txt was found: there are no videos of {split}"
+  assert note not in read_annotations("ucf101", tmp_path).notes
+  (tmp_path / f"{kind}list01.txt").unlink()
+  annotations = read_annotations("ucf101", tmp_path)
+  assert note in annotations.notes
+  assert split not in annotations.splits
+
+
 def test_nothing_found(tmp_path):
   _release(tmp_path)
   with pytest.raises(AnnotationError, match=r"expected classInd\.txt, trainlist03\.txt"):

@@ -30,11 +30,14 @@ def test_folders_of_classes(tmp_path):
     "a b/1": (0,),
   }
   assert all(video.exists for found in annotations.splits.values() for video in found)
-  assert annotations.problems == (
+  assert annotations.problems == ()
+  assert annotations.other_files == (
     (f"{tmp_path}/a b/1.txt", ".txt: not the name of a video file"),
     (f"{tmp_path}/b/Thumbs.db", ".db: not the name of a video file"),
     (f"{tmp_path}/d/x.rm", ".rm: not the name of a video file"),
   )
+  others = f"{tmp_path}/a b/1.txt, {tmp_path}/b/Thumbs.db, {tmp_path}/d/x.rm"
+  assert f"left out, no videos by their suffix: 3, such as {others}" in annotations.notes
   assert f"{tmp_path}/d holds no videos: left out" in annotations.notes
   stray = f"left out, in no class folder: 1, such as {tmp_path}/stray.mp4"
   assert stray in annotations.notes
@@ -65,6 +68,41 @@ def test_folders_of_splits(tmp_path, names):
   }
   assert annotations.problems == ()
   assert any("in no class folder: 1" in note for note in annotations.notes)
+
+
+def test_many_other_files_are_told_by_three(tmp_path):
+  touch(tmp_path, "b/1.mp4", "a/1.mp4", *(f"a/{number}.srt" for number in range(5)))
+  (tmp_path / "a/gone.mp4").symlink_to(tmp_path / "nothing")
+  annotations = _read(tmp_path)
+  # What may be a video stays a problem.
+  assert annotations.problems == ((f"{tmp_path}/a/gone.mp4", "a link to nothing"),)
+  assert len(annotations.other_files) == 5
+  (note,) = [note for note in annotations.notes if "suffix" in note]
+  assert note.endswith(f": 5, such as {', '.join(f'{tmp_path}/a/{one}.srt' for one in range(3))}")
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("train/a", "train/b", "val/a")])
+@pytest.mark.parametrize("stray", ["test.txt", "train.csv", "annotations/val.json"])
+def test_files_beside_class_folders_are_not_read(tmp_path, names, stray):
+  videos = touch(tmp_path / "videos", *(f"{name}/1.mp4" for name in names), "stray.mp4")
+  path = write(tmp_path / stray, "of something else")
+  annotations = _read(videos)
+  assert annotations.class_names == ("a", "b")
+  (note,) = [note for note in annotations.notes if path in note]
+  assert note.startswith("not read, since the videos are in class folders: ")
+  # In the folder of videos they are meant.
+  write(videos / "train.csv", "a/1.mp4,x\n")
+  assert _read(videos).class_names == ("x",)
+
+
+@pytest.mark.parametrize(
+  "names", [("1.mp4", "2.mp4"), ("a/1.mp4", "2.mp4"), ("train/1.mp4", "val/2.mp4")]
+)
+def test_files_beside_other_folders_are_read(tmp_path, names):
+  videos = touch(tmp_path / "videos", *names)
+  write(tmp_path / "train.csv", "".join(f"{name},x\n" for name in names))
+  annotations = _read(videos)
+  assert files_of(annotations, videos) == {name.removesuffix(".mp4"): name for name in names}
 
 
 def test_a_class_can_be_called_train(tmp_path):
@@ -116,6 +154,8 @@ EXPECTED = {"train": {"a/x 1": (0,), "b": (1,)}, "validation": {"c": (0,)}}
     {"train.csv": '"a/x 1.mp4",run\r\nb.mp4, sit\r\n', "val.csv": "label,path\nrun,c.mp4\n"},
     {"annotations.csv": "Split,Path,Label\ntrain,a/x 1.mp4,run\ntraining,b.mp4,sit\nval,c.mp4,run"},
     {"train.json": json.dumps(TRAIN), "validation.json": json.dumps(VALIDATION)},
+    {"train.csv": 'path;label\na/x 1.mp4;run\n"b.mp4"; sit\n', "val.csv": "c.mp4;run\n"},
+    {"train.tsv": "label\tpath\nrun\ta/x 1.mp4\nsit\tb.mp4\n", "val.csv": "c.mp4\trun\n"},
     {
       "annotations.json": json.dumps(
         [
@@ -278,7 +318,10 @@ def test_repeated_lines(tmp_path):
     ("x.csv", "path,class\na.mp4,x\n", "line 1: expected path,label"),
     ("x.csv", "name,label\na.mp4,x\n", "line 1: expected path,label"),
     ("x.csv", "a.mp4,x\nb.mp4\n", "line 2: expected 2 columns"),
-    ("x.csv", "a.mp4,x\nb, c.mp4,x\n", "line 2: expected 2 columns, .*quote cells"),
+    ("x.csv", "a.mp4,x\nb, c.mp4,x\n", "line 2: expected 2 columns, .*quote .* hold commas"),
+    ("x.csv", "a.mp4;x\nb; c.mp4;x\n", "line 2: expected 2 columns, .*quote .* hold semicolons"),
+    ("x.csv", "a.mp4;x\nb.mp4,x\n", "line 2: expected 2 columns, .*got 1"),
+    ("x.csv", "a.mp4\tx\nb\t.mp4\tx\n", "line 2: expected 2 columns, .*quote .* hold tabs"),
     ("x.csv", "path,label\n,x\n", "line 2: path ''; expected the path"),
     ("x.csv", "path,label,split\na.mp4,x,train\nb.mp4,x,\n", "line 3: the split of 'b.mp4' is un"),
     ("x.csv", "path,label,split\na.mp4,x,\nb.mp4,x,val\n", "line 2: the split of 'a.mp4' is un"),
@@ -324,6 +367,13 @@ def test_groups_in_two_given_splits_are_told(tmp_path):
     tmp_path / "x.csv", "path,label,split,group\na.mp4,x,train,g\nb.mp4,x,val,g\nc.mp4,x,val,h\n"
   )
   assert "groups in more than one split: 1, such as 'g'" in _read(tmp_path, path).notes
+  # The pattern tells groups where the file does not; a path without one is a group of its own.
+  path = write(
+    tmp_path / "x.csv", "path,label,split\nm_1.mp4,x,train\nm_2.mp4,x,val\nn.mp4,x,val\n"
+  )
+  shared = _read(tmp_path, path, group_pattern="(.*)_").notes
+  assert "groups in more than one split: 1, such as 'm'" in shared
+  assert not any("groups in" in note for note in _read(tmp_path, path).notes)
 
 
 def test_videos_of_a_split_are_in_the_order_of_a_hash(tmp_path):

@@ -337,6 +337,17 @@ def test_too_many_problems_stop_it_and_are_listed(videos, tmp_path):
   assert sum(summary.problems.values()) == 7 and not listed.exists()
 
 
+def test_other_files_are_listed_but_do_not_count(videos, tmp_path):
+  folder, names, _ = videos
+  annotations = dataclasses.replace(
+    annotate(folder, names), other_files=(("Thumbs.db", "not a video's name"),)
+  )
+  summary = prepare(annotations, tmp_path, share=0.0)
+  assert not summary.problems
+  (row,) = csv.DictReader((summary.path / "problems.csv").open())
+  assert (row["path"], row["kind"]) == ("Thumbs.db", "other file")
+
+
 def test_missing_files_stop_it_before_any_work(videos, tmp_path):
   folder, names, _ = videos
   annotations = annotate(folder, [*names[:2], "gone.mp4", "lost.avi"])

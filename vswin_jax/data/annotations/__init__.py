@@ -1,19 +1,30 @@
 """Annotation files of data sets, read into lists of videos, labels and splits."""
 
-import functools
 import os
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from vswin_jax import checks
 from vswin_jax.data.annotations import hmdb51, kinetics, something_something, ucf101, video_folder
 from vswin_jax.data.annotations.common import AnnotationError, Annotations, Options, Video
+from vswin_jax.data.annotations.sources import telling_origin
+from vswin_jax.data.annotations.text_files import read_lines
+from vswin_jax.data.annotations.tree import scan
 from vswin_jax.local_files import local_path
 
-__all__ = ["DATASETS", "AnnotationError", "Annotations", "Options", "Video", "read_annotations"]
+__all__ = [
+  "DATASETS",
+  "AnnotationError",
+  "Annotations",
+  "Options",
+  "Video",
+  "default_name",
+  "read_annotations",
+  "read_class_names",
+]
 
-Reader = Callable[[pathlib.Path, Sequence[str], Options], Annotations]
-_MODULES = {
+# A data set is a module with `find` and `read`, and a line here.
+DATASETS: Mapping[str, ModuleType] = {
   "kinetics400": kinetics,
   "kinetics600": kinetics,
   "kinetics700": kinetics,
@@ -22,10 +33,7 @@ _MODULES = {
   "hmdb51": hmdb51,
   "video_folder": video_folder,
 }
-# A data set is a file with `read` and a line above.
-DATASETS: Mapping[str, Reader] = {
-  name: functools.partial(module.read, name) for name, module in _MODULES.items()
-}
+_WITH_SPLIT_NUMBERS = ("hmdb51", "ucf101")
 
 
 def read_annotations(
@@ -41,7 +49,7 @@ def read_annotations(
     videos: the folder of videos.
     annotations: files, folders that hold them, and `SPLIT=FILE` with a SPLIT of train, validation
       or test; the split of other files follows from their names. None: the files are looked for in
-      the folder of videos and its parent.
+      the folder of videos and its parent; in the parent of class folders they are not.
     options: None: the defaults.
 
   Raises:
@@ -54,7 +62,33 @@ def read_annotations(
     for name in ("class_names", "multi_label"):
       if getattr(options, name):
         raise ValueError(f"{name} can't be chosen for {dataset}, only for video_folder")
-  path = pathlib.Path(os.path.abspath(local_path(videos)))
-  if not path.is_dir():
-    raise AnnotationError(f"{path}: no such folder; expected the folder that holds the videos")
-  return DATASETS[dataset](path, annotations, options)
+  tree = scan(os.path.abspath(local_path(videos)))
+  sources = DATASETS[dataset].find(tree, annotations)
+  with telling_origin(sources):
+    return DATASETS[dataset].read(dataset, tree, sources, options)
+
+
+def default_name(dataset: str, options: Options) -> str:
+  """What a prepared data set is called if nobody chooses: "ucf101_split1", "kinetics400"."""
+  if dataset in _WITH_SPLIT_NUMBERS:
+    return f"{dataset}_split{options.split_number}"
+  return dataset
+
+
+def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
+  """Names of classes by index, from a UTF-8 text file of one a line.
+
+  Raises:
+    AnnotationError: no such file, no UTF-8, no names, a blank line between names.
+  """
+  path = str(local_path(path))
+  names = []
+  for number, name in read_lines(path):
+    if number != len(names) + 1:
+      raise AnnotationError(
+        f"{path}, line {len(names) + 1}: blank; expected the name of a class in every line"
+      )
+    names.append(name)
+  if not names:
+    raise AnnotationError(f"{path}: it is empty; expected the name of a class in every line")
+  return tuple(names)

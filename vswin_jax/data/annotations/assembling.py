@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 from vswin_jax.data.annotations.common import SPLITS, AnnotationError, Annotations, Options, Video
+from vswin_jax.data.annotations.missing import likely_cause
 from vswin_jax.data.annotations.rows import Row
 from vswin_jax.data.annotations.splitting import digest, scene, validation_groups
 from vswin_jax.data.annotations.tree import FileTree, without_suffix
 from vswin_jax.data.files import VIDEO_SUFFIXES
+
+_FEWEST_TO_EXPLAIN = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,37 +75,76 @@ def assemble(
   class_names: Sequence[str],
   options: Options,
   multi_label: bool = False,
-  problems: Sequence[tuple[str, str]] = (),
+  other_files: Sequence[tuple[str, str]] = (),
   notes: Sequence[str] = (),
+  drop_conflicts: bool = False,
 ) -> Annotations:
   """Annotations of entries; those of no split are split by group.
+
+  Args:
+    drop_conflicts: of one id there is one video, and one with two labels or in two splits is a
+      problem, not an error.
 
   Raises:
     AnnotationError: one video with two labels or in two splits, names that can't be told apart.
   """
   notes = list(notes)
+  problems = list(tree.problems)
+  if drop_conflicts:
+    entries = _without_conflicts(list(entries), problems, notes)
   entries = _without_repetition(entries, multi_label, notes)
   if any(entry.row.split is None for entry in entries):
     groups = [_group(tree, entry, options.group_pattern) for entry in entries]
     splits = _split_by_group(entries, groups, class_names, options.validation_share, notes)
   else:
     splits = [entry.row.split for entry in entries]
-    _note_shared_groups(entries, notes)
+    _note_shared_groups(tree, entries, options.group_pattern, notes)
   videos = {split: [] for split in SPLITS}
   for entry, name, split in zip(entries, _distinct_ids(entries), splits):
     videos[split].append(Video(entry.path, name, entry.labels, entry.exists))
   for split in SPLITS:
     videos[split].sort(key=lambda video: digest(video.id))
     _note_missing(split, videos[split], notes)
+  _note_cause(tree, entries, notes)
   paths = {entry.path for entry in entries}
-  reported = (*tree.problems, *problems)
   return Annotations(
     class_names=tuple(class_names),
     splits={split: tuple(found) for split, found in videos.items() if found},
     multi_label=multi_label,
-    problems=tuple(one for one in reported if one[0] not in paths),
+    problems=tuple(one for one in problems if one[0] not in paths),
+    other_files=tuple(other_files),
     notes=tuple(notes),
   )
+
+
+def _without_conflicts(
+  entries: Sequence[Entry], problems: list[tuple[str, str]], notes: list[str]
+) -> list[Entry]:
+  """Entries but those of ids with two labels or in two splits; these become problems."""
+  first: dict[str, Entry] = {}
+  conflicts: dict[str, str] = {}
+  for entry in entries:
+    one = first.setdefault(entry.id, entry)
+    if conflict := _conflict(one, entry, multi_label=False):
+      conflicts.setdefault(entry.id, conflict)
+  if not conflicts:
+    return entries
+  example = next(iter(conflicts.values()))
+  if len(conflicts) == len(first):
+    raise AnnotationError(f"{example}; so it is with all videos: nothing is left")
+  problems += [(first[id].path, conflict) for id, conflict in conflicts.items()]
+  notes.append(f"left out, with two labels or in two splits: {len(conflicts):,}, such as {example}")
+  return [entry for entry in entries if entry.id not in conflicts]
+
+
+def _conflict(one: Entry, other: Entry, multi_label: bool) -> str | None:
+  """How two entries of one video contradict each other."""
+  rows = f"{one.row.where} and {other.row.where}: {other.id}"
+  if other.row.split != one.row.split:
+    return f"{rows} is in {one.row.split} and in {other.row.split}"
+  if other.labels != one.labels and not multi_label:
+    return f"{rows} has two labels, {one.row.labels[0]!r} and {other.row.labels[0]!r}"
+  return None
 
 
 def _without_repetition(
@@ -114,17 +156,9 @@ def _without_repetition(
     first = kept.setdefault(entry.path, entry)
     if first is entry:
       continue
-    rows = f"{first.row.where} and {entry.row.where}"
-    if entry.row.split != first.row.split:
-      raise AnnotationError(
-        f"{rows}: {entry.id} is in {first.row.split} and in {entry.row.split}; leave one out"
-      )
+    if conflict := _conflict(first, entry, multi_label):
+      raise AnnotationError(f"{conflict}; leave one out")
     if entry.labels != first.labels:
-      if not multi_label:
-        raise AnnotationError(
-          f"{rows}: {entry.id} has two labels, {first.row.labels[0]!r} and "
-          f"{entry.row.labels[0]!r}; leave one out"
-        )
       labels = tuple(sorted({*first.labels, *entry.labels}))
       kept[entry.path] = dataclasses.replace(first, labels=labels)
       continue
@@ -153,17 +187,21 @@ def _distinct_ids(entries: Sequence[Entry]) -> list[str]:
 
 
 def _group(tree: FileTree, entry: Entry, pattern: str) -> str:
-  if entry.row.group:
+  group = _named_group(tree, entry, pattern)
+  if pattern and not group:
+    raise AnnotationError(
+      f"{entry.row.where}: group_pattern {pattern!r} finds no group in "
+      f"{tree.relative(entry.path)!r}"
+    )
+  return group or scene(entry.id) or entry.id
+
+
+def _named_group(tree: FileTree, entry: Entry, pattern: str) -> str | None:
+  """The group that a file or the pattern names."""
+  if entry.row.group or not pattern:
     return entry.row.group
-  if pattern:
-    relative = tree.relative(entry.path)
-    match = re.search(pattern, relative)
-    if not match or not match[1]:
-      raise AnnotationError(
-        f"{entry.row.where}: group_pattern {pattern!r} finds no group in {relative!r}"
-      )
-    return match[1]
-  return scene(entry.id) or entry.id
+  match = re.search(pattern, tree.relative(entry.path))
+  return match[1] if match else None
 
 
 def _split_by_group(entries, groups, class_names, share, notes) -> list[str]:
@@ -181,11 +219,13 @@ def _split_by_group(entries, groups, class_names, share, notes) -> list[str]:
   return ["validation" if group in chosen else "train" for group in groups]
 
 
-def _note_shared_groups(entries: Sequence[Entry], notes: list[str]) -> None:
+def _note_shared_groups(
+  tree: FileTree, entries: Sequence[Entry], pattern: str, notes: list[str]
+) -> None:
   splits = collections.defaultdict(set)
   for entry in entries:
-    if entry.row.group:
-      splits[entry.row.group].add(entry.row.split)
+    if group := _named_group(tree, entry, pattern):
+      splits[group].add(entry.row.split)
   shared = sorted(group for group, found in splits.items() if len(found) > 1)
   if shared:
     notes.append(f"groups in more than one split: {len(shared):,}, such as {shared[0]!r}")
@@ -197,3 +237,11 @@ def _note_missing(split: str, videos: Sequence[Video], notes: list[str]) -> None
     notes.append(
       f"{len(missing):,} of {len(videos):,} videos of {split} not found, such as {missing[0].path}"
     )
+
+
+def _note_cause(tree: FileTree, entries: Sequence[Entry], notes: list[str]) -> None:
+  missing = [entry.row.path for entry in entries if not entry.exists]
+  if len(missing) < _FEWEST_TO_EXPLAIN or len(missing) <= len(entries) / 2:
+    return
+  if cause := likely_cause(tree, missing):
+    notes.append(f"most videos were not found: {cause}")

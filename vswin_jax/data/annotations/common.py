@@ -54,7 +54,11 @@ class Annotations:
       order of the videos of one is that of the SHA-256 of their ids: random, and the same
       everywhere.
     multi_label: a video can have any number of labels.
-    problems: (path, reason) of files that were passed over and should be reported.
+    problems: (path, reason) of what may be videos of the data set but can't be used: links to
+      nothing, folders that can't be listed, names that are no UTF-8, videos whose lines contradict
+      each other. They count as videos with a problem.
+    other_files: (path, reason) of files beside videos that are none by their suffix, such as
+      subtitles. They should be listed, but do not count.
     notes: lines worth telling the user.
   """
 
@@ -62,6 +66,7 @@ class Annotations:
   splits: Mapping[str, tuple[Video, ...]]
   multi_label: bool = False
   problems: tuple[tuple[str, str], ...] = ()
+  other_files: tuple[tuple[str, str], ...] = ()
   notes: tuple[str, ...] = ()
 
   def describe(self) -> str:

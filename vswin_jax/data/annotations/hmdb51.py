@@ -1,7 +1,6 @@
 """HMDB51: for each class and each of three splits a list of videos and of their parts."""
 
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
@@ -10,32 +9,35 @@ from vswin_jax.data.annotations.common import AnnotationError, Annotations, Opti
 from vswin_jax.data.annotations.rows import Row, collect_rows, number_labels
 from vswin_jax.data.annotations.sources import Source, find_sources
 from vswin_jax.data.annotations.text_files import read_lines
-from vswin_jax.data.annotations.tree import scan, without_suffix
+from vswin_jax.data.annotations.tree import FileTree, without_suffix
 
 _FILE = re.compile(r"(.+)_test_split([1-3])\.txt")
 _SPLITS = {"1": "train", "2": "validation", "0": None}
+_FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits", "annotations")
+_NUM_CLASSES = 51
 
 
-def read(
-  dataset: str, videos: pathlib.Path, annotations: Sequence[str], options: Options
-) -> Annotations:
-  """HMDB51; the test videos of a split are its "validation", classes are in order of name."""
-  folders = ("testTrainMulti_7030_splits", "test_train_splits", "annotations")
-  found = find_sources(
-    str(videos), annotations, lambda name: _FILE.fullmatch(name) is not None, folders
+def find(tree: FileTree, annotations: Sequence[str]) -> tuple[Source, ...]:
+  """Its annotation files, see `find_sources`."""
+  return find_sources(
+    tree.root, annotations, lambda name: _FILE.fullmatch(name) is not None, _FOLDERS
   )
+
+
+def read(dataset: str, tree: FileTree, sources: Sequence[Source], options: Options) -> Annotations:
+  """HMDB51; the test videos of a split are its "validation", classes are in order of name."""
   files = {
     match[1]: source
-    for source in found
+    for source in sources
     if (match := _FILE.fullmatch(os.path.basename(source.path)))
     and int(match[2]) == options.split_number
   }
   if not files:
     raise AnnotationError(
       f"{dataset}: no files such as brush_hair_test_split{options.split_number}.txt in or beside "
-      f"{videos}; name their folder with --annotations"
+      f"{tree.root}; name their folder with --annotations"
     )
-  if any(source.given for source in found):
+  if any(source.given for source in sources):
     raise AnnotationError(f"{dataset}: its files hold all splits; give them without SPLIT=")
   class_names = sorted(files)
   unused = []
@@ -47,14 +49,18 @@ def read(
   rows, notes = collect_rows([files[name] for name in class_names], read_rows)
   if unused:
     notes.append(f"left out, in no part of split {options.split_number}: {len(unused):,}")
-  tree = scan(str(videos))
+  if len(files) != _NUM_CLASSES:
+    notes.append(
+      f"the classes are {len(files)}, not the {_NUM_CLASSES} of {dataset}: their indices are not "
+      "those of the full data set"
+    )
   entries = [
     locate(tree, row, number_labels(row, len(files)), parts=2, id=without_suffix(row.path))
     for row in rows
   ]
   folder = os.path.dirname(files[class_names[0]].path)
   notes.insert(0, f"annotations read: {len(files)} files in {folder}")
-  return assemble(tree, entries, class_names, options, notes=notes)
+  return assemble(tree, entries, class_names, options, notes=notes, drop_conflicts=True)
 
 
 def _rows(source: Source, name: str, index: int, unused: list[str]) -> Iterator[Row]:

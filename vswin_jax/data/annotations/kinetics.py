@@ -2,7 +2,6 @@
 
 import collections
 import math
-import pathlib
 from collections.abc import Iterator, Sequence
 
 from vswin_jax.data.annotations.assembling import Entry, assemble, locate
@@ -21,7 +20,7 @@ from vswin_jax.data.annotations.sources import (
   with_splits_of_names,
 )
 from vswin_jax.data.annotations.text_files import first_line, read_table, suffix
-from vswin_jax.data.annotations.tree import FileTree, scan
+from vswin_jax.data.annotations.tree import FileTree
 from vswin_jax.data.label_names import label_names
 
 _HEADER = "label,youtube_id,time_start,time_end,split"
@@ -31,9 +30,12 @@ _EXPECTED = (
 )
 
 
-def read(
-  dataset: str, videos: pathlib.Path, annotations: Sequence[str], options: Options
-) -> Annotations:
+def find(tree: FileTree, annotations: Sequence[str]) -> tuple[Source, ...]:
+  """Its annotation files, see `find_sources`."""
+  return find_sources(tree.root, annotations, _is_annotation_file)
+
+
+def read(dataset: str, tree: FileTree, sources: Sequence[Source], options: Options) -> Annotations:
   """Kinetics-400, 600 or 700.
 
   A class's index is its place among the sorted labels of the training videos, `"` removed and
@@ -42,9 +44,9 @@ def read(
   Args:
     dataset: such as "kinetics400".
   """
-  sources = with_splits_of_names(find_sources(str(videos), annotations, _is_annotation_file))
+  sources = with_splits_of_names(sources)
   if not sources:
-    raise AnnotationError(f"no annotation files in {videos} or its parent; {_EXPECTED}")
+    raise AnnotationError(f"no annotation files in {tree.root} or its parent; {_EXPECTED}")
   tables = [_is_table(source.path) for source in sources]
   if any(tables) and not all(tables):
     raise AnnotationError(f"lists and CSV files can't be mixed: {describe(sources)}")
@@ -55,15 +57,13 @@ def read(
     if class_names != shipped:
       notes.append(f"the {len(class_names)} classes are not the {len(shipped)} of {dataset}")
     labels = _named_labels(rows, class_names)
-    tree = scan(str(videos))
     entries = _clips(tree, rows, labels)
   else:
     class_names = shipped
     labels = [one_number(row, len(shipped)) for row in rows]
-    tree = scan(str(videos))
     entries = [locate(tree, row, label, parts=1) for row, label in zip(rows, labels)]
   notes.insert(0, describe(sources))
-  return assemble(tree, entries, class_names, options, notes=notes)
+  return assemble(tree, entries, class_names, options, notes=notes, drop_conflicts=True)
 
 
 def _is_annotation_file(name: str) -> bool:

@@ -1,7 +1,6 @@
 """Something-Something V2: JSON files of templates, or lists of paths and numbers."""
 
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from vswin_jax.data.annotations.assembling import Entry, assemble, locate
@@ -20,7 +19,7 @@ from vswin_jax.data.annotations.sources import (
   with_splits_of_names,
 )
 from vswin_jax.data.annotations.text_files import read_json, suffix
-from vswin_jax.data.annotations.tree import scan
+from vswin_jax.data.annotations.tree import FileTree
 from vswin_jax.data.label_names import label_names
 
 _EXPECTED = (
@@ -29,15 +28,17 @@ _EXPECTED = (
 )
 
 
-def read(
-  dataset: str, videos: pathlib.Path, annotations: Sequence[str], options: Options
-) -> Annotations:
+def find(tree: FileTree, annotations: Sequence[str]) -> tuple[Source, ...]:
+  """Its annotation files, see `find_sources`."""
+  return find_sources(tree.root, annotations, _is_annotation_file, ("annotations", "labels"))
+
+
+def read(dataset: str, tree: FileTree, sources: Sequence[Source], options: Options) -> Annotations:
   """Something-Something V2; without a file of labels, the classes are those of the release."""
-  found = find_sources(str(videos), annotations, _is_annotation_file, ("annotations", "labels"))
-  label_files = [source for source in found if _holds_labels(source.path)]
-  sources = with_splits_of_names([source for source in found if source not in label_files])
+  label_files = [source for source in sources if _holds_labels(source.path)]
+  sources = with_splits_of_names([source for source in sources if source not in label_files])
   if not sources:
-    raise AnnotationError(f"no annotation files of videos in or for {videos}; {_EXPECTED}")
+    raise AnnotationError(f"no annotation files of videos in or for {tree.root}; {_EXPECTED}")
   if len(label_files) > 1:
     raise AnnotationError(f"more than one file of labels: {describe(label_files)}")
   are_lists = [suffix(source.path) != ".json" for source in sources]
@@ -49,7 +50,6 @@ def read(
     labels = [one_number(row, len(class_names)) for row in rows]
   else:
     labels = _labels(rows, {name: index for index, name in enumerate(class_names)})
-  tree = scan(str(videos))
   entries = []
   for row, label in zip(rows, labels):
     if are_lists[0]:
@@ -59,7 +59,7 @@ def read(
       place = tree.absolute(path or f"{row.path}.webm")
       entries.append(Entry(row, place, row.path, label, path is not None))
   notes.insert(0, describe([*label_files, *sources]))
-  return assemble(tree, entries, class_names, options, notes=notes)
+  return assemble(tree, entries, class_names, options, notes=notes, drop_conflicts=True)
 
 
 def _holds_labels(path: str) -> bool:

@@ -1,8 +1,9 @@
 """Which annotation files are meant: those given, or those lying about where they usually are."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vswin_jax.data.annotations.common import AnnotationError, split_called, split_within
 from vswin_jax.local_files import local_path
@@ -17,12 +18,14 @@ class Source:
     split: of its videos; None: unknown.
     given: the user named the split, so that it overrules what the file says.
     named: the user named the file, not only its folder.
+    found: the user named neither.
   """
 
   path: str
   split: str | None = None
   given: bool = False
   named: bool = False
+  found: bool = False
 
   def split_of(self, column: str, where: str) -> str | None:
     """The split of a row in which the column of splits says `column`, empty if there is none.
@@ -42,6 +45,7 @@ def find_sources(
   arguments: Sequence[str],
   wanted: Callable[[str], bool],
   folders: Sequence[str] = ("annotations",),
+  beside: bool = True,
 ) -> tuple[Source, ...]:
   """Annotation files of a data set, with the splits that the user named.
 
@@ -51,6 +55,7 @@ def find_sources(
       searched, and the first place with such files counts.
     wanted: whether a name is one of a file of the data set, for files in folders.
     folders: names of folders that hold such files and lie in the places searched.
+    beside: the parent of the videos' folder is searched.
 
   Returns:
     The files found; of no argument perhaps none.
@@ -59,9 +64,9 @@ def find_sources(
     AnnotationError: an argument stands for no file or a folder without such files.
   """
   if not arguments:
-    for place in (videos, os.path.dirname(videos)):
-      if found := _in_folder(place, wanted, folders):
-        return found
+    for place in (videos, os.path.dirname(videos)) if beside else (videos,):
+      if found := in_folder(place, wanted, folders):
+        return tuple(dataclasses.replace(source, found=True) for source in found)
     return ()
   sources = []
   for argument in arguments:
@@ -71,7 +76,7 @@ def find_sources(
     if os.path.isfile(path):
       sources.append(Source(path, split, given=split is not None, named=True))
     elif os.path.isdir(path) and not split:
-      found = _in_folder(path, wanted, folders)
+      found = in_folder(path, wanted, folders)
       if not found:
         raise AnnotationError(f"{path} holds no annotation files of this data set; name the files")
       sources.extend(found)
@@ -84,7 +89,10 @@ def find_sources(
   return tuple(dict.fromkeys(sources))
 
 
-def _in_folder(folder: str, wanted: Callable[[str], bool], inner: Sequence[str]):
+def in_folder(
+  folder: str, wanted: Callable[[str], bool], inner: Sequence[str] = ("annotations",)
+) -> tuple[Source, ...]:
+  """Wanted files of a folder; if it has none, of the first of the inner ones that has some."""
   for place in (folder, *(os.path.join(folder, name) for name in inner)):
     try:
       names = sorted(entry.name for entry in os.scandir(place) if entry.is_file())
@@ -94,6 +102,21 @@ def _in_folder(folder: str, wanted: Callable[[str], bool], inner: Sequence[str])
     if found:
       return tuple(Source(os.path.join(place, name)) for name in found)
   return ()
+
+
+@contextlib.contextmanager
+def telling_origin(sources: Sequence[Source]) -> Iterator[None]:
+  """Adds to errors about a file that nobody named that it was found, and how to name another."""
+  try:
+    yield
+  except AnnotationError as error:
+    found = [one.path for one in sources if one.found and one.path in str(error)]
+    if not found:
+      raise
+    raise AnnotationError(
+      f"{error} ({found[0]} was found by itself; to read other files, name them: "
+      "--annotations=FILE)"
+    ) from error
 
 
 def with_splits_of_names(sources: Sequence[Source]) -> tuple[Source, ...]:

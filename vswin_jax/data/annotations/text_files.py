@@ -4,9 +4,12 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 
 from vswin_jax.data.annotations.common import AnnotationError
+
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def read_text(path: str) -> str:
@@ -19,7 +22,7 @@ def read_text(path: str) -> str:
     with open(path, "rb") as file:
       content = file.read()
   except OSError as error:
-    raise AnnotationError(f"{path}: {error.strerror}; expected an annotation file") from error
+    raise AnnotationError(f"{path}: {error.strerror}; expected a text file") from error
   try:
     return content.decode("utf-8-sig")
   except UnicodeDecodeError as error:
@@ -38,13 +41,23 @@ def first_line(path: str) -> str:
   return next((line for _, line in read_lines(path)), "")
 
 
+def delimiter(line: str) -> str | None:
+  """What separates the cells of a line of CSV: a comma, else a semicolon, else a tab."""
+  unquoted = re.sub('"[^"]*"', "", line)
+  return next((one for one in _DELIMITERS if one in unquoted), None)
+
+
 def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
   """Line numbers and cells of the rows of a CSV file that are not blank; the first is the header.
+
+  The first line tells what separates cells.
 
   Raises:
     AnnotationError: no CSV, or a row with another number of cells than the first.
   """
-  reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+  separator = delimiter(first_line(path)) or ","
+  text = io.StringIO(read_text(path), newline="")
+  reader = csv.reader(text, delimiter=separator, strict=True)
   width = 0
   while True:
     try:
@@ -60,7 +73,7 @@ def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
     if len(cells) != width:
       raise AnnotationError(
         f"{path}, line {reader.line_num}: expected {width} columns, as in the first line, got "
-        f"{len(cells)}; quote cells that hold commas"
+        f"{len(cells)}; quote cells that hold {_DELIMITERS[separator]}"
       )
     yield reader.line_num, cells
 

@@ -43,6 +43,10 @@ class FileTree:
     return _index(self.videos, lambda path: without_suffix(path.rpartition("/")[2]))
 
   @functools.cached_property
+  def _by_folded_stem(self) -> Mapping[str, str]:
+    return {stem.casefold(): paths[0] for stem, paths in self._by_stem.items()}
+
+  @functools.cached_property
   def _split_folders(self) -> Mapping[str, list[str]]:
     return _index([name for name in self.folders if "/" not in name], split_within)
 
@@ -76,6 +80,10 @@ class FileTree:
     stem = end.rpartition("/")[2]
     found = [one for one in self._by_stem.get(stem, ()) if without_suffix(f"/{one}").endswith(end)]
     return found[0] if len(found) == 1 else None
+
+  def with_other_case(self, stem: str) -> str | None:
+    """A video whose name is this without its suffix but for small and capital letters."""
+    return self._by_folded_stem.get(stem.casefold())
 
   def _is_of(self, path: str, split: str | None) -> bool:
     return split is not None and any(split_within(part) == split for part in path.split("/")[:-1])

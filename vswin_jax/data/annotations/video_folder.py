@@ -1,7 +1,6 @@
 """A user's own videos: a folder for each class, or CSV, JSON and text files that list them."""
 
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,32 +17,46 @@ from vswin_jax.data.annotations.sources import (
   Source,
   describe,
   find_sources,
+  in_folder,
   with_splits_of_names,
 )
-from vswin_jax.data.annotations.text_files import first_line, read_json, read_table, suffix
-from vswin_jax.data.annotations.tree import FileTree, scan, without_suffix
+from vswin_jax.data.annotations.text_files import (
+  delimiter,
+  first_line,
+  read_json,
+  read_table,
+  suffix,
+)
+from vswin_jax.data.annotations.tree import FileTree, without_suffix
 
 _PATH_NAMES = ("path", "video", "file", "filename", "file_name", "video_path")
 _LABEL_NAMES = ("label", "labels")
+_TABLES = (".csv", ".tsv")
 _EXPECTED = "expected path,label[,split][,group]"
 # Numbers beyond it are no indices of classes but dates and the like.
 _MOST_CLASSES = 100_000
+_EXAMPLES = 3
 
 
-def read(
-  dataset: str, videos: pathlib.Path, annotations: Sequence[str], options: Options
-) -> Annotations:
+def find(tree: FileTree, annotations: Sequence[str]) -> tuple[Source, ...]:
+  """Annotation files, see `find_sources`.
+
+  Those beside class folders of videos may be of anything: they must be named.
+  """
+  if annotations:
+    return find_sources(tree.root, annotations, _is_annotation_file)
+  beside = not _has_class_folders(tree)
+  return find_sources(tree.root, (), _is_named_for_all, beside=beside)
+
+
+def read(dataset: str, tree: FileTree, sources: Sequence[Source], options: Options) -> Annotations:
   """Videos in `class/` or `split/class/`, or listed in files.
 
   Labels of files are indices where all of them are numbers, else names; names of classes are
   sorted if they are not given.
   """
-  if annotations:
-    sources = find_sources(str(videos), annotations, _is_annotation_file)
-  else:
-    sources = find_sources(str(videos), (), _is_named_for_all)
   if not sources:
-    return _read_folders(scan(str(videos)), options)
+    return _read_folders(tree, options)
   sources = with_splits_of_names(sources)
   rows, notes = collect_rows(sources, lambda source: _rows(source, options.multi_label))
   multi_label = options.multi_label or any(len(set(row.labels)) > 1 for row in rows)
@@ -51,14 +64,13 @@ def read(
     if not row.labels and not multi_label:
       raise AnnotationError(f"{row.where}: no label of {row.path!r}; expected one")
   class_names, labels = _classes(rows, options.class_names)
-  tree = scan(str(videos))
   entries = [locate(tree, row, label) for row, label in zip(rows, labels)]
   notes.insert(0, describe(sources))
   return assemble(tree, entries, class_names, options, multi_label, notes=notes)
 
 
 def _is_annotation_file(name: str) -> bool:
-  return suffix(name) in (".csv", ".json", ".txt")
+  return suffix(name) in (*_TABLES, ".json", ".txt")
 
 
 def _is_named_for_all(name: str) -> bool:
@@ -99,7 +111,7 @@ def _rows(source: Source, multi_label: bool) -> Iterable[Row]:
   if suffix(source.path) == ".json":
     return _json_rows(source)
   line = first_line(source.path)
-  if suffix(source.path) == ".csv" and ("," in line or line.lower() in _PATH_NAMES):
+  if suffix(source.path) in _TABLES and (delimiter(line) or line.lower() in _PATH_NAMES):
     return _table_rows(source, multi_label)
   return list_rows(source)
 
@@ -170,10 +182,24 @@ def _json_labels(value, where: str) -> tuple[str, ...] | None:
   return tuple(str(label).strip() for label in labels)
 
 
+def _split_folders(tree: FileTree) -> dict[str, str]:
+  """Splits by the names of the outermost folders that stand for them, of split/class/video."""
+  nested = {path.split("/")[0] for path in tree.videos if path.count("/") > 1}
+  return {name: split for name in nested if (split := split_called(name))}
+
+
+def _has_class_folders(tree: FileTree) -> bool:
+  """Whether two or more folders, but for those of splits, are where those of classes would be."""
+  splits = _split_folders(tree)
+  depth = 2 if splits else 1
+  paths = [path.split("/") for path in tree.videos if path.count("/") >= depth]
+  names = {parts[depth - 1] for parts in paths if not splits or parts[0] in splits}
+  return sum(split_called(name) is None for name in names) > 1
+
+
 def _read_folders(tree: FileTree, options: Options) -> Annotations:
   outermost = {path.split("/")[0] for path in tree.videos if "/" in path}
-  nested = {path.split("/")[0] for path in tree.videos if path.count("/") > 1}
-  splits = {name: split for name in nested if (split := split_called(name))}
+  splits = _split_folders(tree)
   depth = 2 if splits else 1
   if outermost and not splits and all(map(split_called, outermost)):
     raise AnnotationError(
@@ -198,7 +224,7 @@ def _read_folders(tree: FileTree, options: Options) -> Annotations:
       f"{tree.root}: no videos in class folders; expected class/video or train/class/video, or "
       "files with --annotations"
     )
-  problems = [
+  other_files = [
     (tree.absolute(path), f"{suffix(path) or 'no suffix'}: not the name of a video file")
     for path in tree.others
     if path.count("/") >= depth and (not splits or path.split("/")[0] in splits)
@@ -220,4 +246,14 @@ def _read_folders(tree: FileTree, options: Options) -> Annotations:
   if strays:
     example = tree.absolute(strays[0])
     notes.append(f"left out, in no class folder: {len(strays):,}, such as {example}")
-  return assemble(tree, entries, class_names, options, options.multi_label, problems, notes)
+  if other_files:
+    examples = ", ".join(path for path, _ in other_files[:_EXAMPLES])
+    notes.append(f"left out, no videos by their suffix: {len(other_files):,}, such as {examples}")
+  if unread := in_folder(os.path.dirname(tree.root), _is_named_for_all):
+    notes.append(
+      f"not read, since the videos are in class folders: {unread[0].path}; if it lists them, name "
+      "it with --annotations"
+    )
+  return assemble(
+    tree, entries, class_names, options, options.multi_label, other_files=other_files, notes=notes
+  )

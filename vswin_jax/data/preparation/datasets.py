@@ -104,7 +104,7 @@ def prepare_dataset(
     }
     shards = plan_shards(present, shard_bytes)
     results = _prepare_shards(shards, folder, recipe, engine, problems, progress)
-    return _publish(home, name, recipe, results, problems.found)
+    return _publish(home, name, recipe, results, problems)
 
 
 def _prepare_shards(
@@ -154,30 +154,37 @@ def _only_one(home: pathlib.Path) -> Iterator[None]:
 
 
 class _Problems:
-  """Problems so far; more than a share of the videos end the preparation."""
+  """Problems so far; more than a share of the videos end the preparation.
+
+  Attributes:
+    found: those that count.
+    listed: all that is worth a line in the list, also files that never were videos.
+  """
 
   def __init__(self, annotations: Annotations, max_share: float, path: pathlib.Path):
     self._num_videos = sum(map(len, annotations.splits.values())) + len(annotations.problems)
     self._max_share = max_share
     self._path = path
+    self._others = [Problem(path, "", "other file", why) for path, why in annotations.other_files]
     self.found: list[Problem] = []
     path.unlink(missing_ok=True)
+    videos = itertools.chain.from_iterable(annotations.splits.values())
     self.add(
       [
-        *(Problem(path, "", "not a video", reason) for path, reason in annotations.problems),
-        *(
-          missing(video)
-          for video in itertools.chain.from_iterable(annotations.splits.values())
-          if not video.exists
-        ),
+        *(Problem(path, "", "unusable", reason) for path, reason in annotations.problems),
+        *(missing(video) for video in videos if not video.exists),
       ]
     )
+
+  @property
+  def listed(self) -> list[Problem]:
+    return [*self.found, *self._others]
 
   def add(self, found: Sequence[Problem]) -> None:
     self.found += found
     if len(self.found) <= self._max_share * self._num_videos:
       return
-    write_problems(self._path, self.found)
+    write_problems(self._path, self.listed)
     kinds = collections.Counter(problem.kind for problem in self.found)
     examples = "".join(
       f"\n  {problem.path}: {problem.detail}" for problem in self.found[:_EXAMPLES]
@@ -203,7 +210,7 @@ def _publish(
   name: str,
   recipe: Recipe,
   results: dict[Shard, ShardResult],
-  problems: list[Problem],
+  problems: _Problems,
 ) -> Summary:
   """Gives the shards their final names, writes what TFDS wants to know, and moves it all home."""
   staging = home / _STAGING
@@ -235,7 +242,7 @@ def _publish(
   if not split_infos:
     raise DatasetError("none of the videos became a record; nothing to write")
   totals = sum((result.totals for result in results.values()), Totals())
-  kinds = collections.Counter(problem.kind for problem in problems)
+  kinds = collections.Counter(problem.kind for problem in problems.found)
   tfds.folder_dataset.write_metadata(
     data_dir=whole,
     features=features(list(recipe.class_names), multi_label=recipe.multi_label),
@@ -254,7 +261,7 @@ def _publish(
       }
     ),
   )
-  write_problems(whole / "problems.csv", problems)
+  write_problems(whole / "problems.csv", problems.listed)
   whole.rename(home / VERSION)
   shutil.rmtree(staging, ignore_errors=True)
   return Summary(
