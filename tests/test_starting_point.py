@@ -138,6 +138,19 @@ def test_weights_of_another_model_are_refused_though_they_fit(tmp_path, mode, op
     settle(config, source, mode=mode, explicit=())
 
 
+def test_weights_of_a_backbone_fit_any_model_around_it(tmp_path):
+  random = ("cls_token", "temporal_encoder.", "head.")
+  source = write(tmp_path / "weights", VTN, clip_of(32), random=random)
+  config = base_config("vtn_vit_b")
+  for name, given in VTN.items():
+    config.model[name] = given
+  config.model.num_layers, config.model.attention_window = 2, 8
+  assert settle(config, source, mode="train", explicit=()).model.num_layers == 2
+  config.model.backbone_options.num_heads = 3
+  with pytest.raises(checkpointing.CheckpointError, match=r"with backbone_options\.num_heads 2"):
+    settle(config, source, mode="train", explicit=())
+
+
 def test_weights_of_another_kind_of_model_are_refused(tmp_path):
   source = write(tmp_path / "weights", SWIN)
   with pytest.raises(checkpointing.CheckpointError, match="a model with name VideoSwin, the"):

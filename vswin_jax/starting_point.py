@@ -152,11 +152,19 @@ def _values_of_training(preprocessing: Preprocessing, size: int) -> dict:
 
 def _check_model(directory: pathlib.Path, usage: Usage, config: config_dict.ConfigDict) -> None:
   """Raises CheckpointError if weights would be used as those of another model than they are of."""
+  is_backbone = any(not start.startswith("head.") for start in _random_parts(directory))
   for option, here, there in different_options(set_options(config.model), usage.model):
-    raise checkpointing.CheckpointError(
-      f"{directory} holds a model with {option} {there}, the config says {here}; set "
-      f"--config.model.{option}, or convert or train weights of the model that is wanted"
-    )
+    # What the rest of a model is like, weights of an image backbone do not know.
+    if option.startswith("backbone") or not is_backbone:
+      raise checkpointing.CheckpointError(
+        f"{directory} holds a model with {option} {there}, the config says {here}; set "
+        f"--config.model.{option}, or convert or train weights of the model that is wanted"
+      )
+
+
+def _random_parts(directory: pathlib.Path) -> tuple[str, ...]:
+  """Starts of the paths of parameters that converted weights left random."""
+  return tuple(checkpointing.read_facts(directory).get("source", {}).get("random", ()))
 
 
 def with_weights_of(
@@ -169,9 +177,8 @@ def with_weights_of(
   """
   directory = checkpointing.checkpoints_of(source)
   shapes = sharding.with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
-  facts = checkpointing.read_facts(directory)
-  random = tuple(facts.get("source", {}).get("random", ()))
-  labels = facts.get("labels")
+  random = _random_parts(directory)
+  labels = checkpointing.read_facts(directory).get("labels")
   if labels not in (None, list(class_names)):
     random += CLASSIFIERS
   step, loaded, _ = checkpointing.restore_params(

@@ -268,7 +268,7 @@ def test_views_are_crop_major(train_records):
 def test_views_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="three crops need a short side equal to the clip size 24"):
     check_views(SPEC, Views(crops="three", short_side=28))
-  with pytest.raises(ValueError, match="at least the clip size 24, views.short_side is 20"):
+  with pytest.raises(ValueError, match="at least the clip size 24, views"):
     check_views(SPEC, Views(crops="center", short_side=20))
   with pytest.raises(ValueError, match="choose one of ordered, shuffled, single"):
     ClipSpec(frame_order="random")
