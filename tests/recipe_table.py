@@ -195,6 +195,11 @@ def table() -> str:
     "of the config here (`python -m tests.recipe_table`; `tests/test_configs.py` checks them).",
     "`configs/NAME.py:written` gives the parameter groups and the schedule that the text of the",
     "official configs means instead. The recipes of the other VTN configs are not published.",
+    "",
+    "Not in the tables: all compute in bfloat16 (the official code: float16 where apex chose it;",
+    "VTN: float32); an epoch goes on where the one before ended, and drops nothing that does not",
+    "fill a batch; VTN's frames are resized as bytes, before they are normalised (reference:",
+    "after). The weights that the 384-pixel models start from are known by their name only.",
   ]
   for name, (source, reference) in REFERENCES.items():
     here = values_here(load(name))

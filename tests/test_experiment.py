@@ -419,7 +419,7 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
       ["--config.optimizer.learning_rate_multipliers=(('x',1.0),)"],
       "rule 'x' matches no parameter",
     ),
-    (["--mode=eval"], "no checkpoints in"),
+    (["--mode=eval"], "there is no checkpoint in"),
   ],
 )
 def test_bad_input_gets_one_clear_line(tiny_data_dir, tmp_path, options, message):

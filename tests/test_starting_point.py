@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.recipe_table import load
+from vswin_jax import run_files
 from vswin_jax.config import base_config
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.preprocessing import VTN_MEAN, VTN_STD, Preprocessing
@@ -93,6 +94,19 @@ def test_short_sides_follow_the_size_of_clips(tmp_path, size, views, explicit, e
   assert config.validation.short_side == explicit.get("validation.short_side", expected[1])
 
 
+def test_a_run_that_goes_on_keeps_what_it_was_started_with(tmp_path):
+  source = write(tmp_path / "weights", SWIN, clip_of(224))
+  config = load("finetune_folder")
+  config.clip.size = 384
+  first = settle(config, source, mode="train", explicit={"clip.size"})
+  assert first.clip.train_short_side == 439
+  # The checkpoint of the run says less of how it was trained than its config does.
+  run = write(tmp_path / "run", SWIN, clip_of(384))
+  run_files.write_config(run, first)
+  again = settle(config, run, mode="train", workdir=run, explicit={"clip.size"})
+  assert again.to_json_best_effort() == first.to_json_best_effort()
+
+
 def test_options_given_hold_against_the_weights(tmp_path):
   source = write(tmp_path / "weights", {**SWIN, "drop_path_rate": 0.3})
   config = load("finetune_folder")
@@ -153,7 +167,7 @@ def test_weights_of_a_backbone_fit_any_model_around_it(tmp_path):
 
 def test_weights_of_another_kind_of_model_are_refused(tmp_path):
   source = write(tmp_path / "weights", SWIN)
-  with pytest.raises(checkpointing.CheckpointError, match="a model with name VideoSwin, the"):
+  with pytest.raises(checkpointing.CheckpointError, match="holds a video_swin_t, the config is"):
     settle(load("k400_vtn_vit_b"), source, mode="eval", explicit=())
 
 

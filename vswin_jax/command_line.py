@@ -37,12 +37,12 @@ def parse_config_flags(arguments: list[str]) -> list[str]:
   try:
     return flags.FLAGS(arguments)
   except OSError as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {' '.join(str(error).split())}")
   except flags.Error as error:
     # Of an error inside a config file the whole traceback, the error itself last.
     sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-    text = str(error.args[0])
+    text = str(error.args[0] if error.args else error)
     with contextlib.suppress(SyntaxError, ValueError):  # some are quoted once more
       text = str(ast.literal_eval(text))
     sys.exit(f"error: config key {' '.join(text.split())}")

@@ -128,7 +128,7 @@ def run(
   source = starting_point.source_of(config, folder, mode, checkpoint)
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")
-  config = starting_point.settle(config, source, mode=mode, explicit=explicit)
+  config = starting_point.settle(config, source, mode=mode, workdir=folder, explicit=explicit)
   experiment = _build(config, folder, mode)
   if mode == "train":
     if _train(experiment, source) < experiment.num_steps:

@@ -136,7 +136,7 @@ def make_examples(
   mean: tuple[float, ...],
   std: tuple[float, ...],
 ) -> list[Example]:
-  """The first batch of training, as it enters the model but for the normalisation.
+  """The first clips of training, augmented as they are there, but for the normalisation.
 
   Each clip stands beside the views that an evaluation has of the same video; where training takes
   another one instead of a video that can't be decoded, the title says so.
@@ -206,7 +206,7 @@ def _evenly(pictures: np.ndarray, count: int) -> np.ndarray:
 
 def _name_target(target: np.ndarray, class_names: tuple[str, ...]) -> str:
   parts = [
-    f"{class_names[index]}" + ("" if target[index] == 1 else f" {target[index]:.2f}")
+    class_names[index] + ("" if target[index] == 1 else f" {target[index]:.2f}")
     for index in np.argsort(-target, kind="stable")[:3]
     if target[index] > 0.01
   ]

@@ -38,15 +38,21 @@ def write_config(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
     path.write_text(config.to_json_best_effort(indent=2) + "\n")
 
 
+def read_config(workdir: pathlib.Path) -> dict | None:
+  """The config that a run was started with, as nested dicts; None: there is none."""
+  path = workdir / "config.json"
+  return json.loads(path.read_text()) if path.exists() else None
+
+
 def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
   """Says which values differ from those that the run was started with."""
-  path = workdir / "config.json"
-  if not path.exists():
+  started_with = read_config(workdir)
+  if started_with is None:
     return
   now = _leaves(json.loads(config.to_json_best_effort()))
   # A key that was not written had its default.
   default = _leaves(json.loads(base_config(config.model.name).to_json_best_effort()))
-  before = default | _leaves(json.loads(path.read_text()))
+  before = default | _leaves(started_with)
   for key in sorted(before.keys() | now.keys()):
     free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
     if before.get(key) != now.get(key) and not free:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
+from vswin_jax import run_files
 from vswin_jax.config import set_options
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.loading import Usage, read_usage
@@ -77,6 +78,7 @@ def settle(
   source: pathlib.Path | None,
   *,
   mode: str,
+  workdir: pathlib.Path | None = None,
   explicit: Collection[str],
 ) -> config_dict.ConfigDict:
   """The config with what the weights decide.
@@ -86,6 +88,7 @@ def settle(
 
   Args:
     source: from `source_of`.
+    workdir: of the run; if it is the source, the run goes on as it was started.
     explicit: keys of `config` that hold against the preprocessing of the weights.
 
   Raises:
@@ -101,7 +104,8 @@ def settle(
     size = config.clip.size if "clip.size" in explicit else usage.preprocessing.clip.size
     values = _values_of_use(usage.preprocessing, size)
     if mode == "train":
-      values |= _values_of_training(usage.preprocessing, size)
+      started_with = run_files.read_config(workdir) if source == workdir else None
+      values |= _values_of_training(usage.preprocessing, size, started_with)
     for key, value in values.items():
       section, name = key.split(".")
       if config[section][name] != value and key not in explicit:
@@ -110,7 +114,7 @@ def settle(
     if names_no_model or config.model.name == usage.model["name"]:
       config.model = config_dict.ConfigDict(_model_options(usage, set_options(config.model)))
     config.lock()
-  _check_model(directory, usage, config)
+  _check_model(directory, usage, config, mode)
   return config
 
 
@@ -134,32 +138,52 @@ def _values_of_use(preprocessing: Preprocessing, size: int) -> dict:
   }
 
 
-def _values_of_training(preprocessing: Preprocessing, size: int) -> dict:
+def _values_of_training(preprocessing: Preprocessing, size: int, started_with: dict | None) -> dict:
   """Config keys and values of training and validation that follow from the use of the weights.
 
   Frames are as much larger than clips as in the views of the weights or, where those show no more
   than a clip does, as in the recipes: 256 pixels for 224.
+
+  Args:
+    started_with: the config of a run that goes on, whose values stay.
   """
   views, own_size = preprocessing.views, preprocessing.clip.size
   larger = views.short_side if views.short_side > own_size else own_size * 256 // 224
   short_side = round(larger * size / own_size)
-  return {
+  values = {
     "clip.train_short_side": short_side,
     "validation.short_side": short_side,
     "validation.whole_frames": views.whole_frames,
   }
+  if started_with is None:
+    return values
+  return {key: started_with[section][name] for key in values for section, name in [key.split(".")]}
 
 
-def _check_model(directory: pathlib.Path, usage: Usage, config: config_dict.ConfigDict) -> None:
+def _check_model(
+  directory: pathlib.Path, usage: Usage, config: config_dict.ConfigDict, mode: str
+) -> None:
   """Raises CheckpointError if weights would be used as those of another model than they are of."""
-  is_backbone = any(not start.startswith("head.") for start in _random_parts(directory))
+  ours, theirs = config.model.name, usage.model["name"]
+  ignores_rest = _are_of_a_backbone_alone(directory)
   for option, here, there in different_options(set_options(config.model), usage.model):
-    # What the rest of a model is like, weights of an image backbone do not know.
-    if option.startswith("backbone") or not is_backbone:
+    is_new = mode == "train" and option == "head_width"
+    if is_new or (ignores_rest and not option.startswith("backbone")):
+      continue
+    if ours != theirs:
       raise checkpointing.CheckpointError(
-        f"{directory} holds a model with {option} {there}, the config says {here}; set "
-        f"--config.model.{option}, or convert or train weights of the model that is wanted"
+        f"{directory} holds a {theirs}, the config is for a {ours}; use a config of that model, or "
+        "convert or train weights of the one that is wanted"
       )
+    raise checkpointing.CheckpointError(
+      f"{directory} holds a model with {option} {there}, the config says {here}; set "
+      f"--config.model.{option}, or convert or train weights of the model that is wanted"
+    )
+
+
+def _are_of_a_backbone_alone(directory: pathlib.Path) -> bool:
+  """Whether more than the head is random, so that nothing is known of what surrounds a backbone."""
+  return any(not start.startswith("head.") for start in _random_parts(directory))
 
 
 def _random_parts(directory: pathlib.Path) -> tuple[str, ...]:

@@ -75,15 +75,19 @@ def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
   with source:
     try:
       container = av.open(source, mode="r", **_OPEN_OPTIONS)
-    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+    except (av.FFmpegError, UnicodeDecodeError) as error:
       raise NotAVideo(f"{name}not a readable video: {_reason(error)}") from error
+    except OSError as error:
+      raise UnreadableFile(f"{name}{_reason(error)}") from error
     with container:
       try:
         yield container, _choose_stream(container)
       except VideoError as error:
         raise type(error)(f"{name}{error}") from error
-      except (av.FFmpegError, OSError) as error:
+      except av.FFmpegError as error:
         raise VideoError(f"{name}damaged video: {_reason(error)}") from error
+      except OSError as error:
+        raise UnreadableFile(f"{name}{_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

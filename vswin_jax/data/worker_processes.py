@@ -73,7 +73,7 @@ def map_in_order(
     WorkerError: processes can't be started.
   """
   items = iter(items)
-  # [item, its future or None], in order.
+  # [item, its future or None, its size], in order.
   tasks: collections.deque = collections.deque()
   # How many of the tasks without a result may have killed a worker; each has the pool to itself.
   suspects = 0
@@ -106,13 +106,13 @@ def _take(
   items: Iterator[Item], tasks: collections.deque, most: int, size: Callable[[Item], int]
 ) -> None:
   """Moves items to the tasks while there is room."""
-  held = sum(size(item) for item, _ in tasks)
+  held = sum(task[2] for task in tasks)
   while len(tasks) < most and held < _MOST_BYTES_IN_HAND:
     item = next(items, _END)
     if item is _END:
       return
-    tasks.append([item, None])
-    held += size(item)
+    tasks.append([item, None, size(item)])
+    held += tasks[-1][2]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 
@@ -20,6 +21,7 @@ from vswin_jax.data.records import DatasetError, open_records
 from vswin_jax.data.transcoding import Transcoding, transcode
 
 MAX_SECONDS = 60.0
+RECIPE = Recipe(CLASSES, max_seconds=MAX_SECONDS)
 
 
 def in_this_process(folder_shards, folder, recipe, report):
@@ -27,7 +29,7 @@ def in_this_process(folder_shards, folder, recipe, report):
   for shard in folder_shards:
     outcomes = [prepare_video(video, recipe) for video in shard.videos]
     report(len(outcomes), [one for one in outcomes if isinstance(one, Problem)])
-    yield shards.write_shard(folder, shard, recipe, outcomes)
+    yield shards.write_shard(folder, shard, outcomes)
 
 
 def prepare(annotations, data_dir, *, engine=in_this_process, share=1.0, size=1, **options):
@@ -150,6 +152,19 @@ def test_beam_makes_the_same_data_set(videos, prepared, tmp_path):
   assert contents(summary.path) == contents(prepared[1].path)
 
 
+@pytest.mark.slow
+def test_beam_goes_on_past_files_that_cannot_be_read(videos, tmp_path):
+  folder, names, _ = videos
+  annotations = annotate(folder, names[:2])
+  (tmp_path / "folder").mkdir()
+  odd = dataclasses.replace(annotations.splits["train"][0], path=str(tmp_path / "folder"))
+  annotations = dataclasses.replace(
+    annotations, splits={"train": (odd, annotations.splits["train"][1])}
+  )
+  summary = prepare(annotations, tmp_path / "data", engine=engines.on_beam("runner=DirectRunner"))
+  assert summary.num_records == {"train": 1} and sum(summary.problems.values()) == 1
+
+
 def test_transcoded_records(videos, tmp_path):
   folder, names, _ = videos
   transcoding = Transcoding(short_side=32)
@@ -229,7 +244,7 @@ def half_done(videos, tmp_path):
   for name in names[:6]:
     (mine / name).write_bytes((folder / name).read_bytes())
   annotations, made = annotate(mine, names[:6]), []
-  planned = shards.plan_shards(annotations.splits, 1)
+  planned = shards.plan_shards(annotations.splits, 1, RECIPE)
   engine = functools.partial(stopping_after, len(planned), made)
   with pytest.raises(Stopped):
     prepare(annotations, tmp_path / "data", engine=engine)
@@ -270,13 +285,12 @@ def test_problems_that_may_have_passed_are_tried_again(videos, tmp_path, kind):
       outcomes = [prepare_video(video, recipe) for video in shard.videos]
       if number == 2:
         outcomes = [Problem(video.path, video.id, kind, "for now") for video in shard.videos]
-      yield shards.write_shard(folder, shard, recipe, outcomes)
+      yield shards.write_shard(folder, shard, outcomes)
     raise Stopped
 
+  planned = shards.plan_shards(annotations.splits, 1, RECIPE)
   with pytest.raises(Stopped):
-    # One shard more than there are, so that it is asked to go on.
-    for _ in failing(planned := shards.plan_shards(annotations.splits, 1), *staging(tmp_path)):
-      pass
+    list(failing(planned, *staging(tmp_path)))
   again = []
   summary = prepare(annotations, tmp_path, engine=functools.partial(stopping_after, 9, again))
   assert again == [planned[2].stem] and not summary.problems
@@ -285,7 +299,7 @@ def test_problems_that_may_have_passed_are_tried_again(videos, tmp_path, kind):
 def staging(data_dir) -> tuple:
   folder = data_dir / "clips" / ".preparing"
   folder.mkdir(parents=True)
-  return folder, Recipe(CLASSES, max_seconds=MAX_SECONDS), lambda count, problems: None
+  return folder, RECIPE, lambda count, problems: None
 
 
 def test_a_file_that_changes_while_it_is_read_is_read_again(videos, tmp_path):
@@ -293,31 +307,41 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(videos, tmp_path):
   folder, names, _ = videos
   path = tmp_path / names[0]
   path.write_bytes((folder / names[0]).read_bytes())
-  annotations = annotate(tmp_path, names[:1])
-  (shard,) = shards.plan_shards(annotations.splits, 1 << 30)
-  made_in, recipe, _ = staging(tmp_path)
-
-  def outcomes():
-    yield prepare_video(shard.videos[0], recipe)
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
-
-  shards.write_shard(made_in, shard, recipe, outcomes())
-  assert shards.finished(made_in, shard, recipe) is None
-  result = shards.write_shard(made_in, shard, recipe, [prepare_video(shard.videos[0], recipe)])
-  assert shards.finished(made_in, shard, recipe) == result
+  splits = annotate(tmp_path, names[:1]).splits
+  (before,) = shards.plan_shards(splits, 1 << 30, RECIPE)
+  made_in, *_ = staging(tmp_path)
+  outcome = prepare_video(before.videos[0], RECIPE)
+  os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+  shards.write_shard(made_in, before, [outcome])
+  (now,) = shards.plan_shards(splits, 1 << 30, RECIPE)
+  assert shards.finished(made_in, now) is None
+  result = shards.write_shard(made_in, now, [outcome])
+  assert shards.finished(made_in, now) == result
 
 
-def test_a_file_that_cannot_be_read_now(videos, tmp_path, monkeypatch):
-  folder, names, _ = videos
-  video = annotate(folder, names[:1]).splits["train"][0]
-  recipe = Recipe(CLASSES)
+@pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm"])
+@pytest.mark.parametrize("after", [None, 0, 2])
+def test_a_file_that_cannot_be_read_now(videos, monkeypatch, name, after):
+  """It can't be opened, or the network fails after some reads."""
+  folder, _, _ = videos
+  video = annotate(folder, [name]).splits["train"][0]
 
-  def refuse(path):
-    raise PermissionError(13, "Permission denied")
+  class Failing(io.FileIO):
+    def __init__(self, path):
+      if after is None:
+        raise OSError(5, "Input/output error")
+      super().__init__(path)
+      self._left = after
 
-  monkeypatch.setattr("vswin_jax.data.video_files.io.FileIO", refuse)
-  assert prepare_video(video, recipe) == Problem(
-    video.path, video.id, "unreadable", "Permission denied"
+    def read(self, *arguments):
+      self._left -= 1
+      if self._left < 0:
+        raise OSError(5, "Input/output error")
+      return super().read(min(arguments[0], 1000))
+
+  monkeypatch.setattr("vswin_jax.data.video_files.io.FileIO", Failing)
+  assert prepare_video(video, RECIPE) == Problem(
+    video.path, video.id, "unreadable", "Input/output error"
   )
 
 
@@ -417,7 +441,7 @@ def test_shards(videos, shard_bytes, most):
   """A power of two of them, empty ones left out; in order, whatever their size."""
   folder, names, _ = videos
   splits = annotate(folder, names).splits
-  planned = shards.plan_shards(splits, shard_bytes)
+  planned = shards.plan_shards(splits, shard_bytes, RECIPE)
   assert [video for shard in planned for video in shard.videos] == list(splits["train"])
   assert [shard.number for shard in planned] == sorted({shard.number for shard in planned})
   total = sum((folder / name).stat().st_size for name in names)

@@ -76,7 +76,7 @@ def prepare_dataset(
     max_seconds: longer videos are left out.
     shard_bytes: of the files that go into one shard, about.
     max_problem_share: of the videos; more problems stop the preparation.
-    progress: called with how many videos are done, of how many; first of all once.
+    progress: called with how many videos are done, of how many; once before any work is done.
 
   Raises:
     DatasetError: a data set of that name is there already, or another process is making it; too
@@ -102,7 +102,7 @@ def prepare_dataset(
       split: [video for video in videos if video.exists]
       for split, videos in annotations.splits.items()
     }
-    shards = plan_shards(present, shard_bytes)
+    shards = plan_shards(present, shard_bytes, recipe)
     results = _prepare_shards(shards, folder, recipe, engine, problems, progress)
     return _publish(home, name, recipe, results, problems)
 
@@ -116,7 +116,7 @@ def _prepare_shards(
   progress: Callable[[int, int], None],
 ) -> dict[Shard, ShardResult]:
   """Finishes what is not finished; the results of all shards, in order."""
-  found = {shard: finished(folder, shard, recipe) for shard in shards}
+  found = {shard: finished(folder, shard) for shard in shards}
   waiting = [shard for shard, result in found.items() if result is None]
   num_videos = sum(len(shard.videos) for shard in shards)
   done = num_videos - sum(len(shard.videos) for shard in waiting)

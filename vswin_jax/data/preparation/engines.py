@@ -17,8 +17,8 @@ from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.preparation.shards import (
   Shard,
   ShardResult,
-  finished,
   move_shard,
+  read_result,
   write_shard,
 )
 from vswin_jax.data.preparation.videos import Prepared, Problem, Recipe, killed, prepare_video
@@ -50,7 +50,7 @@ def on_this_machine(num_workers: int) -> Engine:
 
     with contextlib.closing(outcomes):
       for shard in shards:
-        yield write_shard(folder, shard, recipe, reported(len(shard.videos)))
+        yield write_shard(folder, shard, reported(len(shard.videos)))
 
   return run
 
@@ -76,7 +76,7 @@ def on_beam(options: str) -> Engine:
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
     raise DatasetError(
-      "Apache Beam is not installed; install the extra: pip install 'vswin_jax[beam]'"
+      "Apache Beam is not installed; install the extra: pip install -e '.[beam]'"
     ) from error
   arguments = [f"--{option.strip().removeprefix('--')}" for option in options.split(",") if option]
 
@@ -92,10 +92,10 @@ def on_beam(options: str) -> Engine:
           | "prepare" >> beam.Map(work)
         )
     except (RuntimeError, ValueError) as error:
-      reason = str(error).strip().splitlines()[-1]
+      reason = [type(error).__name__, *str(error).strip().splitlines()][-1]
       raise DatasetError(f"the pipeline failed: {reason}; finished shards are kept") from error
     for shard in shards:
-      result = finished(folder, shard, recipe)
+      result = read_result(folder, shard)
       if result is None:
         raise DatasetError(
           f"the pipeline ended without {folder / shard.stem}; its workers must see {folder.parent} "
@@ -111,5 +111,9 @@ def _prepare_shard(shard: Shard, *, folder: pathlib.Path, recipe: Recipe) -> Non
   # A runner may start the same work twice at the same time.
   with tempfile.TemporaryDirectory(dir=folder, prefix=shard.stem) as own:
     own = pathlib.Path(own)
-    write_shard(own, shard, recipe, (prepare_video(video, recipe) for video in shard.videos))
+    # In a process beside the runner's, which a crash would end.
+    work = functools.partial(prepare_video, recipe=recipe)
+    outcomes = map_in_order(work, shard.videos, num_workers=1, if_killed=killed)
+    with contextlib.closing(outcomes):
+      write_shard(own, shard, outcomes)
     move_shard(shard, own, folder)

@@ -25,15 +25,23 @@ from vswin_jax.local_files import replacing
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # Of the number of a shard.
 _MOST_BITS = 9
+# Raised when the same video becomes another record.
+_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """Videos of a split that are stored in one file, and the number of that file."""
+  """Videos of a split that are stored in one file.
+
+  Attributes:
+    number: of the file.
+    fingerprint: of all that the shard is made from, as it was when it was planned.
+  """
 
   split: str
   number: int
   videos: tuple[Video, ...]
+  fingerprint: str
 
   @property
   def stem(self) -> str:
@@ -76,12 +84,14 @@ class ShardResult:
   problems: tuple[Problem, ...]
 
 
-def plan_shards(splits: Mapping[str, Sequence[Video]], shard_bytes: int) -> list[Shard]:
+def plan_shards(
+  splits: Mapping[str, Sequence[Video]], shard_bytes: int, recipe: Recipe
+) -> list[Shard]:
   """Divides the videos of every split into shards of about so many bytes of files.
 
-  The id of a video alone tells its place, so that of a preparation that goes on with some videos
-  more only their shards change. There are no more than 512, since a reader keeps the files of all
-  shards open.
+  The number of shards is a power of two, and the id of a video alone tells its place among them: as
+  long as their number stays the same, some videos more change only their own shards. A split has no
+  more than 512, since a reader keeps all its files open.
   """
   shards = []
   for split, videos in splits.items():
@@ -96,14 +106,15 @@ def plan_shards(splits: Mapping[str, Sequence[Video]], shard_bytes: int) -> list
     for number, part in enumerate(parts):
       if part:
         ordered = sorted(part, key=lambda digest_and_video: digest_and_video[0])
-        shards.append(Shard(split, number, tuple(video for _, video in ordered)))
+        inside = tuple(video for _, video in ordered)
+        shards.append(Shard(split, number, inside, _fingerprint(inside, recipe)))
   return shards
 
 
-def fingerprint(shard: Shard, recipe: Recipe) -> str:
-  """Of the videos of a shard (names, sizes, times of change, labels) and what becomes of them."""
-  videos = [(video.path, video.id, video.labels, *_stat(video)) for video in shard.videos]
-  facts = json.dumps([dataclasses.asdict(recipe), videos])
+def _fingerprint(videos: Sequence[Video], recipe: Recipe) -> str:
+  """Of videos (names, sizes, times of change, labels) and of what becomes of them."""
+  files = [(video.path, video.id, video.labels, *_stat(video)) for video in videos]
+  facts = json.dumps([_FORMAT, dataclasses.asdict(recipe), files])
   return hashlib.sha256(facts.encode()).hexdigest()
 
 
@@ -123,11 +134,27 @@ def _facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
   return folder / f"{shard.stem}.json"
 
 
-def finished(folder: pathlib.Path, shard: Shard, recipe: Recipe) -> ShardResult | None:
+def finished(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
   """The result of a shard that was made before from the same videos in the same way, or None.
 
   One whose problems may have passed is not finished.
   """
+  made = _read_facts(folder, shard)
+  if made is None or made[0] != shard.fingerprint:
+    return None
+  if any(problem.kind in (UNREADABLE, CRASHES) for problem in made[1].problems):
+    return None
+  return made[1]
+
+
+def read_result(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
+  """The result of a shard that was just made, or None if there is none."""
+  made = _read_facts(folder, shard)
+  return made[1] if made and made[0] == shard.fingerprint else None
+
+
+def _read_facts(folder: pathlib.Path, shard: Shard) -> tuple[str, ShardResult] | None:
+  """Fingerprint and result of a shard whose files are whole."""
   try:
     facts = json.loads(_facts_path(folder, shard).read_text())
     result = ShardResult(
@@ -136,17 +163,13 @@ def finished(folder: pathlib.Path, shard: Shard, recipe: Recipe) -> ShardResult 
       problems=tuple(Problem(**problem) for problem in facts["problems"]),
     )
     size = records_path(folder, shard).stat().st_size
+    return (facts["fingerprint"], result) if size == result.num_bytes else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
-  if facts.get("fingerprint") != fingerprint(shard, recipe) or size != result.num_bytes:
-    return None
-  if any(problem.kind in (UNREADABLE, CRASHES) for problem in result.problems):
-    return None
-  return result
 
 
 def write_shard(
-  folder: pathlib.Path, shard: Shard, recipe: Recipe, outcomes: Iterable[Prepared | Problem]
+  folder: pathlib.Path, shard: Shard, outcomes: Iterable[Prepared | Problem]
 ) -> ShardResult:
   """Writes a shard.
 
@@ -156,8 +179,6 @@ def write_shard(
   Raises:
     DatasetError: the disk is full, or the file can't be written for another reason.
   """
-  # Of the files as they are before they are read: one that changes meanwhile is read again.
-  seen = fingerprint(shard, recipe)
   problems, totals = [], Totals()
   with replacing(records_path(folder, shard)) as path:
     with _writing(path):
@@ -176,7 +197,7 @@ def write_shard(
     num_bytes = path.stat().st_size
   result = ShardResult(totals, num_bytes, tuple(problems))
   with replacing(_facts_path(folder, shard)) as path:
-    path.write_text(json.dumps({"fingerprint": seen, **dataclasses.asdict(result)}))
+    path.write_text(json.dumps({"fingerprint": shard.fingerprint, **dataclasses.asdict(result)}))
   return result
 
 

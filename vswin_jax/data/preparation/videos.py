@@ -27,7 +27,7 @@ UNREADABLE, CRASHES = "unreadable", "crashes"
 # A serialised example can't be larger; what is not the video takes far less than the rest.
 _MOST_BYTES = 2**31 - 2**20
 # One video in so many is decoded before and after, to tell how much faster that has become.
-_TIMED_SHARE = 32
+_TIMED_SHARE = 2
 _TIMED_CLIP = np.arange(32) * 2
 
 
