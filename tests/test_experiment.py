@@ -249,7 +249,7 @@ def test_an_exported_and_converted_model_is_evaluated_as_the_original(
 
 # Seconds after the checkpoint of a step appeared at which the first process is killed, and the
 # workers of both processes. Steps 4, 8, ... are saved and 5, 10, ... logged.
-KILLS = [(0, 0.0, 1, 0), (8, 0.3, 2, 1), (16, 0.15, 0, 3)]
+KILLS = [(8, 0.3, 2, 1), (16, 0.15, 0, 3)]
 
 
 @pytest.mark.slow
@@ -377,9 +377,7 @@ def test_weights_of_another_run_start_a_new_one(finished, tiny_data_dir, tmp_pat
     "--config.model.embed_dim=16",
   )
   assert other.returncode == 1
-  assert re.search(
-    r"error: step 24 in .* does not fit the model that was asked for in \d+ places", other.stderr
-  )
+  assert "holds a model with embed_dim 8, the config says 16" in other.stderr
 
 
 @pytest.mark.slow
@@ -395,8 +393,8 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
   shutil.copytree(finished[0] / "checkpoints" / "16", tmp_path / "checkpoints" / "16")
   result = run(tiny_data_dir, tmp_path, "--config.model.depths=(1,2,2,2)")
   assert result.returncode == 1
-  assert "does not fit the model that was asked for" in result.stderr
-  assert result.stderr.count("\n") <= 12
+  assert "holds a model with depths (2, 2, 2, 2), the config says (1, 2, 2, 2)" in result.stderr
+  assert result.stderr.count("\n") <= 2
 
 
 @pytest.mark.parametrize(

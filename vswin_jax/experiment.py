@@ -125,6 +125,7 @@ def run(
     one of `USER_ERRORS`, or OSError.
   """
   folder = local_path(workdir)
+  set_up_logging()
   source = starting_point.source_of(config, folder, mode, checkpoint)
   folder.mkdir(parents=True, exist_ok=True)
   set_up_logging(folder / f"{mode}.log")

@@ -78,7 +78,7 @@ def single():
   return run()
 
 
-@pytest.mark.parametrize("devices, fsdp", [(2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (8, 4), (8, 8)])
+@pytest.mark.parametrize("devices, fsdp", [(2, 1), (8, 1), (4, 2), (8, 8)])
 def test_devices_and_layouts_change_losses_only_by_rounding(single, devices, fsdp):
   history, state, _ = run(devices, fsdp)
   for actual, expected in zip(history, single[0]):
