@@ -133,7 +133,7 @@ def test_gradient_and_loss_equal_a_plain_computation():
     logits = merge_model(graph, params)(jnp.asarray(video, jnp.float32))
     return -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
 
-  value, gradient = jax.value_and_grad(loss)(params)
+  value, gradient = jax.jit(jax.value_and_grad(loss))(params)
   history, _, _ = run(
     steps=1, model_options={"drop_path_rate": 0.0, "head_dropout_rate": 0.0}, label_smoothing=0.1
   )
@@ -153,7 +153,7 @@ def test_several_labels_are_learnt_each_by_itself():
     p = 1 / (1 + jnp.exp(-logits))
     return -jnp.where(batch["label"], jnp.log(p), jnp.log(1 - p)).mean()
 
-  value, gradient = jax.value_and_grad(loss)(params)
+  value, gradient = jax.jit(jax.value_and_grad(loss))(params)
   history, _, _ = run(steps=1, model_options=plain, multi_label=True)
   np.testing.assert_allclose(history[0]["loss"], value, rtol=1e-5)
   np.testing.assert_allclose(history[0]["mean_grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
