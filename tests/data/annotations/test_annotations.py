@@ -142,3 +142,10 @@ def test_errors_in_files_that_nobody_named_say_how_to_name_others(tmp_path, data
     with pytest.raises(AnnotationError, match=paths[0]) as caught:
       read_annotations(dataset, videos, given)
     assert "found by itself" not in str(caught.value)
+
+
+def test_a_file_for_two_splits(tmp_path):
+  touch(tmp_path, "a.mp4")
+  file = write(tmp_path / "list.csv", "path,label\na.mp4,run\n")
+  with pytest.raises(AnnotationError, match="is given for validation and for test; a file belongs"):
+    read_annotations("video_folder", tmp_path, [f"validation={file}", f"test={file}"])

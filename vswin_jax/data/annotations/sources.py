@@ -61,7 +61,8 @@ def find_sources(
     The files found; of no argument perhaps none.
 
   Raises:
-    AnnotationError: an argument stands for no file or a folder without such files.
+    AnnotationError: an argument stands for no file or a folder without such files, or a file is
+      given for two splits.
   """
   if not arguments:
     for place in (videos, os.path.dirname(videos)) if beside else (videos,):
@@ -85,6 +86,13 @@ def find_sources(
       raise AnnotationError(
         f"annotations {argument!r}: {what}; expected a file, a folder that holds the files, or "
         "SPLIT=FILE with a SPLIT of train, validation or test"
+      )
+  split_of: dict[str, str] = {}
+  for source in sources:
+    if source.split and split_of.setdefault(source.path, source.split) != source.split:
+      raise AnnotationError(
+        f"{source.path} is given for {split_of[source.path]} and for {source.split}; a file "
+        "belongs to one split, or says itself which videos belong to which"
       )
   return tuple(dict.fromkeys(sources))
 
