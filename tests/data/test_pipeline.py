@@ -1,11 +1,7 @@
 """Batches as a pure function of the step: the same for any workers, hosts and restarts."""
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import shutil
-import signal
 import subprocess
 import sys
 
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import several_labels
+from tests.data.batches import CENTER, SPEC, assert_same, collect, training
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views, eval_clips, train_clip
 from vswin_jax.data.decoding import VideoError, decode_frames
@@ -20,22 +17,8 @@ from vswin_jax.data.pipeline import (
   LoaderOptions,
   epoch_and_record,
   eval_batches,
-  train_batches,
 )
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
-
-SPEC = ClipSpec(num_frames=8, frame_interval=2, size=24, train_short_side=32, flip_probability=0.5)
-CENTER = Views(num_clips=1, crops="center", short_side=28)
-
-
-@pytest.fixture(scope="module")
-def train_records(tiny_data_dir):
-  return open_records("tiny_motion", str(tiny_data_dir), "train")
-
-
-@pytest.fixture(scope="module")
-def eval_records(tiny_data_dir):
-  return open_records("tiny_motion", str(tiny_data_dir), "validation")
 
 
 @pytest.fixture(scope="module")
@@ -43,42 +26,6 @@ def several_labels_dir(tmp_path_factory) -> str:
   folder = tmp_path_factory.mktemp("several_labels")
   several_labels.prepare(folder)
   return str(folder)
-
-
-def collect(batches) -> dict[str, np.ndarray]:
-  with contextlib.closing(batches):
-    parts = [{name: np.array(value) for name, value in batch.items()} for batch in batches]
-  return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-
-
-def training(
-  records, *, workers=0, start=0, steps=9, host=0, hosts=1, seed=0, spec=SPEC, **options
-):
-  return collect(
-    train_batches(
-      records,
-      spec,
-      batch_size=8,
-      seed=seed,
-      start_step=start,
-      num_steps=steps,
-      options=LoaderOptions(num_workers=workers, num_threads=2),
-      host=host,
-      num_hosts=hosts,
-      **options,
-    )
-  )
-
-
-def assert_same(actual, expected):
-  assert actual.keys() == expected.keys()
-  for name in expected:
-    np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
-
-
-@pytest.fixture(scope="module")
-def reference_batches(train_records):
-  return training(train_records)
 
 
 def test_batches_have_the_documented_form(reference_batches):
@@ -349,132 +296,6 @@ class Numbered(VideoRecords):
 
   def __getitem__(self, index):
     return super().__getitem__(index) | {"label": index}
-
-
-@dataclasses.dataclass(frozen=True)
-class Damaged(VideoRecords):
-  """Records of which some hold no readable video."""
-
-  damaged: frozenset = frozenset()
-
-  @classmethod
-  def of(cls, records, damaged):
-    return cls(records.source, records.class_names, damaged=frozenset(damaged))
-
-  def __getitem__(self, index):
-    record = super().__getitem__(index)
-    return record | {"video": b"damaged"} if index in self.damaged else record
-
-
-class NotPickled(Exception):
-  """An error that a worker can send, but its parent can't receive."""
-
-  def __init__(self, first, second):
-    super().__init__(f"{first} {second}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Failing(VideoRecords):
-  """Records of which one can't be read, for a reason that is no fault of the video."""
-
-  reason: str = ""
-
-  def __getitem__(self, index):
-    if index == 13:
-      if self.reason == "stop":
-        next(iter(()))
-      if self.reason == "exit":
-        sys.exit(0)
-      if self.reason == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-      raise {"value": ValueError("odd value"), "unpickled": NotPickled("odd", "value")}[self.reason]
-    return super().__getitem__(index)
-
-
-FAILURES = {
-  "value": (ValueError, "odd value"),
-  "stop": (RuntimeError, "raised StopIteration"),
-  "exit": (RuntimeError, "raised SystemExit"),
-  "unpickled": (RuntimeError, "raised NotPickled: odd value"),
-}
-
-
-@pytest.mark.parametrize(
-  "reason, workers",
-  [("value", 0), ("value", 1), ("value", 2), ("stop", 0), ("stop", 2), ("exit", 0), ("exit", 1),
-   ("unpickled", 1)],
-)  # fmt: skip
-def test_a_failing_load_is_an_error_and_never_a_shorter_stream(train_records, reason, workers):
-  records = Failing(train_records.source, train_records.class_names, reason=reason)
-  error, message = FAILURES[reason]
-  with pytest.raises(error, match=message):
-    training(records, workers=workers)
-
-
-@pytest.mark.parametrize("reason, workers", [("value", 0), ("value", 1), ("stop", 2)])
-def test_a_failing_load_never_leaves_videos_out_of_an_evaluation(eval_records, reason, workers):
-  records = Failing(eval_records.source, eval_records.class_names, reason=reason)
-  batches = eval_batches(
-    records, SPEC, CENTER, batch_size=8, seed=0, options=LoaderOptions(workers)
-  )
-  error, message = FAILURES[reason]
-  with pytest.raises(error, match=message):
-    collect(batches)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_is_an_error(train_records, workers):
-  records = Failing(train_records.source, train_records.class_names, reason="kill")
-  with pytest.raises(RuntimeError, match="terminated unexpectedly with exit code -9"):
-    training(records, workers=workers)
-
-
-def test_damaged_clips_are_named_and_replaced_alike_everywhere(train_records, reference_batches):
-  damaged = Damaged.of(train_records, {5, 11, 40})
-  batches = training(damaged)
-  assert_same(training(damaged, workers=2), batches)
-  assert_same(training(damaged, start=4), {name: value[4:] for name, value in batches.items()})
-  failed = batches["failed"][batches["failed"] >= 0]
-  first_epoch = batches["failed"].ravel()[:48]
-  assert sorted(first_epoch[first_epoch >= 0]) == [5, 11, 40]
-  assert set(failed) == {5, 11, 40}
-  same = (batches["video"] == reference_batches["video"]).all((2, 3, 4, 5))
-  np.testing.assert_array_equal(same, batches["failed"] < 0)
-
-
-def test_damaged_videos_do_not_count_in_evaluation(eval_records):
-  damaged = Damaged.of(eval_records, {2, 20})
-  whole = dataclasses.replace(CENTER, whole_frames=5)
-  batches = collect(
-    eval_batches(damaged, SPEC, whole, batch_size=8, seed=0, options=LoaderOptions(0))
-  )
-  assert batches["video"].shape == (3, 8, 1, 5, 24, 24, 3)
-  assert batches["position_ids"].dtype == np.int32
-  # The first 5 frames, at the video's own rate.
-  expected = np.where((batches["weight"] == 1)[..., None, None], np.arange(5), 0)
-  np.testing.assert_array_equal(batches["position_ids"], expected)
-  counted = batches["record"][batches["weight"] == 1]
-  assert sorted(counted) == [i for i in range(21) if i not in (2, 20)]
-  assert sorted(batches["failed"][batches["failed"] >= 0]) == [2, 20]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_set_without_a_readable_video_stops_with_a_clear_error(train_records, workers):
-  damaged = Damaged.of(train_records, range(48))
-  with pytest.raises(VideoError, match="none of 20 records in a row could be decoded"):
-    training(damaged, workers=workers)
-
-
-def test_damaged_data_sets_are_explained(tiny_data_dir, tmp_path):
-  shutil.copytree(tiny_data_dir / "tiny_motion", tmp_path / "tiny_motion")
-  (folder,) = (tmp_path / "tiny_motion").iterdir()
-  (shard,) = folder.glob("*train.array_record*")
-  shard.write_bytes(shard.read_bytes()[:5000])
-  with pytest.raises(DatasetError, match=r"can't (be )?read"):
-    open_records("tiny_motion", str(tmp_path), "train")[0]
-  (folder / "dataset_info.json").write_text('{"name": ')
-  with pytest.raises(DatasetError, match="can't read the data set 'tiny_motion'"):
-    open_records("tiny_motion", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize(
