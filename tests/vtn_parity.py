@@ -34,7 +34,8 @@ BACKBONES = {
   "swin_tiny_patch4_window7_224": ({}, 224, "swin_t"),
   "swin_base_patch4_window7_224": ({"depths": (2, 2, 4, 2)}, 224, None),
 }
-SLOW = ("resnet101", "swin_base_patch4_window7_224")
+# Deeper ones of the same code, for the table alone.
+LARGER = ("resnet101", "swin_base_patch4_window7_224")
 WIDTH, HEADS, WINDOW, POSITIONS = 48, 3, 6, 34
 
 

@@ -13,7 +13,7 @@ from tests.conversion.checkpoints import (
   save_torch,
   save_vtn,
 )
-from tests.vtn_parity import BACKBONES, SLOW, backbone_error, random_timm
+from tests.vtn_parity import BACKBONES, LARGER, backbone_error, random_timm
 from vswin_jax import create_model
 from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.families import Options, convert_tensors
@@ -28,9 +28,7 @@ torch = pytest.importorskip("torch")
 NANO = Options(num_heads=3, backbone_heads=3, attention_window=6)
 
 
-@pytest.mark.parametrize(
-  "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BACKBONES]
-)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in LARGER])
 def test_features_equal_those_of_timm(name):
   assert backbone_error(name) < 1e-5
 

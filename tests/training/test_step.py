@@ -106,11 +106,10 @@ def test_state_is_donated():
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_accumulated_parts_sum_to_the_whole_batch(devices):
+def test_accumulated_parts_sum_to_the_whole_batch():
   plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
-  whole, whole_state, _ = run(devices, model_options=plain)
-  parts, parts_state, _ = run(devices, model_options=plain, accumulate=2)
+  whole, whole_state, _ = run(4, model_options=plain)
+  parts, parts_state, _ = run(4, model_options=plain, accumulate=2)
   for actual, expected in zip(parts, whole):
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)
     np.testing.assert_allclose(actual["mean_top1"], expected["mean_top1"], rtol=1e-6)
