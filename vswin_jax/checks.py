@@ -19,10 +19,24 @@ def set_sizes(config, name: str) -> None:
   object.__setattr__(config, name, tuple(sizes))
 
 
+def set_range(config, name: str) -> None:
+  """Makes a field of a frozen dataclass a pair (low, high) of positive numbers, low <= high."""
+  low_high = tuple(getattr(config, name))
+  if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+    raise ValueError(f"{name} must be (low, high) with 0 < low <= high; got {low_high}")
+  object.__setattr__(config, name, low_high)
+
+
 def check_at_least(smallest: int, **values: float) -> None:
   for name, value in values.items():
     if not value >= smallest:  # so that NaN is refused
       raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
+def check_at_most(largest: float, **values: float) -> None:
+  for name, value in values.items():
+    if not value <= largest:
+      raise ValueError(f"{name} must be at most {largest:g}, got {value:g}")
 
 
 def check_rates(**values: float) -> None:

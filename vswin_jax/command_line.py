@@ -30,6 +30,12 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
     sys.exit(f"error: interrupted; {interrupted}")
 
 
+def refuse_arguments(arguments: list[str]) -> None:
+  """Ends a program that takes options alone if it was given anything else."""
+  if arguments[1:]:
+    sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
+
+
 def parse_config_flags(arguments: list[str]) -> list[str]:
   """Parses flags; one that does not exist, or a config that can't be made of them, ends the program
   with one line."""

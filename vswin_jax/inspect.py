@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app, flags
 from ml_collections import config_flags
 
-from vswin_jax.command_line import one_line_errors, parse_config_flags
+from vswin_jax.command_line import one_line_errors, parse_config_flags, refuse_arguments
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the data set; default: of the config.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; default: of the config.")
@@ -32,8 +32,7 @@ _MAX_VIDEOS = flags.DEFINE_integer(
 
 
 def main(arguments: list[str]) -> None:
-  if arguments[1:]:
-    sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
+  refuse_arguments(arguments)
   with one_line_errors("nothing was written"):
     _inspect()
 

@@ -17,6 +17,7 @@ from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.records import VideoRecords
 from vswin_jax.training.augmentation import Augmentation
 from vswin_jax.training.inputs import augment_batch, denormalize, model_inputs
+from vswin_jax.training.report import ACCENT, shorten
 
 _FRAMES, _VIEWS = 8, 6
 _MOST_NAMED_CLASSES = 16
@@ -28,7 +29,6 @@ _STYLE = {
   "axes.titlelocation": "left",
   "text.parse_math": False,
 }
-_ACCENT = "#2563eb"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ def make_examples(
       shown = _some_of_each(evaluation)
     except VideoError:
       shown = np.zeros((1, spec.size, spec.size, 3), np.uint8)
-    title = f"{records.video_id(index)[:_LONGEST_ID]}: "
+    title = f"{shorten(records.video_id(index), _LONGEST_ID)}: "
     if failed >= 0:
       title += "can't be decoded; another video in its place: "
     title += _name_target(target, records.class_names)
@@ -244,7 +244,7 @@ def draw_contact_sheet(
     )
     balance, lengths = bottom.subplots(1, 2)
     _draw_balance(balance, found.class_counts, class_names)
-    lengths.hist(found.seconds, bins=40, color=_ACCENT)
+    lengths.hist(found.seconds, bins=40, color=ACCENT)
     lengths.set_title("Seconds of each video")
     for axes in (balance, lengths):
       axes.spines[["top", "right"]].set_visible(False)
@@ -254,10 +254,12 @@ def draw_contact_sheet(
 def _draw_balance(axes, counts: np.ndarray, class_names: tuple[str, ...]) -> None:
   order = np.argsort(-counts, kind="stable")
   named = len(order) <= _MOST_NAMED_CLASSES
-  axes.bar(range(len(order)), counts[order], 0.8 if named else 1.0, color=_ACCENT)
+  axes.bar(range(len(order)), counts[order], 0.8 if named else 1.0, color=ACCENT)
   axes.set_title("Videos of each class, the largest first")
   if named:
-    axes.set_xticks(range(len(order)), [class_names[index][:16] for index in order], rotation=20)
+    axes.set_xticks(
+      range(len(order)), [shorten(class_names[index], 16) for index in order], rotation=20
+    )
   else:
     axes.set_xlabel("classes")
 

@@ -1,9 +1,10 @@
 """Names of local files and folders, and files that are there whole or not at all."""
 
 import contextlib
+import csv
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class LocalPathError(ValueError):
@@ -35,3 +36,11 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_table(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+  """Writes a CSV file, whole or not at all."""
+  with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    table = csv.writer(file)
+    table.writerow(header)
+    table.writerows(rows)

@@ -6,7 +6,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vswin_jax.command_line import one_line_errors, parse_config_flags
+from vswin_jax.command_line import one_line_errors, parse_config_flags, refuse_arguments
 
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
@@ -25,8 +25,7 @@ _CHECKPOINT = flags.DEFINE_string(
 
 
 def main(arguments: list[str]) -> None:
-  if arguments[1:]:
-    sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
+  refuse_arguments(arguments)
   if _CHECKPOINT.value and _MODE.value != "eval":
     sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
 

@@ -14,7 +14,7 @@ from vswin_jax.data.clips import CROPS, Views
 from vswin_jax.data.files import find_videos
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.loading import load_model
-from vswin_jax.local_files import local_path, replacing
+from vswin_jax.local_files import local_path, replacing, write_table
 from vswin_jax.prediction import (
   Prediction,
   iterate_features,
@@ -158,8 +158,11 @@ def _write_timelines(
       continue
     table, picture = (folder / f"{names[timeline.path]}.timeline.{end}" for end in ("csv", "png"))
     try:
-      with replacing(table) as path:
-        _write_rows(path, timeline, top)
+      write_table(
+        table,
+        ("start_seconds", "end_seconds", "rank", "label", "probability"),
+        _timeline_rows(timeline, top),
+      )
       with replacing(picture) as path:
         draw_timeline(path, timeline)
     except OSError as error:
@@ -170,15 +173,12 @@ def _write_timelines(
   return failed
 
 
-def _write_rows(path: pathlib.Path, timeline: Timeline, top: int) -> None:
-  with path.open("w", newline="", encoding="utf-8") as file:
-    rows = csv.writer(file)
-    rows.writerow(["start_seconds", "end_seconds", "rank", "label", "probability"])
-    for start, end, values in zip(timeline.start, timeline.end, timeline.probabilities):
-      if np.isnan(values).any():
-        continue
-      for rank, (name, probability) in enumerate(top_classes(values, timeline.labels, top), 1):
-        rows.writerow([f"{start:.3f}", f"{end:.3f}", rank, name, f"{probability:.6f}"])
+def _timeline_rows(timeline: Timeline, top: int) -> Iterator[tuple]:
+  for start, end, values in zip(timeline.start, timeline.end, timeline.probabilities):
+    if np.isnan(values).any():
+      continue
+    for rank, (name, probability) in enumerate(top_classes(values, timeline.labels, top), 1):
+      yield f"{start:.3f}", f"{end:.3f}", rank, name, f"{probability:.6f}"
 
 
 def _write_features(results: Iterable[tuple], folder: pathlib.Path, names: dict[str, str]) -> int:

@@ -9,7 +9,7 @@ import sys
 from absl import app, flags
 from tqdm import tqdm
 
-from vswin_jax.command_line import one_line_errors
+from vswin_jax.command_line import one_line_errors, refuse_arguments
 from vswin_jax.data.annotations import DATASETS
 from vswin_jax.data.encoding import PRESETS
 from vswin_jax.local_files import local_path
@@ -74,8 +74,7 @@ _BEAM = flags.DEFINE_string(
 
 
 def main(arguments: list[str]) -> None:
-  if arguments[1:]:
-    sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
+  refuse_arguments(arguments)
   with one_line_errors("what is finished is kept, the same command goes on"):
     _prepare()
 

@@ -1,15 +1,13 @@
 """What a run leaves in its workdir besides checkpoints and metrics: its config and its results."""
 
-import csv
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-import numpy as np
 from ml_collections import config_dict
 
 from vswin_jax.config import base_config
-from vswin_jax.local_files import replacing
+from vswin_jax.local_files import replacing, write_table
 from vswin_jax.training.evaluation import Evaluation
 from vswin_jax.training.metrics import read_metrics
 from vswin_jax.training.progress import logger
@@ -96,7 +94,7 @@ def write_results(
     video_ids: of the rows of `result.predictions`.
     metrics: the `metrics.jsonl` whose curves the report shows.
   """
-  _write_table(
+  write_table(
     workdir / "predictions.csv",
     ("id", "label", "prediction", "probability"),
     (
@@ -108,7 +106,7 @@ def write_results(
     header, rows = _PRECISIONS, _precisions(result, class_names)
   else:
     header, rows = _ACCURACIES, _accuracies(result, class_names)
-  _write_table(workdir / "per_class.csv", header, rows)
+  write_table(workdir / "per_class.csv", header, rows)
   with replacing(workdir / "report.png") as path:
     write_report(
       path,
@@ -124,23 +122,20 @@ def write_results(
   logger.info("report: %s", workdir / "report.png")
 
 
-def _write_table(path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-  with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-    table = csv.writer(file)
-    table.writerow(header)
-    table.writerows(rows)
-
-
 def _accuracies(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
   """Rows of `per_class.csv`; what there is none of stays empty."""
-  errors = result.confusion.copy()
-  np.fill_diagonal(errors, 0)
-  for number, name in enumerate(class_names):
-    videos, correct = result.confusion[number].sum(), result.confusion[number, number]
-    accuracy = f"{correct / videos:.6f}" if videos else ""
-    wrong = errors[number].argmax()
-    most = errors[number, wrong]
-    yield name, videos, correct, accuracy, class_names[wrong] if most else "", most
+  for number, (name, row) in enumerate(zip(class_names, result.confusion)):
+    videos, accuracy = row.sum(), result.class_accuracies[number]
+    wrong = result.errors[number].argmax()
+    most = result.errors[number, wrong]
+    yield (
+      name,
+      videos,
+      row[number],
+      f"{accuracy:.6f}" if videos else "",
+      class_names[wrong] if most else "",
+      most,
+    )
 
 
 def _precisions(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:

@@ -311,7 +311,7 @@ class Numbered(VideoRecords):
       {"train_crop": "central"},
       "unknown train_crop .central.; choose",
     ),
-    (ClipSpec, {"train_crop": "jittered", "size": 257}, "short_side_range must be .* size 257 <="),
+    (ClipSpec, {"train_crop": "jittered", "size": 257}, "short_side_range must begin at size 257"),
     (ClipSpec, {"train_crop": "jittered", "short_side_range": (320, 256)}, "short_side_range must"),
     (Views, {"num_clips": 0}, "num_clips must be at least 1"),
     (Views, {"whole_frames": -1}, "whole_frames must be at least 0"),

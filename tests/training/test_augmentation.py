@@ -74,9 +74,9 @@ def test_by_default_nothing_is_done():
     ({"color_jitter": -1.0}, "color_jitter must be at least 0"),
     ({"erasing_probability": 1.5}, "erasing_probability must be at most 1, got 1.5"),
     ({"mix_probability": -0.1}, "mix_probability must be at least 0"),
-    ({"erasing_area_range": (0.5, 0.1)}, "erasing_area_range must be a positive smallest"),
+    ({"erasing_area_range": (0.5, 0.1)}, "erasing_area_range must be .* low <= high; got"),
     ({"erasing_area_range": (0.5, 2.0)}, "the end of erasing_area_range must be at most 1, got 2"),
-    ({"erasing_aspect_ratio_range": (1.0,)}, "erasing_aspect_ratio_range must be a positive"),
+    ({"erasing_aspect_ratio_range": (1.0,)}, "erasing_aspect_ratio_range must be .* got"),
   ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from vswin_jax.checks import check_at_least, check_choices, fields
+from vswin_jax.checks import check_at_least, check_choices, fields, set_range
 from vswin_jax.data import sampling, transforms
 from vswin_jax.data.decoding import VideoError, decode_frames
 
@@ -75,19 +75,13 @@ class ClipSpec:
     check_at_least(1, **fields(self, "num_frames", "frame_interval", "size", "train_short_side"))
     if not 0 <= self.frame_rate < math.inf:
       raise ValueError(f"frame_rate must be 0 or a positive number, got {self.frame_rate}")
-    for name in ("area_range", "aspect_ratio_range"):
-      low_high = tuple(getattr(self, name))
-      if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
-        raise ValueError(f"{name} must be (low, high) with 0 < low <= high; got {low_high}")
-      object.__setattr__(self, name, low_high)
-    low_high = tuple(self.short_side_range)
-    fits = len(low_high) == 2 and self.size <= low_high[0] <= low_high[1]
-    if self.train_crop == "jittered" and not fits:
+    for name in ("area_range", "aspect_ratio_range", "short_side_range"):
+      set_range(self, name)
+    if self.train_crop == "jittered" and self.short_side_range[0] < self.size:
       raise ValueError(
-        f"short_side_range must be (low, high) with size {self.size} <= low <= high for jittered "
-        f"crops; got {low_high}"
+        f"short_side_range must begin at size {self.size} or above for jittered crops; got "
+        f"{self.short_side_range}"
       )
-    object.__setattr__(self, "short_side_range", low_high)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from vswin_jax.checks import check_at_least, check_choices, fields
+from vswin_jax.checks import check_at_least, check_at_most, check_choices, fields
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 
@@ -34,10 +34,9 @@ class H264:
 
   def __post_init__(self):
     check_at_least(0, **fields(self, "crf"))
+    check_at_most(51, **fields(self, "crf"))
     check_at_least(1, **fields(self, "keyframe_interval"))
     check_choices(PRESETS, **fields(self, "preset"))
-    if self.crf > 51:
-      raise ValueError(f"crf must be at most 51, got {self.crf}")
 
   def options(self) -> dict[str, str]:
     """Of libx264."""

@@ -65,19 +65,19 @@ class Augmentation:
     checks.check_at_least(1, num_operations=self.num_operations)
     names = ("magnitude", "magnitude_std", "color_jitter", "mixup_alpha", "cutmix_alpha")
     checks.check_at_least(0, **checks.fields(self, *names))
-    names = ("erasing_probability", "mix_probability", "switch_probability")
-    for name, value in checks.fields(self, *names).items():
-      _check_at_most(1, name, value)
-    checks.check_at_least(0, **checks.fields(self, *names))
+    chances = checks.fields(self, "erasing_probability", "mix_probability", "switch_probability")
+    checks.check_at_least(0, **chances)
+    checks.check_at_most(1, **chances)
     for name in ("erasing_area_range", "erasing_aspect_ratio_range"):
-      _set_range(self, name)
-    _check_at_most(1, "the end of erasing_area_range", self.erasing_area_range[1])
+      checks.set_range(self, name)
+    checks.check_at_most(1, **{"the end of erasing_area_range": self.erasing_area_range[1]})
     if self.rand_augment != "none":
       style = STYLES[self.rand_augment]
       what = f"of rand_augment {self.rand_augment!r}"
-      _check_at_most(style.largest_magnitude, f"magnitude {what}", self.magnitude)
+      checks.check_at_most(style.largest_magnitude, **{f"magnitude {what}": self.magnitude})
       if not style.repeats:
-        _check_at_most(len(style.operations), f"num_operations {what}", self.num_operations)
+        most = len(style.operations)
+        checks.check_at_most(most, **{f"num_operations {what}": self.num_operations})
 
   @property
   def changes_pixels(self) -> bool:
@@ -260,15 +260,3 @@ def _jitter_colors(planes: jax.Array, key: jax.Array, strength: float) -> jax.Ar
 
   order = jax.random.permutation(order_key, len(operations))
   return jax.lax.scan(apply_one, planes, (order, factors))[0]
-
-
-def _check_at_most(largest: float, name: str, value: float) -> None:
-  if value > largest:
-    raise ValueError(f"{name} must be at most {largest:g}, got {value:g}")
-
-
-def _set_range(augmentation: Augmentation, name: str) -> None:
-  values = tuple(getattr(augmentation, name))
-  if len(values) != 2 or not 0 < values[0] <= values[1]:
-    raise ValueError(f"{name} must be a positive smallest and largest value, got {values}")
-  object.__setattr__(augmentation, name, values)

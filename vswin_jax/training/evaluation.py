@@ -1,6 +1,7 @@
 """Scores of a model over a split: every video once, all its views averaged."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Iterable
 
@@ -55,6 +56,16 @@ class Evaluation:
   @property
   def multi_label(self) -> bool:
     return self.average_precision is not None
+
+  @functools.cached_property
+  def class_accuracies(self) -> np.ndarray:
+    """Share of the videos of each class that are right: float64 `[classes]`, NaN: it has none."""
+    return _class_accuracies(self.confusion)
+
+  @functools.cached_property
+  def errors(self) -> np.ndarray:
+    """The confusion without what is right, likewise."""
+    return self.confusion - np.diag(self.confusion.diagonal())
 
   def scalars(self) -> dict[str, float]:
     """The scores that there are, by field."""
@@ -181,14 +192,17 @@ def _scores_of_one_label(order: np.ndarray, label: np.ndarray, num_classes: int)
   prediction = order[:, 0]
   confusion = np.zeros((num_classes, num_classes), np.int64)
   np.add.at(confusion, (label, prediction), 1)
-  per_label = confusion.sum(1)
-  present = per_label > 0
   return {
     "top1": float((prediction == label).mean()),
     "top5": float((order[:, :5] == label[:, None]).any(-1).mean()),
-    "mean_class": float((confusion.diagonal()[present] / per_label[present]).mean()),
+    "mean_class": float(np.nanmean(_class_accuracies(confusion))),
     "confusion": confusion,
   }
+
+
+def _class_accuracies(confusion: np.ndarray) -> np.ndarray:
+  total = confusion.sum(1)
+  return np.where(total > 0, confusion.diagonal() / np.maximum(total, 1), np.nan)
 
 
 def _scores_of_several_labels(probabilities: np.ndarray, label: np.ndarray) -> dict:

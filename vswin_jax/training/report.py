@@ -11,7 +11,8 @@ from matplotlib.ticker import LogLocator
 from vswin_jax.training.evaluation import SCORES, Evaluation
 
 _SECONDARY = "#52606d"
-_INK, _FAINT, _ACCENT, _SECOND = "#1f2933", "#9aa5b1", "#2563eb", "#f59e0b"
+ACCENT = "#2563eb"
+_INK, _FAINT, _SECOND = "#1f2933", "#9aa5b1", "#f59e0b"
 _STYLE = {
   "font.size": 9,
   "text.color": _INK,
@@ -59,7 +60,7 @@ def write_report(
       values, what, score = evaluation.average_precision, "average precision", _PRECISION
       _draw_precisions(right, evaluation, class_names)
     else:
-      values, what, score = _accuracies(evaluation), "accuracy", _TOP1
+      values, what, score = evaluation.class_accuracies, "accuracy", _TOP1
       _draw_confusion(right, evaluation, class_names)
     # A few average precisions all stand at the right.
     with_classes = not evaluation.multi_label or len(class_names) > _MOST_NAMED_CLASSES
@@ -81,7 +82,7 @@ def _draw_header(figure, title, subtitle, evaluation) -> None:
   for place, (name, value) in enumerate(reversed(scores.items())):
     x = 0.91 - 0.125 * place
     figure.text(
-      x, 0.6, f"{100 * value:.1f}%", fontsize=22, fontweight="bold", color=_ACCENT, ha="center",
+      x, 0.6, f"{100 * value:.1f}%", fontsize=22, fontweight="bold", color=ACCENT, ha="center",
       va="center",
     )  # fmt: skip
     figure.text(x, 0.2, SCORES[name], fontsize=10, color=_SECONDARY, ha="center", va="center")
@@ -94,8 +95,8 @@ def _series(metrics: list[dict], name: str) -> tuple[list[int], list[float]]:
 
 def _draw_loss(axes, metrics) -> None:
   axes.set_title("Training loss and learning rate")
-  axes.plot(*_series(metrics, "train/loss"), color=_ACCENT)
-  axes.set_ylabel("loss", color=_ACCENT)
+  axes.plot(*_series(metrics, "train/loss"), color=ACCENT)
+  axes.set_ylabel("loss", color=ACCENT)
   axes.set_ylim(bottom=0)
   rate = axes.twinx()
   rate.plot(*_series(metrics, "train/learning_rate"), color=_SECOND, linewidth=1)
@@ -107,7 +108,7 @@ def _draw_scores(axes, metrics, name: str, title: str) -> None:
   axes.set_title(f"{title} over steps")
   for kind, label, color in (
     ("train", "training", _FAINT),
-    ("validation", "validation", _ACCENT),
+    ("validation", "validation", ACCENT),
     ("validation_average", "validation, averaged weights", _SECOND),
   ):
     steps, values = _series(metrics, f"{kind}/{name}")
@@ -117,12 +118,6 @@ def _draw_scores(axes, metrics, name: str, title: str) -> None:
   axes.set_ylabel("%")
   if axes.lines:
     axes.legend(frameon=False, loc="lower right")
-
-
-def _accuracies(evaluation: Evaluation) -> np.ndarray:
-  """Share of the videos of each class that are right, `[classes]`; NaN: it has none."""
-  total = evaluation.confusion.sum(1)
-  return np.where(total > 0, evaluation.confusion.diagonal() / np.maximum(total, 1), np.nan)
 
 
 def _draw_hardest(axes, values: np.ndarray, class_names, what: str) -> None:
@@ -138,7 +133,7 @@ def _draw_hardest(axes, values: np.ndarray, class_names, what: str) -> None:
 
 def _draw_bars(axes, values: np.ndarray, class_names, order, notes, size: float) -> None:
   """A bar with a note at its end for each class of `order`, from top to bottom."""
-  axes.barh(np.arange(len(order)), 100 * values[order], color=_ACCENT, height=0.7)
+  axes.barh(np.arange(len(order)), 100 * values[order], color=ACCENT, height=0.7)
   _name_ticks(axes.set_yticks, [class_names[index] for index in order], size, 34)
   for place, (index, note) in enumerate(zip(order, notes)):
     axes.text(100 * values[index] + 1, place, note, va="center", fontsize=size, color=_SECONDARY)
@@ -149,11 +144,11 @@ def _draw_bars(axes, values: np.ndarray, class_names, order, notes, size: float)
 
 
 def _name_ticks(set_ticks, names, size: float, width: int, **options) -> None:
-  short = [_shorten(name, width) for name in names]
+  short = [shorten(name, width) for name in names]
   set_ticks(range(len(names)), short, fontsize=size, parse_math=False, **options)
 
 
-def _shorten(name: str, width: int) -> str:
+def shorten(name: str, width: int) -> str:
   """At most `width` characters; names that begin alike often end otherwise, so both ends stay."""
   if len(name) <= width:
     return name
@@ -174,7 +169,7 @@ def _draw_confusion(figure, evaluation, class_names) -> None:
     _set_title(figure, "Confusion: share of each class (row) predicted as (column)")
     picture, table = figure.subplots(2, 1, height_ratios=[1.5, 1])
     _draw_large_confusion(picture, share)
-    _draw_pairs(table, evaluation.confusion, class_names)
+    _draw_pairs(table, evaluation, class_names)
     return
   _set_title(figure, "Confusion: % of each class (row) predicted as (column)")
   axes = figure.subplots()
@@ -213,10 +208,9 @@ def _draw_large_confusion(axes, share: np.ndarray) -> None:
   bar.outline.set_visible(False)
 
 
-def _draw_pairs(axes, confusion: np.ndarray, class_names) -> None:
+def _draw_pairs(axes, evaluation, class_names) -> None:
   """The pairs of a class and a wrong prediction that hold most videos."""
-  errors = confusion.copy()
-  np.fill_diagonal(errors, 0)
+  confusion, errors = evaluation.confusion, evaluation.errors
   order = np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]
   rows = [(row, column) for row, column in zip(*np.unravel_index(order, errors.shape))]
   rows = [(row, column) for row, column in rows if errors[row, column]]
@@ -226,9 +220,9 @@ def _draw_pairs(axes, confusion: np.ndarray, class_names) -> None:
   for place, (row, column) in enumerate(rows):
     style = {"fontsize": 7, "va": "center", "parse_math": False}
     count = f"{errors[row, column]} of {confusion[row].sum()}"
-    axes.text(0.1, place, count, ha="right", color=_ACCENT, **style)
-    axes.text(0.13, place, _shorten(class_names[row], 42), **style)
-    axes.text(0.57, place, _shorten(class_names[column], 42), **style)
+    axes.text(0.1, place, count, ha="right", color=ACCENT, **style)
+    axes.text(0.13, place, shorten(class_names[row], 42), **style)
+    axes.text(0.57, place, shorten(class_names[column], 42), **style)
 
 
 def _draw_precisions(figure, evaluation, class_names) -> None:
@@ -245,13 +239,13 @@ def _draw_precisions(figure, evaluation, class_names) -> None:
     return
   bars, points = figure.subplots(2, 1)
   bars.set_title(f"Average precision of {len(order)} classes, best first")
-  bars.bar(np.arange(len(order)), 100 * values[order], color=_ACCENT, width=1.0)
+  bars.bar(np.arange(len(order)), 100 * values[order], color=ACCENT, width=1.0)
   mean = 100 * evaluation.mean_average_precision
   bars.axhline(mean, color=_SECOND, linewidth=1)
   bars.text(len(order), mean + 1, f"mean {mean:.1f} %", ha="right", fontsize=8, color=_SECONDARY)
   bars.set_xlim(0, len(order))
   points.set_title("Average precision and number of videos of each class")
-  points.plot(positives[order], 100 * values[order], ".", color=_ACCENT, alpha=0.6)
+  points.plot(positives[order], 100 * values[order], ".", color=ACCENT, alpha=0.6)
   points.set_xscale("log")
   points.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
   points.xaxis.set_major_formatter("{x:.0f}")

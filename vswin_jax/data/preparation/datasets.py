@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import itertools
@@ -27,7 +26,7 @@ from vswin_jax.data.preparation.shards import (
 from vswin_jax.data.preparation.videos import Problem, Recipe, missing
 from vswin_jax.data.records import DatasetError, features
 from vswin_jax.data.transcoding import Transcoding
-from vswin_jax.local_files import replacing
+from vswin_jax.local_files import write_table
 
 VERSION = "1.0.0"
 _STAGING = ".preparing"
@@ -199,10 +198,8 @@ class _Problems:
 
 def write_problems(path: pathlib.Path, problems: Sequence[Problem]) -> None:
   """Writes one line of CSV for every problem."""
-  with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-    rows = csv.writer(file)
-    rows.writerow([field.name for field in dataclasses.fields(Problem)])
-    rows.writerows(dataclasses.astuple(problem) for problem in problems)
+  header = [field.name for field in dataclasses.fields(Problem)]
+  write_table(path, header, map(dataclasses.astuple, problems))
 
 
 def _publish(
