@@ -46,6 +46,12 @@ def test_an_item_that_kills_its_worker_costs_only_itself():
   assert list(results) == expected
 
 
+def test_without_a_substitute_the_death_of_a_worker_is_an_error():
+  function = functools.partial(square, deadly=frozenset({2}))
+  with pytest.raises(WorkerError, match="a worker process died of 2; memory may be short"):
+    list(map_in_order(function, range(4), num_workers=2))
+
+
 def test_errors_reach_the_caller():
   results = map_in_order(square, [2, -1, 3], num_workers=1, if_killed=lambda number: None)
   assert next(results) == 4

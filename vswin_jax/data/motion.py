@@ -6,8 +6,7 @@ the class names takes them in order, the others in an order of their own. So nei
 all the frames of a clip without their order tell anything about the class; see `poses`.
 """
 
-import concurrent.futures
-import multiprocessing
+import contextlib
 import types
 
 import cv2
@@ -17,7 +16,7 @@ import tensorflow_datasets as tfds
 from vswin_jax.data.decoding import probe
 from vswin_jax.data.encoding import encode_mp4
 from vswin_jax.data.records import features, record
-from vswin_jax.data.worker_processes import usable_cores
+from vswin_jax.data.worker_processes import map_in_order, usable_cores
 
 # Class -> the component of the pose that moves (see `poses`), and whether it grows or shrinks.
 MOTIONS = {
@@ -61,12 +60,10 @@ class MotionClips(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, split_number: int, count: int):
-    # Spawned, not forked: the parent may hold the threads of an accelerator runtime.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(usable_cores(), mp_context=context) as pool:
-      seeds = [(split_number, number) for number in range(count)]
-      for (_, number), example in zip(seeds, pool.map(make_record, seeds, chunksize=32)):
-        yield number, example
+    seeds = [(split_number, number) for number in range(count)]
+    examples = map_in_order(make_record, seeds, num_workers=usable_cores())
+    with contextlib.closing(examples):
+      yield from enumerate(examples)
 
 
 def make_record(seed: tuple[int, int]) -> dict:

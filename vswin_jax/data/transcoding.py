@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 
 import av
-from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from vswin_jax.checks import check_at_least, fields
@@ -18,7 +17,7 @@ from vswin_jax.data.video_files import (
   decode_packets,
   open_video,
   read_packets,
-  to_picture,
+  upright,
 )
 
 # Of videos that do not say how many frames they show a second.
@@ -65,7 +64,7 @@ def transcode(
   reformatter = VideoReformatter()
   frames = (
     reformatter.reformat(
-      _upright(frame, reformatter),
+      upright(frame, reformatter),
       width=width,
       height=height,
       format="yuv420p",
@@ -114,13 +113,3 @@ def fit_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
   """Height and width of a video made small: even, the aspect ratio kept as nearly as that goes."""
   scale = min(short_side / min(height, width), 1.0)
   return tuple(max(2, 2 * round(size * scale / 2)) for size in (height, width))
-
-
-def _upright(frame: av.VideoFrame, reformatter: VideoReformatter) -> av.VideoFrame:
-  try:
-    turned = frame.side_data.get(Type.DISPLAYMATRIX) is not None
-  except ValueError:  # PyAV refuses all side data if it does not know one of them
-    turned = bool(frame.rotation)
-  if not turned:
-    return frame
-  return av.VideoFrame.from_ndarray(to_picture(frame, reformatter).copy(), format="rgb24")

@@ -148,6 +148,17 @@ def decode_packets(packets: Iterable[av.Packet], stream) -> Iterator[tuple[av.Vi
       yield frame, not (hurt or frame.is_corrupt)
 
 
+def upright(frame: av.VideoFrame, converter: VideoReformatter) -> av.VideoFrame:
+  """The frame, or one of RGB that is turned and mirrored as its metadata says."""
+  try:
+    is_turned = frame.side_data.get(Type.DISPLAYMATRIX) is not None
+  except ValueError:
+    is_turned = bool(frame.rotation)
+  if not is_turned:
+    return frame
+  return av.VideoFrame.from_ndarray(to_picture(frame, converter), format="rgb24")
+
+
 def to_picture(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
   """The frame as it is displayed, turned and mirrored as its metadata says.
 

@@ -54,7 +54,7 @@ def map_in_order(
   items: Iterable[Item],
   *,
   num_workers: int,
-  if_killed: Callable[[Item], Result],
+  if_killed: Callable[[Item], Result] | None = None,
   size: Callable[[Item], int] = lambda item: 0,
 ) -> Iterator[Result]:
   """Results of a function over items, computed in worker processes, in the order of the items.
@@ -67,10 +67,11 @@ def map_in_order(
   Args:
     function: picklable, so of a module; its exceptions reach the caller.
     num_workers: processes.
+    if_killed: None: no item may kill a worker.
     size: bytes that an item's result takes, about; together those in hand stay below a bound.
 
   Raises:
-    WorkerError: processes can't be started.
+    WorkerError: processes can't be started, or die of an item and there is no `if_killed`.
   """
   items = iter(items)
   # [item, its future or None, its size], in order.
@@ -94,6 +95,10 @@ def map_in_order(
           tasks.popleft()
           yield result
       except BrokenProcessPool:
+        if alone and if_killed is None:
+          raise WorkerError(
+            f"a worker process died of {tasks[0][0]!r}; memory may be short"
+          ) from None
         if alone:
           yield if_killed(tasks.popleft()[0])
         for task in tasks:

@@ -69,6 +69,23 @@ def locate(
   return Entry(row, path, id or without_suffix(relative), labels, found is not None)
 
 
+def locate_by_name(
+  tree: FileTree, row: Row, labels: tuple[int, ...], usual_suffix: str, other_name: str = ""
+) -> Entry:
+  """Looks for the video of a row whose path is the name of a file without suffix, and its id.
+
+  Args:
+    labels: of the row.
+    usual_suffix: of the name that is expected of a missing file.
+    other_name: another name that counts if there is no file of the first.
+  """
+  found = tree.with_stem(row.path, row.split)
+  if not found and other_name:
+    found = tree.with_stem(other_name, row.split)
+  path = tree.absolute(found or row.path + usual_suffix)
+  return Entry(row, path, row.path, labels, found is not None)
+
+
 def assemble(
   tree: FileTree,
   entries: Iterable[Entry],

@@ -4,7 +4,7 @@ import collections
 import math
 from collections.abc import Iterator, Sequence
 
-from vswin_jax.data.annotations.assembling import Entry, assemble, locate
+from vswin_jax.data.annotations.assembling import Entry, assemble, locate, locate_by_name
 from vswin_jax.data.annotations.common import (
   AnnotationError,
   Annotations,
@@ -15,6 +15,7 @@ from vswin_jax.data.annotations.common import (
 from vswin_jax.data.annotations.rows import Row, collect_rows, list_rows, one_number
 from vswin_jax.data.annotations.sources import (
   Source,
+  all_alike,
   describe,
   find_sources,
   with_splits_of_names,
@@ -47,12 +48,10 @@ def read(dataset: str, tree: FileTree, sources: Sequence[Source], options: Optio
   sources = with_splits_of_names(sources)
   if not sources:
     raise AnnotationError(f"no annotation files in {tree.root} or its parent; {_EXPECTED}")
-  tables = [_is_table(source.path) for source in sources]
-  if any(tables) and not all(tables):
-    raise AnnotationError(f"lists and CSV files can't be mixed: {describe(sources)}")
+  are_tables = all_alike(sources, _is_table, "lists and CSV files")
   shipped = label_names(dataset)
-  rows, notes = collect_rows(sources, _table_rows if tables[0] else list_rows)
-  if tables[0]:
+  rows, notes = collect_rows(sources, _table_rows if are_tables else list_rows)
+  if are_tables:
     class_names = _class_names(rows, shipped)
     if class_names != shipped:
       notes.append(f"the {len(class_names)} classes are not the {len(shipped)} of {dataset}")
@@ -145,11 +144,8 @@ def _clips(tree: FileTree, rows: Sequence[Row], labels: Sequence[tuple[int]]) ->
   for row in rows:
     clips_of[_youtube_id(row)].add(row.path)
   for row, label in zip(rows, labels):
-    found = tree.with_stem(row.path, row.split)
-    if not found and len(clips_of[_youtube_id(row)]) == 1:
-      found = tree.with_stem(_youtube_id(row), row.split)
-    path = tree.absolute(found or f"{row.path}.mp4")
-    yield Entry(row, path, row.path, label, found is not None)
+    is_only_one = len(clips_of[_youtube_id(row)]) == 1
+    yield locate_by_name(tree, row, label, ".mp4", _youtube_id(row) if is_only_one else "")
 
 
 def _youtube_id(row: Row) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from vswin_jax.data.annotations.assembling import Entry, assemble, locate
+from vswin_jax.data.annotations.assembling import assemble, locate, locate_by_name
 from vswin_jax.data.annotations.common import (
   AnnotationError,
   Annotations,
@@ -14,6 +14,7 @@ from vswin_jax.data.annotations.common import (
 from vswin_jax.data.annotations.rows import Row, collect_rows, is_number, list_rows, one_number
 from vswin_jax.data.annotations.sources import (
   Source,
+  all_alike,
   describe,
   find_sources,
   with_splits_of_names,
@@ -41,23 +42,15 @@ def read(dataset: str, tree: FileTree, sources: Sequence[Source], options: Optio
     raise AnnotationError(f"no annotation files of videos in or for {tree.root}; {_EXPECTED}")
   if len(label_files) > 1:
     raise AnnotationError(f"more than one file of labels: {describe(label_files)}")
-  are_lists = [suffix(source.path) != ".json" for source in sources]
-  if any(are_lists) and not all(are_lists):
-    raise AnnotationError(f"lists and JSON files can't be mixed: {describe(sources)}")
+  are_lists = all_alike(sources, lambda path: suffix(path) != ".json", "lists and JSON files")
   class_names = _class_names(label_files[0].path) if label_files else label_names(dataset)
-  rows, notes = collect_rows(sources, list_rows if are_lists[0] else _json_rows)
-  if are_lists[0]:
+  rows, notes = collect_rows(sources, list_rows if are_lists else _json_rows)
+  if are_lists:
     labels = [one_number(row, len(class_names)) for row in rows]
+    entries = [locate(tree, row, label, parts=1) for row, label in zip(rows, labels)]
   else:
     labels = _labels(rows, {name: index for index, name in enumerate(class_names)})
-  entries = []
-  for row, label in zip(rows, labels):
-    if are_lists[0]:
-      entries.append(locate(tree, row, label, parts=1))
-    else:
-      path = tree.with_stem(row.path, row.split)
-      place = tree.absolute(path or f"{row.path}.webm")
-      entries.append(Entry(row, place, row.path, label, path is not None))
+    entries = [locate_by_name(tree, row, label, ".webm") for row, label in zip(rows, labels)]
   notes.insert(0, describe([*label_files, *sources]))
   return assemble(tree, entries, class_names, options, notes=notes, drop_conflicts=True)
 

@@ -157,6 +157,18 @@ def _stem(path: str) -> str:
   return os.path.splitext(os.path.basename(path))[0]
 
 
+def all_alike(sources: Sequence[Source], is_one: Callable[[str], bool], kinds: str) -> bool:
+  """Whether the files, by their paths, are of a kind: all of them or none.
+
+  Raises:
+    AnnotationError: they are of both `kinds`.
+  """
+  found = {is_one(source.path) for source in sources}
+  if len(found) > 1:
+    raise AnnotationError(f"{kinds} can't be mixed: {describe(sources)}")
+  return found == {True}
+
+
 def describe(sources: Sequence[Source]) -> str:
-  """A note on files that the user did not name one by one."""
+  """A note that names the files."""
   return f"annotations read: {', '.join(source.path for source in sources)}"

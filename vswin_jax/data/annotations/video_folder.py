@@ -1,8 +1,9 @@
 """A user's own videos: a folder for each class, or CSV, JSON and text files that list them."""
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vswin_jax.data.annotations.assembling import Entry, assemble, locate
 from vswin_jax.data.annotations.common import (
@@ -182,73 +183,78 @@ def _json_labels(value, where: str) -> tuple[str, ...] | None:
   return tuple(str(label).strip() for label in labels)
 
 
-def _split_folders(tree: FileTree) -> dict[str, str]:
-  """Splits by the names of the outermost folders that stand for them, of split/class/video."""
-  nested = {path.split("/")[0] for path in tree.videos if path.count("/") > 1}
-  return {name: split for name in nested if (split := split_called(name))}
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  """Where class folders are: below the root, or below those of splits.
+
+  Attributes:
+    splits: by the names of the outermost folders that stand for them.
+  """
+
+  splits: Mapping[str, str]
+
+  @classmethod
+  def of(cls, tree: FileTree) -> "_Layout":
+    nested = {path.split("/")[0] for path in tree.videos if path.count("/") > 1}
+    return cls({name: split for name in nested if (split := split_called(name))})
+
+  @property
+  def depth(self) -> int:
+    """Of a class folder."""
+    return 2 if self.splits else 1
+
+  def class_folder(self, path: str) -> str | None:
+    """The class folder that a file is in, at any depth, or that a folder is; else None."""
+    parts = path.split("/")
+    if len(parts) < self.depth or (self.splits and parts[0] not in self.splits):
+      return None
+    return "/".join(parts[: self.depth])
+
+  def class_folder_of(self, path: str) -> str | None:
+    """Likewise, of a file alone."""
+    return self.class_folder(path.rpartition("/")[0])
 
 
 def _has_class_folders(tree: FileTree) -> bool:
   """Whether two or more folders, but for those of splits, are where those of classes would be."""
-  splits = _split_folders(tree)
-  depth = 2 if splits else 1
-  paths = [path.split("/") for path in tree.videos if path.count("/") >= depth]
-  names = {parts[depth - 1] for parts in paths if not splits or parts[0] in splits}
+  layout = _Layout.of(tree)
+  folders = {folder for path in tree.videos if (folder := layout.class_folder_of(path))}
+  names = {folder.rpartition("/")[2] for folder in folders}
   return sum(split_called(name) is None for name in names) > 1
 
 
 def _read_folders(tree: FileTree, options: Options) -> Annotations:
-  outermost = {path.split("/")[0] for path in tree.videos if "/" in path}
-  splits = _split_folders(tree)
-  depth = 2 if splits else 1
-  if outermost and not splits and all(map(split_called, outermost)):
-    raise AnnotationError(
-      f"{tree.root}: no class folders in {', '.join(sorted(outermost))}; expected "
-      "train/class/video, or files with --annotations"
-    )
+  layout = _Layout.of(tree)
+  _check_layout(tree, layout)
   rows, strays = [], []
   for path in tree.videos:
-    parts = path.split("/")
-    if len(parts) <= depth:
-      strays.append(path)
-    elif splits and parts[0] not in splits:
-      raise AnnotationError(
-        f"{tree.root}: {', '.join(sorted(splits))} hold splits, but {parts[0]} holds videos, too; "
-        "expected class/video in all folders, or train/class/video and val/class/video"
-      )
+    if folder := layout.class_folder_of(path):
+      split = layout.splits.get(folder.split("/")[0])
+      rows.append(Row(path, (folder.rpartition("/")[2],), tree.absolute(path), split))
     else:
-      split = splits[parts[0]] if splits else None
-      rows.append(Row(path, (parts[depth - 1],), tree.absolute(path), split))
+      strays.append(path)
   if not rows:
     raise AnnotationError(
       f"{tree.root}: no videos in class folders; expected class/video or train/class/video, or "
       "files with --annotations"
     )
-  other_files = [
-    (tree.absolute(path), f"{suffix(path) or 'no suffix'}: not the name of a video file")
-    for path in tree.others
-    if path.count("/") >= depth and (not splits or path.split("/")[0] in splits)
-  ]
   class_names, labels = _named_classes(rows, options.class_names)
   entries = [
     Entry(row, tree.absolute(row.path), without_suffix(row.path), label, True)
     for row, label in zip(rows, labels)
   ]
-  full = {"/".join(row.path.split("/")[:depth]) for row in rows}
-  empty = [
-    name
-    for name in tree.folders
-    if name.count("/") == depth - 1
-    and name not in full
-    and (not splits or name.split("/")[0] in splits)
+  other_files = [
+    (tree.absolute(path), f"{suffix(path) or 'no suffix'}: not the name of a video file")
+    for path in tree.others
+    if layout.class_folder_of(path)
   ]
-  notes = [f"{tree.absolute(name)} holds no videos: left out" for name in empty]
-  if strays:
-    example = tree.absolute(strays[0])
-    notes.append(f"left out, in no class folder: {len(strays):,}, such as {example}")
-  if other_files:
-    examples = ", ".join(path for path, _ in other_files[:_EXAMPLES])
-    notes.append(f"left out, no videos by their suffix: {len(other_files):,}, such as {examples}")
+  full = {layout.class_folder_of(row.path) for row in rows}
+  empty = [name for name in tree.folders if layout.class_folder(name) == name and name not in full]
+  notes = [
+    *(f"{tree.absolute(name)} holds no videos: left out" for name in empty),
+    *_left_out("in no class folder", [tree.absolute(path) for path in strays], 1),
+    *_left_out("no videos by their suffix", [path for path, _ in other_files], _EXAMPLES),
+  ]
   if unread := in_folder(os.path.dirname(tree.root), _is_named_for_all):
     notes.append(
       f"not read, since the videos are in class folders: {unread[0].path}; if it lists them, name "
@@ -257,3 +263,25 @@ def _read_folders(tree: FileTree, options: Options) -> Annotations:
   return assemble(
     tree, entries, class_names, options, options.multi_label, other_files=other_files, notes=notes
   )
+
+
+def _check_layout(tree: FileTree, layout: _Layout) -> None:
+  """Raises AnnotationError if folders of splits hold no classes, or stand beside class folders."""
+  outermost = {path.split("/")[0] for path in tree.videos if "/" in path}
+  if not layout.splits and outermost and all(map(split_called, outermost)):
+    raise AnnotationError(
+      f"{tree.root}: no class folders in {', '.join(sorted(outermost))}; expected "
+      "train/class/video, or files with --annotations"
+    )
+  beside = {path.split("/")[0] for path in tree.videos if path.count("/") > 1}
+  if layout.splits and (others := sorted(beside - layout.splits.keys())):
+    raise AnnotationError(
+      f"{tree.root}: {', '.join(sorted(layout.splits))} hold splits, but {others[0]} holds videos, "
+      "too; expected class/video in all folders, or train/class/video and val/class/video"
+    )
+
+
+def _left_out(what: str, paths: Sequence[str], most: int) -> list[str]:
+  """A note, with some examples, if there is something to note."""
+  examples = ", ".join(paths[:most])
+  return [f"left out, {what}: {len(paths):,}, such as {examples}"] if paths else []

@@ -8,15 +8,14 @@ a shared file system or a mounted bucket.
 import contextlib
 import functools
 import itertools
-import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
-from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.preparation.shards import (
   Shard,
   ShardResult,
+  file_facts,
   move_shard,
   read_result,
   write_shard,
@@ -40,7 +39,11 @@ def on_this_machine(num_workers: int) -> Engine:
     videos = itertools.chain.from_iterable(shard.videos for shard in shards)
     work = functools.partial(prepare_video, recipe=recipe)
     outcomes = map_in_order(
-      work, videos, num_workers=num_workers, if_killed=killed, size=_num_bytes
+      work,
+      videos,
+      num_workers=num_workers,
+      if_killed=killed,
+      size=lambda video: file_facts(video)[0],
     )
 
     def reported(count: int) -> Iterator[Prepared | Problem]:
@@ -53,13 +56,6 @@ def on_this_machine(num_workers: int) -> Engine:
         yield write_shard(folder, shard, reported(len(shard.videos)))
 
   return run
-
-
-def _num_bytes(video: Video) -> int:
-  try:
-    return os.stat(video.path).st_size
-  except OSError:
-    return 0
 
 
 def on_beam(options: str) -> Engine:

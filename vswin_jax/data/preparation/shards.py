@@ -6,6 +6,7 @@ preparation that was stopped goes on where it was, and one of other videos or wi
 makes it anew.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from vswin_jax.data.annotations.common import Video
+from vswin_jax.data.annotations.splitting import digest
 from vswin_jax.data.preparation.videos import CRASHES, UNREADABLE, Prepared, Problem, Recipe
 from vswin_jax.data.records import DatasetError
 from vswin_jax.local_files import replacing
@@ -95,30 +97,30 @@ def plan_shards(
   """
   shards = []
   for split, videos in splits.items():
-    num_bytes = sum(_stat(video)[0] for video in videos)
+    files = [(video, *file_facts(video)) for video in videos]
+    num_bytes = sum(size for _, size, _ in files)
     bits = 0
     while num_bytes > shard_bytes << bits and bits < _MOST_BITS:
       bits += 1
-    parts: list[list[tuple[bytes, Video]]] = [[] for _ in range(1 << bits)]
-    for video in videos:
-      digest = hashlib.sha256(video.id.encode(errors="surrogateescape")).digest()
-      parts[int.from_bytes(digest[:2], "big") >> (16 - bits)].append((digest, video))
-    for number, part in enumerate(parts):
-      if part:
-        ordered = sorted(part, key=lambda digest_and_video: digest_and_video[0])
-        inside = tuple(video for _, video in ordered)
-        shards.append(Shard(split, number, inside, _fingerprint(inside, recipe)))
+    parts = collections.defaultdict(list)
+    for file in sorted(files, key=lambda file: digest(file[0].id)):
+      parts[int.from_bytes(digest(file[0].id)[:2], "big") >> (16 - bits)].append(file)
+    shards += [
+      Shard(split, number, tuple(video for video, *_ in part), _fingerprint(part, recipe))
+      for number, part in parts.items()
+    ]
   return shards
 
 
-def _fingerprint(videos: Sequence[Video], recipe: Recipe) -> str:
+def _fingerprint(files: Sequence[tuple[Video, int, int]], recipe: Recipe) -> str:
   """Of videos (names, sizes, times of change, labels) and of what becomes of them."""
-  files = [(video.path, video.id, video.labels, *_stat(video)) for video in videos]
-  facts = json.dumps([_FORMAT, dataclasses.asdict(recipe), files])
+  videos = [(video.path, video.id, video.labels, *facts) for video, *facts in files]
+  facts = json.dumps([_FORMAT, dataclasses.asdict(recipe), videos])
   return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _stat(video: Video) -> tuple[int, int]:
+def file_facts(video: Video) -> tuple[int, int]:
+  """Size in bytes of a video's file, and when it changed, in ns; 0 if it can't be told."""
   try:
     found = os.stat(video.path)
   except OSError:
@@ -139,22 +141,14 @@ def finished(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
 
   One whose problems may have passed is not finished.
   """
-  made = _read_facts(folder, shard)
-  if made is None or made[0] != shard.fingerprint:
+  result = read_result(folder, shard)
+  if result and any(problem.kind in (UNREADABLE, CRASHES) for problem in result.problems):
     return None
-  if any(problem.kind in (UNREADABLE, CRASHES) for problem in made[1].problems):
-    return None
-  return made[1]
+  return result
 
 
 def read_result(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
-  """The result of a shard that was just made, or None if there is none."""
-  made = _read_facts(folder, shard)
-  return made[1] if made and made[0] == shard.fingerprint else None
-
-
-def _read_facts(folder: pathlib.Path, shard: Shard) -> tuple[str, ShardResult] | None:
-  """Fingerprint and result of a shard whose files are whole."""
+  """The result of a shard whose files are there, whole and of its fingerprint; else None."""
   try:
     facts = json.loads(_facts_path(folder, shard).read_text())
     result = ShardResult(
@@ -163,9 +157,10 @@ def _read_facts(folder: pathlib.Path, shard: Shard) -> tuple[str, ShardResult] |
       problems=tuple(Problem(**problem) for problem in facts["problems"]),
     )
     size = records_path(folder, shard).stat().st_size
-    return (facts["fingerprint"], result) if size == result.num_bytes else None
+    is_same = facts["fingerprint"] == shard.fingerprint and size == result.num_bytes
   except (OSError, ValueError, KeyError, TypeError):
     return None
+  return result if is_same else None
 
 
 def write_shard(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import time
 
@@ -10,6 +9,7 @@ import av
 import numpy as np
 
 from vswin_jax.data.annotations.common import Video
+from vswin_jax.data.annotations.splitting import digest
 from vswin_jax.data.decoding import VideoFacts, decode_frames, probe
 from vswin_jax.data.records import features, record
 from vswin_jax.data.transcoding import Transcoding, check_frames, transcode
@@ -178,8 +178,7 @@ def _features(class_names: tuple[str, ...], multi_label: bool):
 
 
 def _time_clips(video: Video, content: bytes, facts: VideoFacts) -> tuple[float, float] | None:
-  digest = hashlib.sha256(video.id.encode()).digest()
-  if digest[0] % _TIMED_SHARE:
+  if digest(video.id)[0] % _TIMED_SHARE:
     return None
   indices = (facts.num_frames // 2 + _TIMED_CLIP) % facts.num_frames
   try:
