@@ -395,3 +395,11 @@ def test_listed_files_that_a_scan_does_not_show(tmp_path):
     "gone": None,
   }
   assert annotations.problems == ()  # it is missing already
+
+
+def test_labels_that_count_from_one_are_pointed_out(tmp_path):
+  touch(tmp_path, "a.mp4", "b.mp4")
+  file = write(tmp_path / "list.txt", "a.mp4 1\nb.mp4 2\n")
+  annotations = read_annotations("video_folder", tmp_path, [file])
+  assert annotations.class_names == ("0", "1", "2")
+  assert "1 of 3 classes have no videos, such as '0'" in annotations.notes

@@ -123,6 +123,7 @@ def assemble(
     videos[split].sort(key=lambda video: digest(video.id))
     _note_missing(split, videos[split], notes)
   _note_cause(tree, entries, notes)
+  _note_empty_classes(entries, class_names, notes)
   paths = {entry.path for entry in entries}
   return Annotations(
     class_names=tuple(class_names),
@@ -262,3 +263,14 @@ def _note_cause(tree: FileTree, entries: Sequence[Entry], notes: list[str]) -> N
     return
   if cause := likely_cause(tree, missing):
     notes.append(f"most videos were not found: {cause}")
+
+
+def _note_empty_classes(
+  entries: Sequence[Entry], class_names: Sequence[str], notes: list[str]
+) -> None:
+  present = {label for entry in entries for label in entry.labels}
+  empty = [name for index, name in enumerate(class_names) if index not in present]
+  if empty:
+    notes.append(
+      f"{len(empty):,} of {len(class_names):,} classes have no videos, such as {empty[0]!r}"
+    )
