@@ -5,6 +5,7 @@ also be set on the command line, as in `--config.train.batch_size=32`.
 """
 
 import dataclasses
+import json
 
 from ml_collections import config_dict
 
@@ -118,8 +119,14 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
     }
   )
 
-  # Devices that share one copy of the parameters and the optimizer's state.
-  config.mesh = config_dict.ConfigDict({"fsdp": 1})
+  config.mesh = config_dict.ConfigDict(
+    {
+      # Devices that share one copy of the parameters and the optimizer's state.
+      "fsdp": 1,
+      # Groups of devices that a slower network joins; 0: as the devices say.
+      "slices": 0,
+    }
+  )
 
   return config.lock()
 
@@ -161,3 +168,19 @@ def set_options(section: config_dict.ConfigDict) -> dict:
     for name, value in section.items()
   }
   return {name: value for name, value in options.items() if value is not None and value != {}}
+
+
+def flat_values(config: config_dict.ConfigDict) -> dict:
+  """All values of a config as JSON would give them back, by dotted key."""
+  return flatten_values(json.loads(config.to_json_best_effort()))
+
+
+def flatten_values(tree: dict, prefix: str = "") -> dict:
+  """Values of nested dicts by dotted key."""
+  values = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      values |= flatten_values(value, f"{prefix}{key}.")
+    else:
+      values[prefix + key] = value
+  return values

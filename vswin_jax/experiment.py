@@ -6,18 +6,20 @@ With `run_files` the only module besides `main` that knows configs; all else tak
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import jax
 from ml_collections import config_dict
 
 from vswin_jax import run_files, starting_point
+from vswin_jax.config import flat_values
 from vswin_jax.data import generated, pipeline
 from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
+from vswin_jax.distributed import StartupError
 from vswin_jax.local_files import LocalPathError, local_path
 from vswin_jax.plan import ConfigError, Plan, Settings, make_plan, read_settings
 from vswin_jax.training import checkpointing, loop, sharding
@@ -25,12 +27,14 @@ from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate
 from vswin_jax.training.metrics import MetricsWriter
 from vswin_jax.training.progress import logger, set_up_logging
 from vswin_jax.training.step import TrainState
+from vswin_jax.training.stopping import Stopped, StopRequest
 
 USER_ERRORS = (
   ConfigError,
   DatasetError,
   EvaluationError,
   LocalPathError,
+  StartupError,
   VideoError,
   checkpointing.CheckpointError,
   loop.TrainingError,
@@ -105,17 +109,39 @@ def run(
     one of `USER_ERRORS`, or OSError.
   """
   folder = local_path(workdir)
-  set_up_logging()
+  set_up_logging(process=jax.process_index())
   source = starting_point.source_of(config, folder, mode, checkpoint)
   folder.mkdir(parents=True, exist_ok=True)
-  set_up_logging(folder / f"{mode}.log")
+  log = folder / f"{mode}.log" if _is_first() else None
+  set_up_logging(log, process=jax.process_index())
   config = starting_point.settle(config, source, mode=mode, workdir=folder, explicit=explicit)
   experiment = _build(config, folder, mode)
+  stop = StopRequest()
   if mode == "train":
-    if _train(experiment, source) < experiment.plan.num_steps:
+    _train(experiment, source, stop)
+    if stop.reached:
       return None
     source = folder
-  return _evaluate(experiment, source)
+  with stop:
+    try:
+      return _evaluate(experiment, source, stop)
+    except Stopped:
+      logger.info("asked to stop before the evaluation was done, the same command starts it anew")
+      return None
+
+
+def shared_values(config: config_dict.ConfigDict) -> dict[str, str]:
+  """The values of a config that must be the same in all processes of a run, by flag."""
+  return {
+    f"--config.{key}": str(value)
+    for key, value in flat_values(config).items()
+    if key != "data.dir" and not key.startswith("loader.")
+  }
+
+
+def _is_first() -> bool:
+  """Whether this process writes what a run leaves besides checkpoints."""
+  return jax.process_index() == 0
 
 
 def _build(config: config_dict.ConfigDict, workdir: pathlib.Path, mode: str) -> Experiment:
@@ -133,64 +159,84 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path, mode: str) -> 
   return Experiment(plan, workdir, train_records, eval_records)
 
 
-def _train(experiment: Experiment, source: pathlib.Path | None) -> int:
-  """Trains from the weights of `source`, or resumes, until the end or until asked to stop; returns
-  the step reached."""
-  config, mesh, train = experiment.config, experiment.mesh, experiment.config.train
+def _train(experiment: Experiment, source: pathlib.Path | None, stop: StopRequest) -> None:
+  """Trains from the weights of `source`, or resumes, until the end or until asked to stop."""
+  config, plan, train = experiment.config, experiment.plan, experiment.config.train
   directory = checkpointing.checkpoints_of(experiment.workdir)
   with checkpointing.open_checkpoints(directory, keep=train.keep) as saved:
     start_step = checkpointing.latest_step(saved)
-    if start_step is not None and start_step >= experiment.plan.num_steps:
-      logger.info("training is complete at step %d of %s", start_step, directory)
-      return start_step
     if start_step is None:
-      start_step, state = 0, _new_state(experiment, source)
+      start_step, state, facts = 0, _new_state(experiment, source), {}
     else:
-      state, facts = checkpointing.restore(saved, experiment.plan.state_shapes())
+      state, facts = checkpointing.restore(saved, plan.state_shapes())
       starting_point.check_facts(directory, facts, experiment.facts, resuming=True)
-      run_files.warn_of_changes(experiment.workdir, config)
-      logger.info(
-        "resuming from step %d of %d, %s", start_step, experiment.plan.num_steps, directory
-      )
+    left_evaluation = facts.get("left_evaluation", False)
+    if start_step >= plan.num_steps and not left_evaluation:
+      logger.info("training is complete at step %d of %s", start_step, directory)
+      return
+    if start_step:
+      if _is_first():
+        run_files.warn_of_changes(experiment.workdir, config)
+      logger.info("resuming from step %d of %d, %s", start_step, plan.num_steps, directory)
 
     def last_saved() -> str:
       step = checkpointing.latest_step(saved)
       return "nothing was saved yet" if step is None else f"step {step} in {directory} is kept"
 
+    def save(state: TrainState, scores: dict[str, float] | None) -> None:
+      step = int(state.step)
+      is_due = step % train.eval_every == 0 or step == plan.num_steps
+      facts = experiment.facts | {"left_evaluation": is_due and scores is None}
+      checkpointing.save(saved, state, facts)
+
+    batch_sharding = sharding.batch_sharding(experiment.mesh)
     batches = pipeline.train_batches(
       experiment.train_records,
       experiment.settings.clip,
       batch_size=train.batch_size,
       seed=config.seed,
       start_step=start_step,
-      num_steps=experiment.plan.num_steps,
+      num_steps=plan.num_steps,
       options=experiment.settings.loader,
-      host=jax.process_index(),
-      num_hosts=jax.process_count(),
+      rows=sharding.local_rows(batch_sharding, train.batch_size),
       repeats=train.repeats,
     )
-    writer = MetricsWriter(experiment.workdir, start_step)
     epoch_clips = len(experiment.train_records) * train.repeats
-    with contextlib.closing(writer), contextlib.closing(batches):
-      state = loop.train(
+    with (
+      _metrics_writer(experiment, start_step) as write_metrics,
+      contextlib.closing(batches),
+      stop,
+    ):
+      loop.train(
         state,
-        experiment.plan.jitted_train_step(),
+        plan.jitted_train_step(),
         batches,
         start_step=start_step,
-        num_steps=experiment.plan.num_steps,
+        num_steps=plan.num_steps,
         batch_size=train.batch_size,
-        sharding=sharding.batch_sharding(mesh),
-        writer=writer,
-        evaluate=partial(_validate, experiment, experiment.plan.jitted_eval_step()),
-        save=partial(checkpointing.save, saved, facts=experiment.facts),
+        sharding=batch_sharding,
+        write_metrics=write_metrics,
+        evaluate=partial(_validate, experiment, plan.jitted_eval_step(), stop),
+        save=save,
+        stop=stop,
         last_saved=last_saved,
         describe_failed=experiment.train_records.video_id,
         max_failed_clips=lambda seen: config.data.max_failed_share * max(seen, epoch_clips),
         log_every=train.log_every,
         eval_every=train.eval_every,
         save_every=train.save_every,
+        evaluates_first=left_evaluation,
       )
-    return int(state.step)
+
+
+@contextlib.contextmanager
+def _metrics_writer(experiment: Experiment, start_step: int) -> Iterator[Callable]:
+  """What keeps the metrics of a step: in the first process a file, in others nothing."""
+  if not _is_first():
+    yield lambda step, values: None
+    return
+  with contextlib.closing(MetricsWriter(experiment.workdir, start_step)) as writer:
+    yield writer.write
 
 
 def _new_state(experiment: Experiment, source: pathlib.Path | None) -> TrainState:
@@ -200,7 +246,8 @@ def _new_state(experiment: Experiment, source: pathlib.Path | None) -> TrainStat
   state = jax.jit(experiment.plan.create_state, out_shardings=shardings)()
   if source is not None:
     state = starting_point.with_weights_of(source, state, experiment.class_names)
-  run_files.write_config(experiment.workdir, config)
+  if _is_first():
+    run_files.write_config(experiment.workdir, config)
   logger.info(
     "training %s from %s: %d steps of %d clips on %d device(s)",
     config.model.name,
@@ -212,21 +259,23 @@ def _new_state(experiment: Experiment, source: pathlib.Path | None) -> TrainStat
   return state
 
 
-def _validate(experiment: Experiment, eval_step: Callable, state: TrainState) -> dict[str, float]:
+def _validate(
+  experiment: Experiment, eval_step: Callable, stop: StopRequest, state: TrainState
+) -> dict[str, float]:
   """Scores of the parameters and, if there is one, of their average."""
   versions = {"validation": state.params}
   if state.average:
     versions["validation_average"] = state.average
   scores = {}
   for name, result in _evaluate_versions(
-    experiment, eval_step, versions, experiment.settings.validation
+    experiment, eval_step, versions, experiment.settings.validation, stop
   ).items():
     logger.info("step %d  %s %s", int(state.step), name.replace("_", ", "), result.describe())
     scores |= {f"{name}/{measure}": value for measure, value in result.scalars().items()}
   return scores
 
 
-def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
+def _evaluate(experiment: Experiment, source: pathlib.Path, stop: StopRequest) -> Evaluation:
   """Multi-view evaluation of the newest checkpoint of `source`; writes the results."""
   clip, test = experiment.settings.clip, experiment.settings.test
   shardings = sharding.state_shardings(experiment.mesh, experiment.plan.param_shapes)
@@ -244,9 +293,9 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
     views,
   )
   eval_step = experiment.plan.jitted_eval_step()
-  result = _evaluate_versions(experiment, eval_step, {"test": params}, test)["test"]
+  result = _evaluate_versions(experiment, eval_step, {"test": params}, test, stop)["test"]
   logger.info(result.describe())
-  if jax.process_index() == 0:
+  if _is_first():
     training = facts.get("training")
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
     run_files.write_results(
@@ -267,23 +316,29 @@ def _evaluate(experiment: Experiment, source: pathlib.Path) -> Evaluation:
 
 
 def _evaluate_versions(
-  experiment: Experiment, eval_step: Callable, versions: dict[str, dict], views: Views
+  experiment: Experiment,
+  eval_step: Callable,
+  versions: dict[str, dict],
+  views: Views,
+  stop: StopRequest,
 ) -> dict[str, Evaluation]:
   """Evaluates versions of the parameters over the evaluation split; names unreadable videos."""
-  records = experiment.eval_records
+  records, mesh = experiment.eval_records, experiment.mesh
+  # Results do not depend on it; every device gets the same number of videos.
+  batch_size = sharding.round_up(experiment.config.eval_batch_size, mesh)
   batches = pipeline.eval_batches(
     records,
     experiment.settings.clip,
     views,
-    # Results do not depend on it; every device gets the same number of videos.
-    batch_size=sharding.round_up(experiment.config.eval_batch_size, experiment.mesh),
+    batch_size=batch_size,
     seed=experiment.config.seed,
     options=experiment.settings.loader,
-    host=jax.process_index(),
-    num_hosts=jax.process_count(),
+    rows=sharding.local_rows(sharding.batch_sharding(mesh), batch_size),
   )
   with contextlib.closing(batches):
-    results = evaluate(eval_step, versions, batches, len(experiment.class_names), experiment.mesh)
+    results = evaluate(
+      eval_step, versions, batches, len(experiment.class_names), mesh, check_stop=stop.check
+    )
   for record in next(iter(results.values())).failed:
     logger.warning("%s can't be decoded; not counted", records.video_id(record))
   return results

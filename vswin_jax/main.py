@@ -22,6 +22,19 @@ _MODE = flags.DEFINE_enum(
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "For --mode=eval: a run, or converted weights, to evaluate in --workdir."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT of process 0; SLURM and TPU pods tell it by themselves.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
+_START_TIMEOUT = flags.DEFINE_float(
+  "start_timeout", 300.0, "Seconds within which all processes of the run must have started.", 1.0
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_float(
+  "heartbeat_timeout", 60.0, "Seconds of silence after which a process counts as dead.", 5.0
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -29,9 +42,19 @@ def main(arguments: list[str]) -> None:
   if _CHECKPOINT.value and _MODE.value != "eval":
     sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
 
-  from vswin_jax import experiment
+  from vswin_jax import distributed, experiment
 
   with one_line_errors("the same command resumes from the last checkpoint", experiment.USER_ERRORS):
+    cluster = distributed.find_cluster(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_START_TIMEOUT.value
+    )
+    distributed.start(
+      cluster,
+      start_timeout=_START_TIMEOUT.value,
+      heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
+      facts={"--workdir": _WORKDIR.value, "--mode": _MODE.value}
+      | experiment.shared_values(_CONFIG.value),
+    )
     experiment.run(
       _CONFIG.value,
       workdir=_WORKDIR.value,

@@ -120,7 +120,7 @@ def read_settings(
       check_views(clip, validation, "config.validation")
     augmentation = Augmentation(**config.augmentation)
     loader = LoaderOptions(**config.loader)
-    mesh = sharding.make_mesh(config.mesh.fsdp, devices)
+    mesh = sharding.make_mesh(config.mesh.fsdp, devices, config.mesh.slices)
     _check_train_values(config, augmentation)
     sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.accumulate)
     check_at_least(1, eval_batch_size=config.eval_batch_size)

@@ -17,8 +17,14 @@ def collect(batches) -> dict[str, np.ndarray]:
   return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
+def rows_of(host: int, hosts: int, batch_size: int) -> range:
+  """An equal part of every batch for each host, one after the other."""
+  size = batch_size // hosts
+  return range(host * size, (host + 1) * size)
+
+
 def training(
-  records, *, workers=0, start=0, steps=9, host=0, hosts=1, seed=0, spec=SPEC, **options
+  records, *, workers=0, start=0, steps=9, host=0, hosts=1, rows=None, seed=0, spec=SPEC, **options
 ):
   return collect(
     train_batches(
@@ -29,8 +35,7 @@ def training(
       start_step=start,
       num_steps=steps,
       options=LoaderOptions(num_workers=workers, num_threads=2),
-      host=host,
-      num_hosts=hosts,
+      rows=rows_of(host, hosts, 8) if rows is None else rows,
       **options,
     )
   )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import several_labels
-from tests.data.batches import CENTER, SPEC, assert_same, collect, training
+from tests.data.batches import CENTER, SPEC, assert_same, collect, rows_of, training
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views, eval_clips, train_clip
 from vswin_jax.data.decoding import VideoError, decode_frames
@@ -57,6 +57,12 @@ def test_hosts_share_every_global_batch(train_records, reference_batches, hosts)
     name: np.concatenate([part[name] for part in parts], axis=1) for name in reference_batches
   }
   assert_same(joined, reference_batches)
+
+
+def test_a_host_may_hold_any_rows_of_a_batch(train_records, reference_batches):
+  rows = [1, 2, 5, 7]
+  part = training(train_records, rows=rows)
+  assert_same(part, {name: value[:, rows] for name, value in reference_batches.items()})
 
 
 def test_seed_changes_order_and_augmentation(train_records, reference_batches):
@@ -234,8 +240,7 @@ def test_evaluation_visits_every_video_once(eval_records, batch_size, hosts, wor
         batch_size=batch_size,
         seed=0,
         options=LoaderOptions(num_workers=workers),
-        host=host,
-        num_hosts=hosts,
+        rows=rows_of(host, hosts, batch_size),
       )
     )
     for host in range(hosts)
@@ -257,8 +262,8 @@ def test_several_labels_of_a_video_arrive_as_zeros_and_ones(several_labels_dir, 
   parts = [
     collect(
       eval_batches(
-        records, SPEC, CENTER, batch_size=4, seed=0, options=LoaderOptions(hosts == 2), host=host,
-        num_hosts=hosts,
+        records, SPEC, CENTER, batch_size=4, seed=0, options=LoaderOptions(hosts == 2),
+        rows=rows_of(host, hosts, 4),
       )
     )
     for host in range(hosts)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import several_labels
+from tests.data.batches import rows_of
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.pipeline import LoaderOptions, eval_batches
 from vswin_jax.data.records import open_records
@@ -138,7 +139,7 @@ def test_every_video_counts_once_however_batches_and_hosts_cut_them(
         contextlib.closing(
           eval_batches(
             records, spec, Views(1, "center", 16), batch_size=batch_size, seed=0,
-            options=LoaderOptions(0), host=host, num_hosts=hosts,
+            options=LoaderOptions(0), rows=rows_of(host, hosts, batch_size),
           )
         )
       )

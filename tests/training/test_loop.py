@@ -14,6 +14,7 @@ from vswin_jax.data.pipeline import LoaderOptions, iterate
 from vswin_jax.training import sharding
 from vswin_jax.training.loop import TrainingError, train
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
+from vswin_jax.training.stopping import StopRequest
 
 
 class Batches:
@@ -46,14 +47,15 @@ def step_with(loss):
   return jax.jit(step)
 
 
-def run(tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, **options):
+def run(tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, stop=None, **options):
   calls = []
 
   def evaluate(state):
     calls.append(("evaluate", int(state)))
     return {"validation/top1": 0.5}
 
-  with contextlib.closing(MetricsWriter(tmp_path, start)) as writer:
+  evaluate = options.pop("evaluate", evaluate)
+  with contextlib.closing(MetricsWriter(tmp_path, start)) as writer, stop or StopRequest() as stop:
     state = train(
       jnp.asarray(start),
       step_with(loss),
@@ -61,12 +63,13 @@ def run(tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, **opti
       start_step=start,
       batch_size=2,
       sharding=sharding.batch_sharding(sharding.make_mesh(1, jax.devices()[:1])),
-      writer=writer,
+      write_metrics=writer.write,
       evaluate=evaluate,
+      stop=stop,
       describe_failed=lambda record: f"video {record}",
       **{
         "last_saved": lambda: "step 3 is kept",
-        "save": lambda state: calls.append(("save", int(state))),
+        "save": lambda state, scores: calls.append(("save", int(state))),
         "num_steps": 10,
         "max_failed_clips": lambda seen: 0.5 * seen,
         "log_every": 2,
@@ -112,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, at, bad):
       tmp_path,
       loss=lambda step: jnp.where(step >= at, bad, 1.0),
       save_every=2,
-      save=lambda state: saved.append(int(state)),
+      save=lambda state, scores: saved.append(int(state)),
     )
   assert saved == list(range(2, at, 2))
   assert all(line["step"] < at for line in read_metrics(tmp_path / "metrics.jsonl"))
@@ -121,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, at, bad):
 def test_failed_clips_are_named_and_too_many_stop_the_run(tmp_path, monkeypatch):
   named = []
   monkeypatch.setattr(
-    "vswin_jax.training.loop.logger.warning", lambda *message: named.append(message)
+    "vswin_jax.training.loop.own_logger.warning", lambda *message: named.append(message)
   )
   with pytest.raises(
     TrainingError, match=r"1 clips could not be decoded by step 5, more than the 0"
@@ -181,3 +184,37 @@ def test_a_request_to_stop_saves_and_ends(tmp_path):
   state, calls = run(tmp_path, batches=Interrupted())
   assert state == 5 and calls[-1] == ("save", 5)
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_request_to_stop_is_heard_during_an_evaluation(tmp_path):
+  stop, saved = StopRequest(), []
+
+  def evaluate(state):
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.check()
+
+  def save(state, scores):
+    saved.append((int(state), scores))
+
+  state, _ = run(tmp_path, evaluate=evaluate, stop=stop, save=save, save_every=20)
+  assert state == 4 and saved == [(4, None)]
+  assert all("validation/top1" not in line for line in read_metrics(tmp_path / "metrics.jsonl"))
+
+
+def test_an_evaluation_that_was_left_is_made_up_for(tmp_path):
+  state, calls = run(tmp_path, start=4, num_steps=5, evaluates_first=True)
+  assert state == 5 and calls == [("evaluate", 4), ("evaluate", 5), ("save", 5)]
+  steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+  assert steps == [4, 5]
+  assert run(tmp_path, start=5, num_steps=5, evaluates_first=True) == (5, [("evaluate", 5)])
+
+
+def test_states_that_are_evaluated_are_saved_with_their_scores_if_asked(tmp_path):
+  saved = []
+
+  def save(state, scores):
+    saved.append((int(state), scores))
+
+  run(tmp_path, save=save, saves_evaluated=True)
+  scores = {"validation/top1": 0.5}
+  assert saved == [(3, None), (4, scores), (6, None), (8, scores), (9, None), (10, scores)]

@@ -9,7 +9,7 @@ the choices: another version of NumPy may choose otherwise.)
 import dataclasses
 import functools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -62,8 +62,7 @@ def train_batches(
   start_step: int,
   num_steps: int,
   options: LoaderOptions,
-  host: int = 0,
-  num_hosts: int = 1,
+  rows: Sequence[int] | None = None,
   repeats: int = 1,
 ) -> "grain.DatasetIterator":
   """Batches of training clips for steps `start_step` to `num_steps - 1`.
@@ -75,16 +74,16 @@ def train_batches(
   Args:
     records: the training split.
     spec: how clips are cut.
-    batch_size: clips of a batch over all hosts, divisible by `num_hosts`.
+    batch_size: clips of a batch over all hosts.
     seed: of order and augmentation.
-    host: index of this host, which gets its own contiguous part of every batch.
+    rows: the places in every batch that this host loads, in rising order; None: all.
     repeats: clips of a video in an epoch.
 
   Returns:
-    An iterator (close it at the end) of dicts with "video" uint8 `[batch_size / num_hosts, time,
-    height, width, 3]`, "position_ids" int32 `[..., time]` (see `clips.train_clip`), "label" int32
-    `[...]`, or uint8 `[..., classes]` of 0 and 1 where videos have several labels, and "failed"
-    int32 `[...]`: the record that could not be decoded and was replaced by another one, or -1.
+    An iterator (close it at the end) of dicts with "video" uint8 `[rows, time, height, width, 3]`,
+    "position_ids" int32 `[..., time]` (see `clips.train_clip`), "label" int32 `[...]`, or uint8
+    `[..., classes]` of 0 and 1 where videos have several labels, and "failed" int32 `[...]`: the
+    record that could not be decoded and was replaced by another one, or -1.
 
   Raises:
     ValueError: fewer than one repeat. Whatever loading raises, the iterator raises in its place; a
@@ -92,8 +91,9 @@ def train_batches(
   """
   check_at_least(1, repeats=repeats)
   load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed, repeats=repeats)
-  options = within_memory(options, batch_size // num_hosts * spec.num_frames * 3 * spec.size**2)
-  return _batches(load, range(start_step, num_steps), batch_size, host, num_hosts, options)
+  rows = range(batch_size) if rows is None else rows
+  options = within_memory(options, len(rows) * spec.num_frames * 3 * spec.size**2)
+  return _batches(load, range(start_step, num_steps), batch_size, rows, options)
 
 
 def eval_batches(
@@ -104,8 +104,7 @@ def eval_batches(
   batch_size: int,
   seed: int,
   options: LoaderOptions,
-  host: int = 0,
-  num_hosts: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> "grain.DatasetIterator":
   """Batches of all views of every record, each record exactly once over all hosts.
 
@@ -113,20 +112,22 @@ def eval_batches(
     records: the split to evaluate.
     spec: how clips are cut.
     views: the views of each video.
-    batch_size: videos of a batch over all hosts, divisible by `num_hosts`.
+    batch_size: videos of a batch over all hosts.
     seed: of the frame orders that are random; others do not use it.
+    rows: as in `train_batches`.
 
   Returns:
-    An iterator (close it at the end) of dicts with "video" uint8 `[batch_size / num_hosts, views,
-    time, height, width, 3]`, "position_ids" int32 `[..., views, time]` (see `clips.eval_clips`),
-    "label" and "failed" (as in `train_batches`), "record" int32 (its index) and "weight" float32:
-    0 for padding and for videos that can't be decoded.
+    An iterator (close it at the end) of dicts with "video" uint8 `[rows, views, time, height,
+    width, 3]`, "position_ids" int32 `[..., views, time]` (see `clips.eval_clips`), "label" and
+    "failed" (as in `train_batches`), "record" int32 (its index) and "weight" float32: 0 for padding
+    and for videos that can't be decoded.
   """
   num_batches = -(-len(records) // batch_size)
   load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
   frames = count_views(spec, views) * view_frames(spec, views)
-  options = within_memory(options, batch_size // num_hosts * frames * 3 * spec.size**2)
-  return _batches(load, range(num_batches), batch_size, host, num_hosts, options)
+  rows = range(batch_size) if rows is None else rows
+  options = within_memory(options, len(rows) * frames * 3 * spec.size**2)
+  return _batches(load, range(num_batches), batch_size, rows, options)
 
 
 def within_memory(options: LoaderOptions, batch_bytes: int) -> LoaderOptions:
@@ -145,22 +146,20 @@ def _batches(
   load: Callable[[int], dict],
   steps: range,
   batch_size: int,
-  host: int,
-  num_hosts: int,
+  rows: Sequence[int],
   options: LoaderOptions,
 ) -> "grain.DatasetIterator":
   """This host's part of the batches of `steps`; `load` turns a place in the stream into a clip."""
-  local = batch_size // num_hosts
-  position = functools.partial(_position, local=local, batch_size=batch_size, host=host)
-  clips = grain.MapDataset.range(steps.start * local, steps.stop * local).map(position)
+  position = functools.partial(_position, rows=tuple(rows), batch_size=batch_size)
+  clips = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(position)
   clips = clips.map(functools.partial(_load_or_raise, load=load))
-  return iterate(clips.batch(local, drop_remainder=True), options)
+  return iterate(clips.batch(len(rows), drop_remainder=True), options)
 
 
-def _position(index: int, *, local: int, batch_size: int, host: int) -> int:
+def _position(index: int, *, rows: tuple[int, ...], batch_size: int) -> int:
   """Place in the global stream of the clip that stands at `index` of this host's part of it."""
-  step, place = divmod(index, local)
-  return step * batch_size + host * local + place
+  step, place = divmod(index, len(rows))
+  return step * batch_size + rows[place]
 
 
 def epoch_and_record(position: int, num_records: int, seed: int) -> tuple[int, int]:

@@ -101,6 +101,7 @@ def evaluate(
   batches: Iterable[dict],
   num_classes: int,
   mesh: jax.sharding.Mesh,
+  check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Evaluation]:
   """Evaluates several versions of the parameters in one pass over the videos.
 
@@ -108,6 +109,7 @@ def evaluate(
     eval_step: from `jit_eval_step`.
     versions: parameters by name, such as those trained and their moving average.
     batches: from `data.pipeline.eval_batches`.
+    check_stop: called before each batch; what it raises ends the evaluation.
 
   Returns:
     The evaluation of each version, under its name.
@@ -125,6 +127,7 @@ def evaluate(
         columns[version].setdefault(name, []).append(np.asarray(value))
 
   for batch in batches:
+    check_stop()
     batch = put_batch(batch, sharding)
     outputs = {name: eval_step(params, batch) for name, params in versions.items()}
     # Reading the batch before this one lets the device work while the host fetches.

@@ -1,17 +1,15 @@
 """The training loop: fetch, step, write, then at their intervals evaluate and save."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 
-from vswin_jax.training.metrics import MetricsWriter
-from vswin_jax.training.progress import Progress, logger
+from vswin_jax.training.progress import Progress, logger, own_logger
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
+from vswin_jax.training.stopping import Stopped, StopRequest
 
 
 class TrainingError(RuntimeError):
@@ -27,15 +25,18 @@ def train(
   num_steps: int,
   batch_size: int,
   sharding: jax.sharding.NamedSharding,
-  writer: MetricsWriter,
+  write_metrics: Callable[[int, dict[str, float]], None],
   evaluate: Callable[[TrainState], dict[str, float]],
-  save: Callable[[TrainState], None],
+  save: Callable[[TrainState, dict[str, float] | None], None],
+  stop: StopRequest,
   last_saved: Callable[[], str],
   describe_failed: Callable[[int], str],
   max_failed_clips: Callable[[int], float],
   log_every: int,
   eval_every: int,
   save_every: int,
+  saves_evaluated: bool = False,
+  evaluates_first: bool = False,
 ) -> TrainState:
   """Trains from `start_step` until `num_steps` updates are done.
 
@@ -48,20 +49,26 @@ def train(
     train_step: jitted, from `training.step.make_train_step`, with the same `log_every`.
     batches: host batches for steps from `start_step` on.
     sharding: of the batches.
-    evaluate: metrics of a state, by name.
-    save: keeps a state; called only with states whose loss was finite.
+    write_metrics: keeps scalars of a step, by name.
+    evaluate: metrics of a state, by name; may raise `Stopped`.
+    save: keeps a state; called only with states whose loss was finite, with the metrics of their
+      evaluation if there was one.
+    stop: whether the run was asked to stop.
     last_saved: says which state is kept, for the message of an error.
     describe_failed: id of a record that could not be decoded.
     max_failed_clips: by the number of clips seen, how many may fail.
+    saves_evaluated: every state that is evaluated is saved too.
+    evaluates_first: an evaluation of the state at `start_step` was left and is made up for.
 
   Returns:
-    The last state: `num_steps` updates, or fewer if the process was asked to stop (SIGTERM), in
-    which case it has been saved.
+    The last state: `num_steps` updates, or fewer if the run was asked to stop, in which case it has
+    been saved.
 
   Raises:
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
   """
-  with Progress(start_step, num_steps, batch_size) as progress, _StopRequest() as stop:
+  is_first = jax.process_index() == 0
+  with Progress(start_step, num_steps, batch_size, is_shown=is_first) as progress:
 
     def write(step: int, metrics: dict) -> None:
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -82,7 +89,7 @@ def train(
         left = speed.pop("seconds_left")
         del metrics["loss"]
         values = {f"train/{name.removeprefix('mean_')}": value for name, value in metrics.items()}
-        writer.write(step, values | {f"speed/{name}": value for name, value in speed.items()})
+        write_metrics(step, values | {f"speed/{name}": value for name, value in speed.items()})
         logger.info(
           "step %d/%d  loss %.4f  top-1 %.1f %%  rate %.2e  %.1f clips/s  waiting for data %.0f %%"
           "  %s left",
@@ -96,13 +103,24 @@ def train(
           _clock(left),
         )
 
+    def evaluated(step: int) -> dict[str, float] | None:
+      try:
+        metrics = evaluate(state)
+      except Stopped:
+        return None
+      write_metrics(step, metrics)
+      return metrics
+
+    if evaluates_first and evaluated(start_step) is None:
+      logger.info("asked to stop at step %d, the same command resumes", start_step)
+      return state
     pending = None
     for step in range(start_step + 1, num_steps + 1):
       waiting_since = time.perf_counter()
       batch = _next(batches, step)
       progress.waited(time.perf_counter() - waiting_since)
       for record in batch["failed"][batch["failed"] >= 0]:
-        logger.warning("clip of %s can't be decoded; replaced", describe_failed(int(record)))
+        own_logger.warning("clip of %s can't be decoded; replaced", describe_failed(int(record)))
       state, metrics = train_step(state, put_batch(batch, sharding))
       if pending is not None:
         write(*pending)
@@ -111,18 +129,17 @@ def train(
         jax.block_until_ready(metrics)
         progress.pause(step)
 
-      stopping = stop.requested
       evaluates = step % eval_every == 0 or step == num_steps
-      saves = step % save_every == 0 or step == num_steps or stopping
-      if evaluates or saves:
+      saves = step % save_every == 0 or step == num_steps or (evaluates and saves_evaluated)
+      if stop.poll() or evaluates or saves:
         write(*pending)
         pending = None
-        if evaluates:
-          writer.write(step, evaluate(state))
-        if saves:
-          save(state)
+        # An evaluation that is left is made up for when the run goes on.
+        scores = evaluated(step) if evaluates and not stop.reached else None
+        if saves or stop.reached:
+          save(state, scores)
         progress.pause(step)
-      if stopping:
+      if stop.reached:
         logger.info("asked to stop: saved step %d, the same command resumes", step)
         break
   return state
@@ -140,25 +157,6 @@ def _next(batches: Iterator[dict], step: int) -> dict:
       "of memory, or of shared memory in /dev/shm; lower --config.loader.num_workers or "
       "--config.loader.prefetch_batches. The same command resumes"
     ) from error
-
-
-class _StopRequest:
-  """Notes SIGTERM instead of dying of it, where the main thread runs the loop."""
-
-  def __init__(self):
-    self.requested = False
-
-  def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
-      self._previous = signal.signal(signal.SIGTERM, self._note)
-    return self
-
-  def _note(self, *_):
-    self.requested = True
-
-  def __exit__(self, *_):
-    if threading.current_thread() is threading.main_thread():
-      signal.signal(signal.SIGTERM, self._previous)
 
 
 def _clock(seconds: float) -> str:

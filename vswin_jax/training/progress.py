@@ -8,19 +8,27 @@ import absl.logging
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+# What all processes of a run know; the first of them says it.
 logger = logging.getLogger("vswin_jax")
+# What one process alone knows.
+own_logger = logger.getChild("process")
 
 
-def set_up_logging(path=None) -> None:
-  """Sends messages to standard error and, if given, appends them to a file."""
+def set_up_logging(path=None, *, process: int = 0) -> None:
+  """Sends messages to standard error and, if given, appends them to a file.
+
+  Args:
+    process: number of this process in its run.
+  """
   absl.logging.set_verbosity(absl.logging.WARNING)
-  logger.setLevel(logging.INFO)
+  logger.setLevel(logging.INFO if process == 0 else logging.ERROR)
+  own_logger.setLevel(logging.WARNING)
   logger.propagate = False
   for handler in list(logger.handlers):
     logger.removeHandler(handler)
     handler.close()
   console = logging.StreamHandler(sys.stderr)
-  console.setFormatter(logging.Formatter("%(message)s"))
+  console.setFormatter(logging.Formatter(f"[process {process}] %(message)s" if process else None))
   logger.addHandler(console)
   if path is not None:
     file = logging.FileHandler(path)
@@ -35,7 +43,7 @@ class Progress:
   elsewhere only the messages appear.
   """
 
-  def __init__(self, start_step: int, num_steps: int, batch_size: int):
+  def __init__(self, start_step: int, num_steps: int, batch_size: int, *, is_shown: bool = True):
     self._batch_size = batch_size
     self._bar = tqdm(
       total=num_steps,
@@ -43,7 +51,7 @@ class Progress:
       unit="step",
       desc="training",
       dynamic_ncols=True,
-      disable=not sys.stderr.isatty(),
+      disable=not (is_shown and sys.stderr.isatty()),
       bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}|{postfix} [{elapsed}, {remaining} left]",
     )
     self._num_steps = num_steps

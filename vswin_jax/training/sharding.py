@@ -4,10 +4,13 @@ Models know nothing of this. Batches are cut along their first axis over all dev
 are replicated along the mesh axis "data" and cut along the axis "fsdp".
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,18 +20,49 @@ AXES = ("data", "fsdp")
 _SMALLEST_SHARDED_SIZE = 2**14
 
 
-def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None, slices: int = 0) -> Mesh:
   """A mesh of all devices: groups of `fsdp` share one copy of the parameters.
 
+  Slices are devices joined by a fast network; between slices runs a slower one. Groups lie within a
+  slice, so only sums of gradients go from slice to slice.
+
+  Args:
+    devices: None: those of all processes.
+    slices: how many there are, of equal size; 0: as the devices say.
+
   Raises:
-    ValueError: the number of devices is no multiple of `fsdp`.
+    ValueError: the devices can't be divided so.
   """
-  devices = jax.devices() if devices is None else devices
-  if fsdp < 1 or len(devices) % fsdp:
-    raise ValueError(f"{len(devices)} devices can't form groups of {fsdp} for fsdp")
-  return jax.make_mesh(
-    (len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
-  )
+  devices = jax.devices() if devices is None else list(devices)
+  found = _slices_of(devices)
+  count = slices or len(found)
+  if (len(found) > 1 and count != len(found)) or count < 1 or len(devices) % count:
+    raise ValueError(
+      f"mesh.slices is {slices}; the {len(devices)} devices lie in {len(found)} slice(s)"
+      " of their own. Give 0 to take them as they are, or a divisor of their number"
+    )
+  size = len(devices) // count
+  if fsdp < 1 or size % fsdp:
+    where = f" in each of {count} slices" if count > 1 else ""
+    raise ValueError(
+      f"{size} devices{where} can't form groups of {fsdp} for fsdp; mesh.fsdp must divide {size}"
+    )
+  shape = (size // fsdp, fsdp)
+  if len(found) > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(shape, (count, 1), devices)
+  elif count > 1:
+    grid = np.asarray(devices).reshape(count * shape[0], fsdp)
+  else:
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+  def number(device) -> int:
+    return getattr(device, "slice_index", None) or 0
+
+  by_slice = itertools.groupby(sorted(devices, key=number), key=number)
+  return [list(group) for _, group in by_slice]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -74,11 +108,28 @@ def with_shardings(shapes, shardings):
   )
 
 
+def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
+  """Which rows of a global batch lie on the devices of this process, in rising order."""
+  parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+  return sorted({row for (part,) in parts for row in range(*part.indices(batch_size))})
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-  """Sends this host's part of a batch to its devices, as parts of global arrays."""
-  return jax.tree.map(
-    lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch
-  )
+  """Sends this host's part of a batch, its `local_rows`, to its devices, as parts of global
+  arrays."""
+  local_size = len(next(iter(batch.values())))
+  batch_size = local_size * len(sharding.device_set) // len(sharding.addressable_devices)
+  first_places = {row: place for place, row in enumerate(local_rows(sharding, batch_size))}
+
+  def put(array: np.ndarray) -> jax.Array:
+    def part(index):
+      start, stop, _ = index[0].indices(batch_size)
+      place = first_places[start]
+      return array[place : place + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
+
+  return jax.tree.map(lambda array: put(np.asarray(array)), batch)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, what: str, multiple: int = 1) -> None:
