@@ -5,22 +5,30 @@ the roll at the coordinator's address: whoever is missing, twice there or of ano
 named, where JAX itself would wait or abort without a word about it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 
 import jax
 from jax._src import clusters
+from jax._src import distributed as jax_distributed
 
 from vswin_jax.training.progress import logger
 
 _FLAGS = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
 # Seconds between two words about who is still missing.
 _PATIENCE = 15.0
+# What a process that fails leaves for the others, and how often they look, in seconds.
+_FAILURE = "vswin_jax/failure"
+_WATCH_INTERVAL = 1.0
 
 
 class StartupError(ValueError):
@@ -183,8 +191,63 @@ def start(
     cluster_detection_method="deactivate",
     initialization_timeout=int(start_timeout),
     heartbeat_timeout_seconds=int(heartbeat_timeout),
-    shutdown_timeout_seconds=int(heartbeat_timeout),
   )
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+  """Makes an error in one process of a run end all of them, with what it said.
+
+  Left alone, the others would wait for it inside a collective operation until it counts as dead.
+  """
+  client = jax_distributed.global_state.client
+  if client is None:
+    yield
+    return
+  ended = threading.Event()
+  watcher = threading.Thread(target=_watch, args=(client, ended), daemon=True)
+  watcher.start()
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, SystemExit) and not error.code:
+      raise
+    if isinstance(error, SystemExit):
+      reason = str(error.code)
+      print(reason, file=sys.stderr)
+    else:
+      reason = f"{type(error).__name__}: {error}"
+      traceback.print_exc()
+    ended.set()
+    with contextlib.suppress(Exception):  # the others may be gone already
+      process = jax_distributed.global_state.process_id
+      client.key_value_set(_FAILURE, f"process {process}: {' '.join(reason.split())}", True)
+    # An orderly exit would wait for processes that wait for this one.
+    _leave()
+  ended.set()
+  watcher.join()
+  jax.distributed.shutdown()
+
+
+def _watch(client, ended: threading.Event) -> None:
+  """Ends this process when another one has failed."""
+  while not ended.wait(_WATCH_INTERVAL):
+    try:
+      reason = client.key_value_try_get(_FAILURE)
+    except Exception:  # nothing is there, or the run ends
+      continue
+    print(f"error: this run ends because of {reason}", file=sys.stderr)
+    _leave()
+
+
+def _leave() -> None:
+  """Ends this process at once."""
+  if jax_distributed.global_state.process_id == 0:
+    # The words of a failure go through it, and all must have read them.
+    time.sleep(2 * _WATCH_INTERVAL)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(1)
 
 
 def call_roll(cluster: Cluster, *, timeout: float, facts: dict[str, str]) -> None:

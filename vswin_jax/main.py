@@ -1,5 +1,6 @@
 """Trains or evaluates a model: `python -m vswin_jax.main --config=FILE --workdir=DIR`."""
 
+import functools
 import os
 import sys
 
@@ -44,17 +45,20 @@ def main(arguments: list[str]) -> None:
 
   from vswin_jax import distributed, experiment
 
-  with one_line_errors("the same command resumes from the last checkpoint", experiment.USER_ERRORS):
-    cluster = distributed.find_cluster(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_START_TIMEOUT.value
-    )
+  one_line = functools.partial(
+    one_line_errors, "the same command resumes from the last checkpoint", experiment.USER_ERRORS
+  )
+  with one_line():
     distributed.start(
-      cluster,
+      distributed.find_cluster(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_START_TIMEOUT.value
+      ),
       start_timeout=_START_TIMEOUT.value,
       heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
       facts={"--workdir": _WORKDIR.value, "--mode": _MODE.value}
       | experiment.shared_values(_CONFIG.value),
     )
+  with distributed.ending_together(), one_line():
     experiment.run(
       _CONFIG.value,
       workdir=_WORKDIR.value,
