@@ -29,6 +29,9 @@ _PATIENCE = 15.0
 # What a process that fails leaves for the others, and how often they look, in seconds.
 _FAILURE = "vswin_jax/failure"
 _WATCH_INTERVAL = 1.0
+# Exit status of errors that do not speak to the user (1 is for those that do): another start may
+# succeed.
+_UNEXPECTED = 70
 
 
 class StartupError(ValueError):
@@ -199,6 +202,7 @@ def ending_together() -> Iterator[None]:
   """Makes an error in one process of a run end all of them, with what it said.
 
   Left alone, the others would wait for it inside a collective operation until it counts as dead.
+  The exit status is 1 after a `SystemExit`, 70 after any other error.
   """
   client = jax_distributed.global_state.client
   if client is None:
@@ -213,17 +217,17 @@ def ending_together() -> Iterator[None]:
     if isinstance(error, SystemExit) and not error.code:
       raise
     if isinstance(error, SystemExit):
-      reason = str(error.code)
+      reason, status = str(error.code), 1
       print(reason, file=sys.stderr)
     else:
-      reason = f"{type(error).__name__}: {error}"
+      reason, status = f"{type(error).__name__}: {error}", _UNEXPECTED
       traceback.print_exc()
     ended.set()
     with contextlib.suppress(Exception):  # the others may be gone already
-      process = jax_distributed.global_state.process_id
-      client.key_value_set(_FAILURE, f"process {process}: {' '.join(reason.split())}", True)
+      reason = f"process {jax_distributed.global_state.process_id}: {' '.join(reason.split())}"
+      client.key_value_set(_FAILURE, json.dumps([reason, status]), True)
     # An orderly exit would wait for processes that wait for this one.
-    _leave()
+    _leave(status)
   ended.set()
   watcher.join()
   jax.distributed.shutdown()
@@ -233,21 +237,21 @@ def _watch(client, ended: threading.Event) -> None:
   """Ends this process when another one has failed."""
   while not ended.wait(_WATCH_INTERVAL):
     try:
-      reason = client.key_value_try_get(_FAILURE)
+      reason, status = json.loads(client.key_value_try_get(_FAILURE))
     except Exception:  # nothing is there, or the run ends
       continue
     print(f"error: this run ends because of {reason}", file=sys.stderr)
-    _leave()
+    _leave(status)
 
 
-def _leave() -> None:
+def _leave(status: int) -> None:
   """Ends this process at once."""
   if jax_distributed.global_state.process_id == 0:
     # The words of a failure go through it, and all must have read them.
     time.sleep(2 * _WATCH_INTERVAL)
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(1)
+  os._exit(status)
 
 
 def call_roll(cluster: Cluster, *, timeout: float, facts: dict[str, str]) -> None:
@@ -295,7 +299,7 @@ def _lead(cluster: Cluster, own: dict, deadline: float, timeout: float) -> str:
         except TimeoutError:
           continue
         other = _receive(connection, 5.0)
-        if other is None:
+        if other is None or not own.keys() <= other.keys():  # some other program
           connection.close()
           continue
         connections.append(connection)

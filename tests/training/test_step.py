@@ -284,15 +284,3 @@ def test_position_ids_reach_the_model_in_evaluation():
   logits = model(normalize(batch["video"], **PIXELS), batch["position_ids"])
   expected = jax.nn.softmax(logits).reshape(4, 2, -1).mean(1)
   np.testing.assert_allclose(result, expected, atol=1e-6)
-
-
-def test_impossible_layouts_are_refused():
-  with pytest.raises(ValueError, match="8 devices can't form groups of 3"):
-    sharding.make_mesh(3, jax.devices())
-  mesh = sharding.make_mesh(1, jax.devices())
-  with pytest.raises(
-    ValueError, match="batch_size is 12; with 8 devices it must be a multiple of 8"
-  ):
-    sharding.check_batch_size(12, mesh, "train.batch_size")
-  with pytest.raises(ValueError, match="2 accumulated parts it must be a multiple of 16"):
-    sharding.check_batch_size(8, mesh, "train.batch_size", 2)

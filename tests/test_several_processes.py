@@ -1,0 +1,175 @@
+"""Runs of several processes on this machine: the same as one, and what is left when one is lost."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.test_experiment import TINY, final_arrays, metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+# 12 steps; the last one and step 6 are evaluated and saved.
+SHORT = (
+  "--config.train.epochs=2.0",
+  "--config.train.log_every=1",
+  "--config.train.eval_every=6",
+  "--config.train.save_every=3",
+  "--config.loader.num_workers=0",
+)
+
+
+def command(data_dir, workdir, layout, *options, restarts=0) -> list[str]:
+  processes, devices = layout
+  return [
+    sys.executable,
+    "launch/local.py",
+    f"--processes={processes}",
+    f"--devices_per_process={devices}",
+    f"--restarts={restarts}",
+    "--",
+    *TINY,
+    *SHORT,
+    f"--config.data.dir={data_dir}",
+    f"--workdir={workdir}",
+    "--heartbeat_timeout=10",
+    *options,
+  ]
+
+
+def start(data_dir, workdir, layout, *options, **launch) -> subprocess.Popen:
+  variables = os.environ | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "PYTHONPATH": str(ROOT),
+  }
+  return subprocess.Popen(
+    command(data_dir, workdir, layout, *options, **launch),
+    cwd=ROOT,
+    env=variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def run(data_dir, workdir, layout, *options, **launch) -> str:
+  process = start(data_dir, workdir, layout, *options, **launch)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  return output
+
+
+def wait_for(path: pathlib.Path, process: subprocess.Popen) -> None:
+  deadline = time.monotonic() + 240
+  while not path.exists():
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def processes_of_run(workdir) -> dict[int, int]:
+  """Numbers of the processes of a run -> their process ids."""
+  found = {}
+  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+      arguments = path.read_bytes().decode().split("\0")
+    except OSError:
+      continue
+    number = [a.partition("=")[2] for a in arguments if a.startswith("--process_id=")]
+    if f"--workdir={workdir}" in arguments and number:
+      found[int(number[0])] = int(path.parent.name)
+  return found
+
+
+def assert_same_numbers(actual, expected):
+  """Metrics and arrays to float32 rounding: devices sum in different orders."""
+  ours, theirs = metrics(actual), metrics(expected)
+  assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+  for line, other in zip(ours, theirs):
+    np.testing.assert_allclose(list(line.values()), list(other.values()), rtol=2e-5, atol=1e-6)
+  ours, theirs = final_arrays(actual), final_arrays(expected)
+  assert ours.keys() == theirs.keys()
+  for path, array in theirs.items():
+    np.testing.assert_allclose(ours[path], array, rtol=1e-3, atol=2e-5, err_msg=path)
+  assert (actual / "predictions.csv").read_text().count("\n") == 1 + 21
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_data_dir, tmp_path_factory):
+  """A run of one process with four devices."""
+  workdir = tmp_path_factory.mktemp("alone")
+  run(tiny_data_dir, workdir, (1, 4))
+  return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout, fsdp", [((2, 2), 1), ((4, 1), 2)])
+def test_processes_and_layouts_change_nothing(alone, tiny_data_dir, tmp_path, layout, fsdp):
+  output = run(tiny_data_dir, tmp_path, layout, f"--config.mesh.fsdp={fsdp}")
+  assert "12 steps of 8 clips on 4 device(s)" in output
+  assert_same_numbers(tmp_path, alone)
+  # The first process alone speaks and writes.
+  assert output.count("report: ") == 1 and "[1] step" not in output
+  assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="finds processes by /proc")
+def test_a_request_to_one_process_stops_all_and_fewer_go_on(alone, tiny_data_dir, tmp_path):
+  process = start(tiny_data_dir, tmp_path, (4, 1))
+  wait_for(tmp_path / "checkpoints" / "3", process)
+  os.kill(processes_of_run(tmp_path)[2], signal.SIGTERM)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 0, output
+  (stopped,) = re.findall(r"asked to stop: saved step (\d+)", output)
+  output = run(tiny_data_dir, tmp_path, (2, 2))
+  assert f"resuming from step {stopped} of 12" in output
+  assert_same_numbers(tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="finds processes by /proc")
+def test_a_killed_process_ends_all_and_all_are_started_again(alone, tiny_data_dir, tmp_path):
+  process = start(tiny_data_dir, tmp_path, (2, 2), restarts=1)
+  wait_for(tmp_path / "checkpoints" / "6", process)
+  os.kill(processes_of_run(tmp_path)[1], signal.SIGKILL)
+  output, _ = process.communicate(timeout=240)
+  assert process.returncode == 0, output
+  assert "launch: process 1 was killed (SIGKILL)" in output
+  assert "starting all 2 processes again (1 of 1)" in output
+  assert re.search(r"resuming from step (6|9) of 12", output)
+  assert_same_numbers(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all_with_what_it_said(tiny_data_dir, tmp_path):
+  """The data of one process is gone; left alone, the other would wait for it."""
+  shares = ((str(tiny_data_dir), 0), (str(tmp_path / "nothing"), 1))
+  with socket.create_server(("localhost", 0)) as server:
+    port = server.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      [
+        sys.executable, "-m", "vswin_jax.main", *TINY, *SHORT, f"--config.data.dir={data_dir}",
+        f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}", "--num_processes=2",
+        f"--process_id={number}",
+      ],
+      cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+      stderr=subprocess.PIPE, text=True,
+    )
+    for data_dir, number in shares
+  ]  # fmt: skip
+  messages = [process.communicate(timeout=120)[1] for process in processes]
+  assert [process.returncode for process in processes] == [1, 1]
+  error = "error: no data set 'tiny_motion' under"
+  assert error in messages[1]
+  assert f"error: this run ends because of process 1: {error}" in messages[0]
