@@ -26,13 +26,8 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session")
 def tiny_data_dir(tmp_path_factory) -> pathlib.Path:
   """A folder with the prepared data set "tiny_motion": 48 training and 21 validation clips."""
-  import types
-
-  from vswin_jax.data.motion import MotionClips
-
-  class TinyMotion(MotionClips):
-    NUM_CLIPS = types.MappingProxyType({"train": 48, "validation": 21})
+  from tests.tiny_motion import prepare
 
   folder = tmp_path_factory.mktemp("data")
-  TinyMotion(data_dir=folder, file_format="array_record").download_and_prepare()
+  prepare(folder)
   return folder

@@ -70,12 +70,17 @@ def run(data_dir, workdir, *options, compile_anew=False) -> subprocess.Completed
 
 def final_arrays(workdir) -> dict[str, np.ndarray]:
   """Every array of the newest checkpoint, by path."""
+  import jax
   from orbax.checkpoint import v1 as ocp
 
   from vswin_jax.models.parameters import flatten
+  from vswin_jax.training.sharding import with_shardings
 
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with ocp.training.Checkpointer(workdir / "checkpoints") as checkpoints:
-    tree = checkpoints.load(checkpoints.latest.step)
+    step = checkpoints.latest.step
+    shapes = with_shardings(checkpoints.metadata(step).metadata, here)
+    tree = checkpoints.load(step, shapes)
   return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
 
 

@@ -1,6 +1,5 @@
 """Runs of several processes on this machine: the same as one, and what is left when one is lost."""
 
-import json
 import os
 import pathlib
 import re

@@ -34,13 +34,15 @@ def usable_cores() -> int:
 def end_with_parent() -> None:
   """Ends a worker with its parent, and not before.
 
-  Without its parent it would wait forever; an interrupt from the terminal is for the parent alone.
+  Without its parent it would wait forever; interrupts and requests to end, which terminals and
+  schedulers send to all processes of a job, are for the parent alone.
   """
   _end_when_ready(multiprocessing.parent_process().sentinel)
 
 
 def _end_when_ready(*signs) -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for request in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(request, signal.SIG_IGN)
 
   def watch():
     multiprocessing.connection.wait(signs)
