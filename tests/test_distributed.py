@@ -41,6 +41,7 @@ def test_a_step_of_slurm_with_one_task_a_gpu():
   )
   assert cluster.address == ("gpu08", 61809)
   assert cluster.name(4) == "process 4 (gpu12)"
+  assert find_cluster(environment=SLURM | {"JAX_COORDINATOR_PORT": "7"}).address[1] == 7
   # Where the scheduler shows a task its own GPU only, that one is the first.
   bound = SLURM | {"CUDA_VISIBLE_DEVICES": "1"}
   assert find_cluster(environment=bound).local_devices is None

@@ -121,8 +121,9 @@ def _of_slurm(environment: Mapping[str, str]) -> Cluster:
   nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
   tasks = _tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
   hosts = tuple(node for node, count in zip(nodes, tasks) for _ in range(count))
-  # Anywhere above the ports that services use, and not the same for two jobs on one node.
-  port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
+  # Unless the launcher says it: above the ports that services use, and not the same for two jobs on
+  # one node.
+  port = environment.get("JAX_COORDINATOR_PORT") or 61440 + int(environment["SLURM_JOB_ID"]) % 4096
   own_tasks = tasks[int(environment.get("SLURM_NODEID", 0))]
   visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
   shares_node = own_tasks > 1 and len(visible) != 1

@@ -1,0 +1,257 @@
+"""Trains on GKE: a JobSet of TPU slices or of nodes with GPUs, by kubectl or by XPK.
+
+  python launch/gke.py --name=k400 --image=IMAGE --topology=v5e:8x8 --bucket=my-data -- \
+    --config=configs/k400_swin_t.py --workdir=gs://my-runs/k400
+
+What comes after `--` goes to every process. The image is that of `launch/Dockerfile`.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import yaml
+from absl import app, flags
+
+from vswin_jax.checks import check_at_least, check_choices, fields
+from vswin_jax.command_line import parse_config_flags
+
+# Generation -> the label of its nodes, what XPK calls it, and its units for a chip there.
+_TPUS = {
+  "v4": ("tpu-v4-podslice", "v4", 2),
+  "v5e": ("tpu-v5-lite-podslice", "v5litepod", 1),
+  "v5p": ("tpu-v5p-slice", "v5p", 2),
+  "v6e": ("tpu-v6e-slice", "v6e", 1),
+}
+_CHIPS_PER_HOST = 4
+_PORT = 8482
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_FOLDER = pathlib.Path(__file__).parent
+
+
+class ManifestError(ValueError):
+  """A job that can't be described; one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What runs, and where.
+
+  Attributes:
+    name: of the JobSet.
+    image: of the container.
+    arguments: of `vswin_jax.main`.
+    topology: of a TPU slice, as in "v5e:8x8"; unused if there are GPU nodes.
+    slices: how many.
+    gpu_nodes: 0: TPUs.
+    gpus_per_node: of a node with GPUs, all used by one process.
+    gpu_type: the label of those nodes.
+    bucket: mounted to read as /mnt/BUCKET; empty: none.
+    service_account: of Kubernetes, that may read the bucket and write the workdir; empty: the
+      default one.
+    spot: whether nodes may be preempted.
+    cache: folder of compiled programs that all processes see, as in gs://...; empty: none.
+    restarts: how many times all are started again after a fault.
+    grace_seconds: for saving when a node is drained.
+
+  Raises:
+    ManifestError: a value is out of range.
+  """
+
+  name: str
+  image: str
+  arguments: tuple[str, ...]
+  topology: str = "v5e:8x8"
+  slices: int = 1
+  gpu_nodes: int = 0
+  gpus_per_node: int = 8
+  gpu_type: str = "nvidia-h100-80gb"
+  bucket: str = ""
+  service_account: str = ""
+  spot: bool = False
+  cache: str = ""
+  restarts: int = 3
+  grace_seconds: int = 120
+
+  def __post_init__(self):
+    # Names of pods, which are longer, have at most 63 characters.
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", self.name):
+      raise ManifestError(
+        f"name must be of at most 40 lower-case letters, digits and -, got {self.name!r}"
+      )
+    try:
+      check_at_least(1, **fields(self, "slices", "gpus_per_node"))
+      check_at_least(0, **fields(self, "gpu_nodes", "restarts", "grace_seconds"))
+    except ValueError as error:
+      raise ManifestError(error) from None
+    if not self.gpu_nodes:
+      _tpu(self.topology)
+
+
+def _tpu(topology: str) -> tuple[str, str, int]:
+  """Generation, shape and number of chips of, say, "v5e:8x8"."""
+  generation, _, shape = topology.partition(":")
+  try:
+    check_choices(_TPUS, TPU=generation)
+  except ValueError as error:
+    raise ManifestError(f"topology {topology!r}: {error}") from None
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+    raise ManifestError(f"topology must be as in v5e:8x8 or v4:4x4x4, got {topology!r}")
+  chips = math.prod(map(int, shape.split("x")))
+  if chips % _CHIPS_PER_HOST:
+    raise ManifestError(f"topology {topology!r} has {chips} chips; hosts have {_CHIPS_PER_HOST}")
+  return generation, shape, chips
+
+
+def manifest(job: Job) -> dict:
+  """The JobSet (v1alpha2), as what YAML or JSON is made of."""
+  kind = "gpu" if job.gpu_nodes else "tpu"
+  jobset = yaml.safe_load((_FOLDER / f"jobset_{kind}.yaml").read_text())
+  jobset["metadata"]["name"] = job.name
+  jobset["spec"]["failurePolicy"]["maxRestarts"] = job.restarts
+  [workers] = jobset["spec"]["replicatedJobs"]
+  template = workers["template"]["spec"]
+  pod = template["template"]["spec"]
+  [container] = pod["containers"]
+  container["image"] = job.image
+  pod["terminationGracePeriodSeconds"] = job.grace_seconds
+  if job.cache:
+    container["env"] = [{"name": _CACHE_VARIABLE, "value": job.cache}]
+  # Kubernetes would put variables in the place of $(...).
+  arguments = [argument.replace("$", "$$") for argument in job.arguments]
+  if job.gpu_nodes:
+    hosts = job.gpu_nodes
+    pod["nodeSelector"] = {"cloud.google.com/gke-accelerator": job.gpu_type}
+    container["resources"]["limits"] = {"nvidia.com/gpu": job.gpus_per_node}
+    container["args"] = [
+      *arguments,
+      f"--coordinator={job.name}-workers-0-0.{job.name}:{_PORT}",
+      f"--num_processes={hosts}",
+    ]
+  else:
+    generation, shape, chips = _tpu(job.topology)
+    hosts = chips // _CHIPS_PER_HOST
+    workers["replicas"] = job.slices
+    pod["nodeSelector"] = {
+      "cloud.google.com/gke-tpu-accelerator": _TPUS[generation][0],
+      "cloud.google.com/gke-tpu-topology": shape,
+    }
+    container["args"] = arguments
+  template["parallelism"] = template["completions"] = hosts
+  if job.spot:
+    pod["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
+  if job.service_account:
+    pod["serviceAccountName"] = job.service_account
+  if job.bucket:
+    _mount_bucket(pod, job.bucket)
+    template["template"] = {
+      "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
+      "spec": pod,
+    }
+  return jobset
+
+
+def _mount_bucket(pod: dict, bucket: str) -> None:
+  pod["volumes"].append(
+    {
+      "name": "data",
+      "csi": {
+        "driver": "gcsfuse.csi.storage.gke.io",
+        "readOnly": True,
+        "volumeAttributes": {"bucketName": bucket, "mountOptions": "implicit-dirs"},
+      },
+    }
+  )
+  pod["containers"][0]["volumeMounts"].append(
+    {"name": "data", "mountPath": f"/mnt/{bucket}", "readOnly": True}
+  )
+
+
+def xpk_command(job: Job, *, cluster: str, zone: str = "", project: str = "") -> list[str]:
+  """The command of XPK for the same run on TPUs.
+
+  XPK writes the manifest itself. Of its own accord it does not start again what ended with status
+  1 or 2.
+
+  Raises:
+    ManifestError: the job has what XPK is not told here: GPUs, a bucket, a service account.
+  """
+  if job.gpu_nodes or job.bucket or job.service_account:
+    raise ManifestError(
+      "XPK runs on TPUs here and brings its own storage and accounts (xpk storage attach); leave "
+      "out --gpu_nodes, --bucket and --service_account"
+    )
+  if not cluster:
+    raise ManifestError("XPK needs --cluster")
+  generation, _, chips = _tpu(job.topology)
+  _, prefix, units = _TPUS[generation]
+  # Signals reach the run only if no shell stands between.
+  inside = f"cd /vswin_jax && exec {shlex.join(['launch/run_once.sh', *job.arguments])}"
+  return [
+    *("xpk", "workload", "create", f"--workload={job.name}", f"--cluster={cluster}"),
+    *([f"--zone={zone}"] if zone else []),
+    *([f"--project={project}"] if project else []),
+    *(f"--tpu-type={prefix}-{chips * units}", f"--num-slices={job.slices}"),
+    *(["--spot"] if job.spot else []),
+    *([f"--env={_CACHE_VARIABLE}={job.cache}"] if job.cache else []),
+    *(f"--max-restarts={job.restarts}", f"--docker-image={job.image}"),
+    *(f"--termination-grace-period-seconds={job.grace_seconds}", f"--command={inside}"),
+  ]
+
+
+def define_flags() -> None:
+  flags.DEFINE_enum("via", "kubectl", ["kubectl", "xpk"], "What hands the job over.")
+  flags.DEFINE_string("name", "vswin-jax", "Of the job.")
+  flags.DEFINE_string("image", None, "The container, see launch/Dockerfile.", required=True)
+  flags.DEFINE_string("topology", "v5e:8x8", "Generation and shape of a TPU slice.")
+  flags.DEFINE_integer("slices", 1, "TPU slices.")
+  flags.DEFINE_integer("gpu_nodes", 0, "Nodes with GPUs, in place of TPUs.")
+  flags.DEFINE_integer("gpus_per_node", 8, "GPUs of such a node.")
+  flags.DEFINE_string("gpu_type", "nvidia-h100-80gb", "The label of such nodes.")
+  flags.DEFINE_string("bucket", "", "Mounted to read as /mnt/BUCKET.")
+  flags.DEFINE_string("service_account", "", "Of Kubernetes, for the buckets.")
+  flags.DEFINE_boolean("spot", False, "Nodes that may be preempted.")
+  flags.DEFINE_string("cache", "", "Folder of compiled programs, as in gs://...")
+  flags.DEFINE_integer("restarts", 3, "How many times all are started again after a fault.")
+  flags.DEFINE_integer("grace_seconds", 120, "For saving when a node is drained.")
+  flags.DEFINE_string("namespace", "default", "Of Kubernetes.")
+  flags.DEFINE_string("cluster", "", "For XPK.")
+  flags.DEFINE_string("zone", "", "For XPK.")
+  flags.DEFINE_string("project", "", "For XPK.")
+  flags.DEFINE_boolean("dry_run", False, "Print the command and run nothing.")
+
+
+def main(arguments: list[str]) -> None:
+  if not arguments[1:]:
+    sys.exit("error: give the arguments of the run after --, as in -- --config=... --workdir=...")
+  options = flags.FLAGS
+  names = [field.name for field in dataclasses.fields(Job) if field.name != "arguments"]
+  text = None
+  try:
+    job = Job(arguments=tuple(arguments[1:]), **{name: options[name].value for name in names})
+    if options.via == "xpk":
+      command = xpk_command(
+        job, cluster=options.cluster, zone=options.zone, project=options.project
+      )
+    else:
+      command = ["kubectl", "apply", f"--namespace={options.namespace}", "--filename=-"]
+      text = yaml.safe_dump(manifest(job), sort_keys=False)
+  except ManifestError as error:
+    sys.exit(f"error: {error}")
+  if options.dry_run:
+    print(shlex.join(command) + (f" <<'MANIFEST'\n{text}MANIFEST" if text else ""))
+    return
+  try:
+    sys.exit(subprocess.run(command, input=text, text=True, check=False).returncode)
+  except FileNotFoundError:
+    sys.exit(f"error: no program {command[0]!r} on this machine; install it first")
+
+
+# Not defined for those who import this module: they have flags of their own.
+if __name__ == "__main__":
+  define_flags()
+  app.run(main, flags_parser=parse_config_flags)

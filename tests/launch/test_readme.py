@@ -1,0 +1,52 @@
+"""Commands of the page are accepted, and what it computes is right."""
+
+import re
+import shlex
+import sys
+
+from tests.launch.shell import ROOT
+
+PAGE = (ROOT / "launch" / "README.md").read_text()
+
+
+def commands() -> list[list[str]]:
+  blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+  lines = "".join(blocks).replace("\\\n", " ").splitlines()
+  return [shlex.split(line) for line in lines]
+
+
+def test_launchers_take_the_commands(cluster):
+  seen = set()
+  for words in commands():
+    if words[0] == "sbatch":
+      words = words[words.index("launch/slurm.sh") :]
+    program = next((word for word in words[:2] if word.startswith("launch/")), None)
+    if program is None:
+      continue
+    seen.add(program)
+    if words[0] == "python":
+      words[0] = sys.executable
+    end = words.index("--") if "--" in words else len(words)
+    ended = cluster.run(*words[:end], "--dry_run", *words[end:])
+    assert (ended.returncode, ended.stderr) == (0, ""), words
+    assert ended.stdout
+  assert seen == {
+    *("launch/local.py", "launch/gpu_box.sh", "launch/slurm.sh"),
+    *("launch/tpu_vm.sh", "launch/gke.py"),
+  }
+  assert cluster.calls() == []
+
+
+def test_files_that_are_named_exist():
+  for name in re.findall(r"\b(?:launch|configs)/\w+\.\w+", PAGE):
+    assert (ROOT / name).exists(), name
+
+
+def test_shares_of_the_peak():
+  training_flops = 240_436 * 30 * 2 * 3 * 88.1e9
+  rows = re.findall(r"^\| (\d+) % \| ([\d,]+) \| (\d+) min \|", PAGE, re.MULTILINE)
+  assert len(rows) == 4
+  for percent, clips, minutes in rows:
+    flops = 64 * 197e12 * int(percent) / 100
+    assert abs(flops / (2 * 3 * 88.1e9) / int(clips.replace(",", "")) - 1) < 5e-3
+    assert round(training_flops / flops / 60) == int(minutes)

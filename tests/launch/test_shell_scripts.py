@@ -1,0 +1,120 @@
+"""All shell scripts: quality, help, and how they refuse; and those that start one process."""
+
+import pathlib
+import signal
+import subprocess
+import sysconfig
+
+import pytest
+
+from tests.launch.shell import ROOT
+
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+LAUNCHERS = [path for path in SCRIPTS if path.name != "common.sh"]
+ARGUMENTS = ("--config=c.py", "--workdir=my runs/a", "--config.model.num_heads=(1,1,2,2)")
+QUOTED = "--config=c.py '--workdir=my runs/a' '--config.model.num_heads=(1,1,2,2)'"
+
+
+def test_shellcheck_finds_nothing():
+  program = pathlib.Path(sysconfig.get_path("scripts"), "shellcheck")
+  assert len(SCRIPTS) == 6
+  command = [program, "--external-sources", *SCRIPTS]
+  ended = subprocess.run(command, capture_output=True, text=True)
+  assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", LAUNCHERS, ids=lambda path: path.name)
+def test_help(cluster, script):
+  ended = cluster.run(str(script), "--help")
+  assert (ended.returncode, ended.stderr) == (0, "")
+  assert "--help" in ended.stdout or "--dry_run" in ended.stdout
+  assert "#" not in ended.stdout
+  assert cluster.calls() == []
+
+
+@pytest.mark.parametrize("script", ["run_once", "gpu_box", "slurm"])
+def test_no_arguments(cluster, script):
+  ended = cluster.run(f"launch/{script}.sh")
+  assert (ended.returncode, ended.stdout) == (1, "")
+  assert ended.stderr == "error: give the arguments of the run, as in --config=... --workdir=...\n"
+
+
+def test_dry_run_of_run_once(cluster):
+  ended = cluster.run("launch/run_once.sh", "--dry_run", *ARGUMENTS)
+  assert (ended.returncode, ended.stderr) == (0, "")
+  assert ended.stdout == f"python -m vswin_jax.main {QUOTED}\n"
+
+
+def test_quotes_are_those_of_a_shell(cluster):
+  argument = """a 'b' "c" $d `e` \\ (f)"""
+  ended = cluster.run("launch/run_once.sh", "--dry_run", argument)
+  words = subprocess.run(
+    ["bash", "-c", f"printf '%s|' {ended.stdout}"], capture_output=True, text=True
+  )
+  assert words.stdout.split("|")[3] == argument
+
+
+def fake_python(cluster, body: str) -> str:
+  cluster.answer("python_of_run", body)
+  return str(cluster.folder / "programs" / "python_of_run")
+
+
+@pytest.mark.parametrize("status", [0, 1, 134])
+def test_run_once_has_the_status_of_the_run(cluster, status):
+  python = fake_python(cluster, f"echo said; echo complained >&2; exit {status}")
+  file = cluster.folder / "status"
+  ended = cluster.run("launch/run_once.sh", *ARGUMENTS, PYTHON=python, STATUS_FILE=str(file))
+  assert ended.returncode == status
+  assert ended.stdout == "said\ncomplained\n"
+  assert file.read_text() == f"{status}\n"
+  assert len(cluster.calls()) == 1
+
+
+def test_run_once_tells_a_run_that_was_stopped(cluster):
+  python = fake_python(
+    cluster,
+    """trap 'echo "asked to stop: saved step 7, the same command resumes"; exit 0' TERM
+    echo training
+    while :; do sleep 0.02; done""",
+  )
+  process = cluster.start("launch/run_once.sh", *ARGUMENTS, PYTHON=python)
+  assert process.stdout.readline() == "training\n"
+  process.send_signal(signal.SIGTERM)
+  output, errors = process.communicate(timeout=20)
+  assert output == "asked to stop: saved step 7, the same command resumes\n"
+  assert errors == "launch: stopped before its end\n"
+  assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_gpu_box(cluster):
+  ended = cluster.run("launch/gpu_box.sh", *ARGUMENTS, "--dry_run", RESTARTS="5")
+  assert (ended.returncode, ended.stderr) == (0, "")
+  assert ended.stdout == (
+    "env 'JAX_COMPILATION_CACHE_DIR=my runs/a/compilation_cache' python launch/local.py "
+    f"--platform=gpu --restarts=5 -- {QUOTED}\n"
+  )
+  python = fake_python(cluster, 'echo "$JAX_COMPILATION_CACHE_DIR"; exit 3')
+  ended = cluster.run("launch/gpu_box.sh", *ARGUMENTS, PYTHON=python)
+  assert (ended.returncode, ended.stdout) == (3, "my runs/a/compilation_cache\n")
+  [call] = cluster.calls()
+  assert call.startswith("python_of_run launch/local.py --platform=gpu --restarts=3 -- --config=c")
+
+
+@pytest.mark.parametrize(
+  "arguments, variables, folder",
+  [
+    (["--workdir", "runs/b"], {}, "runs/b/compilation_cache"),
+    (["--workdir=gs://b/runs"], {}, "HOME/.cache/vswin_jax"),
+    (["--workdir=runs/b"], {"JAX_COMPILATION_CACHE_DIR": "/fast"}, "/fast"),
+  ],
+)
+def test_folder_of_compiled_programs(cluster, arguments, variables, folder):
+  ended = cluster.run("launch/gpu_box.sh", *arguments, "--dry_run", **variables)
+  folder = folder.replace("HOME", str(cluster.folder))
+  assert ended.stdout.split()[1] == f"JAX_COMPILATION_CACHE_DIR={folder}"
+
+
+def test_counts_are_checked(cluster):
+  ended = cluster.run("launch/gpu_box.sh", *ARGUMENTS, RESTARTS="many")
+  assert ended.stderr == "error: RESTARTS must be a whole number, got 'many'\n"
+  assert ended.returncode == 1

@@ -1,0 +1,161 @@
+"""The SLURM launcher, with `srun` and its companions replaced."""
+
+import signal
+import time
+
+import pytest
+
+from tests.launch.test_shell_scripts import ARGUMENTS, QUOTED
+
+JOB = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_ON_NODE": "96"}
+KILLED = 'echo "srun: error: n1: task 2: Killed" >&2; exit 137'
+
+
+@pytest.mark.parametrize(
+  "variables, processes",
+  [
+    ({}, "--nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=96"),
+    (
+      {"PROCESSES_PER_NODE": "gpus", "SLURM_GPUS_ON_NODE": "8"},
+      "--nodes=4 --ntasks=32 --ntasks-per-node=8 --cpus-per-task=12",
+    ),
+  ],
+)
+def test_dry_run(cluster, variables, processes):
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, "--dry_run", **JOB, **variables)
+  assert (ended.returncode, ended.stderr) == (0, "")
+  assert ended.stdout == (
+    "env 'JAX_COMPILATION_CACHE_DIR=my runs/a/compilation_cache' JAX_COORDINATOR_PORT=10672 "
+    f"srun {processes} --gpu-bind=none --kill-on-bad-exit=1 python -m vswin_jax.main {QUOTED}\n"
+  )
+  assert cluster.calls() == []
+
+
+def test_a_run_that_ends_well(cluster):
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB)
+  assert (ended.returncode, ended.stderr) == (0, "")
+  [call] = cluster.calls()
+  assert call.endswith(
+    r"-m vswin_jax.main --config=c.py --workdir=my\ runs/a "
+    r"--config.model.num_heads=\(1\,1\,2\,2\)"
+  )
+
+
+def test_a_fault_starts_all_again_on_another_port(cluster):
+  cluster.answer("srun", f'echo "port $JAX_COORDINATOR_PORT"; if ((call < 2)); then {KILLED}; fi')
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB)
+  assert ended.returncode == 0
+  assert ended.stdout == "port 10672\nport 10673\nport 10674\n"
+  again = [
+    "srun: error: n1: task 2: Killed",
+    "launch: n1: task 2: Killed",
+    "launch: the run ended with status 137",
+  ]
+  assert ended.stderr.splitlines() == [
+    *again,
+    "launch: starting all processes again (1 of 3)",
+    *again,
+    "launch: starting all processes again (2 of 3)",
+  ]
+
+
+def test_restarts_are_bounded(cluster):
+  cluster.answer("srun", KILLED)
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB, RESTARTS="1")
+  assert ended.returncode == 137
+  assert len(cluster.calls("srun")) == 2
+  assert cluster.calls("scontrol") == []
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_wrong_commands_are_not_started_again(cluster, status):
+  # `srun` gives the status of those that it killed because of the first.
+  cluster.answer(
+    "srun",
+    f"""echo "srun: error: n1: tasks 0-3: Exited with exit code {status}" >&2
+    echo "srun: error: n2: task 4: Killed" >&2
+    exit 137""",
+  )
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB)
+  assert ended.returncode == status
+  assert len(cluster.calls("srun")) == 1
+
+
+def test_other_statuses_are_started_again(cluster):
+  cluster.answer(
+    "srun",
+    'if ((call == 0)); then echo "srun: error: n1: task 0: Exited with exit code 77" >&2; exit 77; '
+    "fi",
+  )
+  assert cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB).returncode == 0
+  assert len(cluster.calls("srun")) == 2
+
+
+WAIT_FOR_SCANCEL = "echo training; until [[ -f $folder/asked ]]; do sleep 0.02; done"
+
+
+@pytest.mark.parametrize("status", [0, 134])
+def test_near_the_time_limit_the_run_saves_and_the_job_queues_again(cluster, status):
+  cluster.answer("srun", f"{WAIT_FOR_SCANCEL}; exit {status}")
+  cluster.answer("scancel", 'touch "$folder/asked"')
+  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB, SLURM_RESTART_COUNT="1")
+  assert process.stdout.readline() == "training\n"
+  process.send_signal(signal.SIGUSR1)
+  _, errors = process.communicate(timeout=20)
+  assert process.returncode == 0
+  assert errors == "launch: time is nearly up: saving\nlaunch: back to the queue\n"
+  assert cluster.calls("sc") == ["scancel --signal=TERM 42", "scontrol requeue 42"]
+  assert len(cluster.calls("srun")) == 1
+
+
+def test_the_queue_is_not_for_ever(cluster):
+  cluster.answer("srun", WAIT_FOR_SCANCEL)
+  cluster.answer("scancel", 'touch "$folder/asked"')
+  process = cluster.start(
+    "launch/slurm.sh", *ARGUMENTS, **JOB, SLURM_RESTART_COUNT="2", REQUEUES="2"
+  )
+  process.stdout.readline()
+  process.send_signal(signal.SIGUSR1)
+  _, errors = process.communicate(timeout=20)
+  assert process.returncode == 1
+  assert errors.splitlines()[-1] == "error: queued 3 times: giving up"
+  assert cluster.calls("scontrol") == []
+
+
+def test_a_job_that_is_cancelled_is_not_started_again(cluster):
+  cluster.answer("srun", f"{WAIT_FOR_SCANCEL}; exit 143")
+  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB)
+  process.stdout.readline()
+  process.send_signal(signal.SIGTERM)
+  # The tasks are told by SLURM itself.
+  time.sleep(0.1)
+  assert process.poll() is None
+  (cluster.folder / "asked").touch()
+  process.communicate(timeout=20)
+  assert process.returncode == 143
+  assert len(cluster.calls()) == 1
+
+
+@pytest.mark.parametrize(
+  "variables, message",
+  [
+    (
+      {},
+      "not in a job; submit this file: sbatch --nodes=... --gpus-per-node=... launch/slurm.sh ...",
+    ),
+    (
+      {**JOB, "PROCESSES_PER_NODE": "gpus"},
+      "PROCESSES_PER_NODE=gpus in a job without GPUs; give --gpus-per-node",
+    ),
+    ({**JOB, "PROCESSES_PER_NODE": "3"}, "PROCESSES_PER_NODE must be 1 or gpus, got '3'"),
+    ({**JOB, "REQUEUES": "-1"}, "REQUEUES must be a whole number, got '-1'"),
+    (
+      {**JOB, "SLURM_SUBMIT_DIR": "/"},
+      "no launch/common.sh in /; submit the job in the clone of the repository",
+    ),
+  ],
+)
+def test_bad_jobs_end_in_one_line(cluster, variables, message):
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **variables)
+  assert (ended.returncode, ended.stderr) == (1, f"error: {message}\n")
+  assert cluster.calls() == []
