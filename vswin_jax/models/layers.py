@@ -52,7 +52,41 @@ class TokenLinear(nnx.Linear):
   """
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    tokens = x.reshape(-1, x.shape[-1])
+    if jnp.dtype(self.dtype) == jnp.float32:
+      y = super().__call__(tokens)
+    else:
+      bias = None if self.bias is None else self.bias[...]
+      y = _reduced_linear(tokens.astype(self.dtype), self.kernel[...], bias)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _reduced_linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """`x @ kernel + bias` in the dtype of `x` `[tokens, inputs]`.
+
+  Gradients of the parameters are summed in float32. Left to autodiff they would be rounded to the
+  dtype of `x` before the devices add theirs up, in that dtype too.
+  """
+  y = x @ kernel.astype(x.dtype)
+  return y if bias is None else y + bias.astype(x.dtype)
+
+
+def _reduced_linear_forward(x, kernel, bias):
+  return _reduced_linear(x, kernel, bias), (x, kernel, bias)
+
+
+def _reduced_linear_backward(residuals, gradient):
+  x, kernel, bias = residuals
+  kernel_gradient = jnp.einsum("ni,no->io", x, gradient, preferred_element_type=jnp.float32)
+  return (
+    gradient @ kernel.astype(x.dtype).T,
+    kernel_gradient.astype(kernel.dtype),
+    None if bias is None else gradient.sum(0, dtype=jnp.float32).astype(bias.dtype),
+  )
+
+
+_reduced_linear.defvjp(_reduced_linear_forward, _reduced_linear_backward)
 
 
 def linear(
