@@ -1,0 +1,85 @@
+"""The compilers of other machines, where they are installed."""
+
+import importlib.util
+import math
+import os
+
+import pytest
+
+from tests.recipe_table import load
+from vswin_jax.models.parameters import flatten
+from vswin_jax.pods import devices, running
+from vswin_jax.pods.compiling import needed_memory
+from vswin_jax.pods.data_facts import data_facts
+from vswin_jax.pods.environment import prepare_environment
+from vswin_jax.pods.results import describe
+from vswin_jax.pods.targets import TargetError, parse_target
+
+
+@pytest.fixture
+def environment():
+  """That of a process that compiles for other machines, for the time of a test."""
+  before = dict(os.environ)
+  prepare_environment()
+  yield
+  os.environ.clear()
+  os.environ.update(before)
+
+
+@pytest.mark.parametrize(
+  "message, size",
+  [
+    (
+      "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+      "(1.00T) exceeds available HBM (15.75G).",
+      2**40,
+    ),
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.5G of 15.75G hbm.", None),
+    ("RESOURCE_EXHAUSTED: something else", None),
+  ],
+)
+def test_needed_memory_is_read(message, size):
+  assert needed_memory(message) == (int(30.5 * 2**30) if "30.5G" in message else size)
+
+
+def test_environment_is_kept_whole(environment, monkeypatch):
+  flags = os.environ["XLA_FLAGS"]
+  prepare_environment()
+  assert os.environ["XLA_FLAGS"] == flags
+  assert "--xla_force_host_platform_device_count=8" in flags
+  assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+@pytest.mark.parametrize("name, extra", [("v5e:2x2", "tpu"), ("h100:1x1x8", "cuda-compile")])
+def test_without_a_compiler_the_extra_is_named(name, extra, monkeypatch):
+  def nothing(target):
+    raise NotImplementedError("no such platform")
+
+  monkeypatch.setattr(devices, "_topology", nothing)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+  with pytest.raises(TargetError, match=rf"pip install -e '\.\[{extra}\]'"):
+    devices.devices_of(parse_target(name))
+
+
+@pytest.mark.slow
+def test_quickstart_for_tpus(environment):
+  """Compiled for four chips: it fits, and sums one gradient, as many bytes as there are
+  parameters. A batch of gigabytes does not fit, which is said."""
+  pytest.importorskip("libtpu")
+  config, target = load("quickstart"), parse_target("v5e:2x2")
+  facts = data_facts(config.data.name, "/no/such/folder", config.data.train_split)
+  result = running.compile_for(config, target, facts)
+  plan = running.plan_for(config, target, facts)
+  parameters = sum(math.prod(leaf.shape) for leaf in flatten(plan.param_shapes).values())
+  assert result.fits
+  assert 12 * parameters < result.arguments < result.memory < 2**30
+  assert {(one.kind, one.group) for one in result.collectives} == {("all-reduce", 4)}
+  summed = sum(one.operand_bytes for one in result.collectives)
+  # The sum of a bias or two is taken twice.
+  assert 4 * parameters < summed < 1.001 * 4 * parameters
+  assert 0 < result.estimate.efficiencies[0] < result.estimate.efficiencies[1] == 1
+
+  large = running.compile_for(config, target, facts, clips_per_device=8192)
+  assert not large.fits
+  assert "does not fit: " in describe(large)
+  assert large.needed is None or large.needed > target.chip.memory

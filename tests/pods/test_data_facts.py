@@ -1,0 +1,37 @@
+"""What is known of data sets, with and without their files."""
+
+import pytest
+
+from vswin_jax.data.records import DatasetError
+from vswin_jax.pods.data_facts import data_facts
+
+
+@pytest.mark.parametrize(
+  "name, classes, least, most",
+  [
+    ("kinetics400", 400, 215_000, 250_000),
+    ("kinetics600", 600, 350_000, 400_000),
+    ("kinetics700", 700, 520_000, 550_000),
+    ("something_something_v2", 174, 168_913, 168_913),
+    ("motion_clips", 6, 4096, 4096),
+  ],
+)
+def test_known_data_sets_need_no_files(name, classes, least, most, tmp_path):
+  facts = data_facts(name, str(tmp_path), "train")
+  assert facts.num_classes == classes
+  assert least <= facts.num_videos <= most
+  assert not facts.multi_label
+
+
+def test_prepared_data_sets_say_themselves(tiny_data_dir):
+  facts = data_facts("tiny_motion", str(tiny_data_dir), "train")
+  assert (facts.num_classes, facts.num_videos, facts.multi_label) == (6, 48, False)
+  assert str(tiny_data_dir) in facts.source
+
+
+def test_others_end_in_one_line(tmp_path):
+  with pytest.raises(DatasetError) as error:
+    data_facts("my_videos", str(tmp_path), "train")
+  assert "no data set 'my_videos'" in str(error.value)
+  assert "knows without the data only kinetics400, kinetics600" in str(error.value)
+  assert "\n" not in str(error.value)

@@ -1,0 +1,47 @@
+"""Bounds of a step against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from vswin_jax.pods.estimate import Estimate, estimate
+from vswin_jax.pods.program import Collective
+from vswin_jax.pods.targets import Chip
+
+# 100 TFLOP/s, 1 TB/s of memory, 100 GB/s of links, 5 GB/s of network.
+CHIP = Chip("x", "tpu", 16 * 2**30, 100e12, 1e12, 100e9, 5e9, 2, 256)
+COLLECTIVES = (
+  Collective("all-reduce", False, 4, 3, 10**9, 1.5e9),
+  Collective("all-gather", False, 4, 1, 10**8, 0.5e9),
+  Collective("all-reduce", True, 2, 1, 10**8, 1e8),
+)
+
+
+def test_each_part_at_its_peak():
+  bounds = estimate(CHIP, 5e12, 30e9, COLLECTIVES)
+  np.testing.assert_allclose(
+    [bounds.compute, bounds.memory, bounds.links, bounds.network],
+    [0.05, 0.03, 0.02, 0.02],
+    rtol=1e-12,
+  )
+  assert bounds.alone == bounds.compute
+
+
+def test_step_and_efficiency():
+  bounds = Estimate(compute=0.05, memory=0.03, links=0.02, network=0.01)
+  np.testing.assert_allclose(bounds.in_turn, 0.08)
+  assert bounds.overlapped == 0.05
+  np.testing.assert_allclose(bounds.efficiencies, (0.625, 1.0))
+
+
+@pytest.mark.parametrize("slow", ["links", "network"])
+def test_what_can_not_be_hidden(slow):
+  times = {"compute": 0.01, "memory": 0.04, "links": 0.0, "network": 0.0} | {slow: 0.16}
+  bounds = Estimate(**times)
+  assert bounds.overlapped == 0.16
+  np.testing.assert_allclose(bounds.in_turn, 0.2)
+  np.testing.assert_allclose(bounds.efficiencies, (0.2, 0.25))
+
+
+def test_one_device_loses_nothing():
+  bounds = estimate(CHIP, 5e12, 30e9, ())
+  assert bounds.efficiencies == (1.0, 1.0)

@@ -1,0 +1,60 @@
+"""What a plan needs to know of a data set, also of those that are not at hand."""
+
+import dataclasses
+
+from vswin_jax.data import generated
+from vswin_jax.data.label_names import label_names
+from vswin_jax.data.motion import MOTIONS, MotionClips
+from vswin_jax.data.records import DatasetError, open_records
+
+# Training videos as commonly given: of Kinetics in the lists of their authors (arXiv 1705.06950,
+# 1808.01340, 1907.06987), of which copies are smaller since videos vanish; of Something-Something
+# V2 on its own page.
+_TRAINING_VIDEOS = {
+  "kinetics400": 246_534,
+  "kinetics600": 392_622,
+  "kinetics700": 545_317,
+  "something_something_v2": 168_913,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+  """Attributes:
+  source: where the numbers are from, in words.
+  """
+
+  num_classes: int
+  num_videos: int
+  multi_label: bool
+  source: str
+
+
+def data_facts(name: str, data_dir: str, split: str) -> DataFacts:
+  """The facts of a prepared data set, else the published ones.
+
+  Raises:
+    DatasetError: the data set is neither at hand nor known.
+  """
+  try:
+    records = open_records(name, data_dir, split)
+  except DatasetError as error:
+    known = _known(name)
+    if known is None:
+      raise DatasetError(
+        f"{error}; compiling needs to know its classes and videos, and knows without the data only "
+        f"{', '.join(sorted([*_TRAINING_VIDEOS, *generated.BUILDERS]))}"
+      ) from error
+    return known
+  return DataFacts(
+    len(records.class_names), len(records), records.multi_label, f"the data set in {data_dir}"
+  )
+
+
+def _known(name: str) -> DataFacts | None:
+  if name == MotionClips.name:
+    videos = MotionClips.NUM_CLIPS["train"]
+    return DataFacts(len(MOTIONS), videos, False, "as the library makes it")
+  if name not in _TRAINING_VIDEOS:
+    return None
+  return DataFacts(len(label_names(name)), _TRAINING_VIDEOS[name], False, "published numbers")

@@ -1,0 +1,291 @@
+"""Collectives of a compiled program, read from its HLO text.
+
+What a device sends is counted as in a ring of the n devices of a group: 2 (n-1)/n of the size for
+an all-reduce, (n-1)/n of the whole for an all-gather, a reduce-scatter and an all-to-all, all of it
+for a permutation. Padding of layouts is not counted.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+KINDS = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """Collectives of one kind and group size, together.
+
+  Attributes:
+    kind: one of `KINDS`.
+    across_slices: over the network between slices, not within one.
+    group: devices that take part in one of them.
+    count: how often in a step.
+    operand_bytes: of one device in a step.
+    wire_bytes: sent by one device in a step.
+  """
+
+  kind: str
+  across_slices: bool
+  group: int
+  count: int
+  operand_bytes: int
+  wire_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  name: str
+  type: str
+  opcode: str
+  operands: str
+  attributes: str
+
+
+def read_collectives(text: str, slices: int = 1, slice_size: int = 0) -> list[Collective]:
+  """The collectives of a program, one entry for each kind, network and group size.
+
+  Those in loops count as often as the loop runs, where the compiler knows it; of branches all
+  count.
+
+  Args:
+    text: of the optimised program, as `compiled.as_text()` gives it.
+    slices: of the machine. The program for TPUs is that of one slice, and hands what goes between
+      slices to the host; the one for GPUs is that of all.
+    slice_size: devices of a slice; 0: all of the program's.
+
+  Raises:
+    ValueError: the text is no such program.
+  """
+  computations, entry = _computations(text)
+  partitions = int(_found(r"num_partitions=(\d+)", text, "1"))
+  slice_size = slice_size or partitions
+  sums = collections.defaultdict(lambda: [0, 0, 0.0])
+  for name, times in _uses(computations, entry).items():
+    instructions = computations[name]
+    types = {one.name: one.type for one in instructions}
+    for one in instructions:
+      found = _collective(one, types, partitions, slices, slice_size)
+      if found is None:
+        continue
+      kind, across, group, size = found
+      # The compiler of TPUs writes it as this and a slice, in a fusion that is one operation.
+      if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+      totals = sums[kind, across, group]
+      totals[0] += times
+      totals[1] += times * size
+      totals[2] += times * wire_bytes(kind, size, group)
+  return [Collective(*key, count, size, wire) for key, (count, size, wire) in sorted(sums.items())]
+
+
+def count_loops(text: str) -> int:
+  """Loops of a program that run more than once, or no one knows how often."""
+  once = '"known_trip_count":{"n":"1"}'
+  return sum(" while(" in line and once not in line for line in text.splitlines())
+
+
+def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
+  """Bytes that each device of a ring sends.
+
+  Args:
+    operand_bytes: of one device: of an all-gather its own part, else the whole array.
+  """
+  if group < 2:
+    return 0.0
+  others = (group - 1) / group
+  shares = {
+    "all-reduce": 2 * others,
+    "all-gather": group - 1,
+    "reduce-scatter": others,
+    "all-to-all": others,
+  }
+  return operand_bytes * shares.get(kind, 1.0)
+
+
+def type_bytes(type_text: str) -> int:
+  """Bytes of an HLO type, such as `(f32[8,128]{1,0}, bf16[2])`."""
+  bits = 0
+  for dtype, shape in re.findall(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]", type_text):
+    sizes = [int(size.removeprefix("<=")) for size in shape.split(",") if size]
+    bits += _bits(dtype) * math.prod(sizes)
+  return bits // 8
+
+
+def group_members(groups: str, partitions: int) -> list[int]:
+  """The devices of the first group of a `replica_groups` attribute, in any of its forms: lists
+  `{{0,1},{2,3}}`, counted `[2,4]<=[4,2]T(1,0)`, or axes of a mesh `mesh['a'=2,'b'=4] {'b'}`."""
+  if groups.startswith("mesh["):
+    return _mesh_group(groups)
+  if groups.startswith("["):
+    return _counted(groups).tolist()[0]
+  first = re.match(r"\{\{([\d, ]*)\}", groups)
+  members = [int(number) for number in re.findall(r"\d+", first[1])] if first else []
+  return members or list(range(partitions))
+
+
+def _mesh_group(groups: str) -> list[int]:
+  axes, ids, chosen = re.fullmatch(
+    r"mesh\[(.*?)\](?:, ?device_ids=\((.*)\))? \{(.*)\}", groups
+  ).groups()
+  sizes = {name: int(size) for name, size in re.findall(r"([\w']+)=(\d+)", axes)}
+  devices = np.arange(math.prod(sizes.values()))
+  if ids and "<=" in ids:
+    devices = _counted(ids).reshape(-1)
+  elif ids:
+    devices = np.array([int(number) for number in re.findall(r"\d+", ids.split("]")[-1])])
+  devices = devices.reshape(tuple(sizes.values()))
+  # An axis, or a part of one: the part's size, and the product of the parts before it.
+  parts = {
+    name: (int(before or 1), int(size or sizes[name]))
+    for name, before, size in re.findall(r"([\w']+)(?::\((\d+)\)(\d+))?", chosen)
+  }
+  index = []
+  for name, whole in sizes.items():
+    before, size = parts.get(name, (1, 1))
+    after = whole // (before * size)
+    index.append([number * after for number in range(size)])
+  return devices[np.ix_(*index)].reshape(-1).tolist()
+
+
+def _counted(text: str) -> np.ndarray:
+  """Numbers in the order that `[2,4]<=[4,2]T(1,0)` says, in the first shape."""
+  shape, source, order = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+  shape, source = (tuple(map(int, part.split(","))) for part in (shape, source))
+  numbers = np.arange(math.prod(source)).reshape(source)
+  if order:
+    numbers = numbers.transpose(tuple(map(int, order.split(","))))
+  return numbers.reshape(shape)
+
+
+def _collective(
+  one: _Instruction, types: dict[str, str], partitions: int, slices: int, slice_size: int
+):
+  """Kind, whether across slices, group size and operand bytes; None of other instructions."""
+  size = sum(type_bytes(types.get(name, "")) for name in _operand_names(one))
+  transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+  if one.opcode == "send" and transfer:
+    kind = transfer[1].lower().replace("_", "-")
+    return (kind if kind in KINDS else "collective-permute"), True, slices, size
+  kind = one.opcode.removesuffix("-start")
+  if kind not in KINDS:
+    return None
+  if kind == "collective-permute":
+    pairs = re.findall(
+      r"\{(\d+),(\d+)\}", _found(r"source_target_pairs=(\{.*?\}\})", one.attributes)
+    )
+    members = [int(number) for number in pairs[0]] if pairs else [0]
+  else:
+    groups = _found(
+      r"replica_groups=(mesh\[.*?\](?:, ?device_ids=\(.*?\)+)? \{.*?\}"
+      r"|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|\{\})",
+      one.attributes,
+    )
+    members = group_members(groups, partitions)
+  return kind, len({member // slice_size for member in members}) > 1, len(members), size
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+  """The instructions of every computation by its name, and the name of the first to run."""
+  found: dict[str, list[_Instruction]] = {}
+  entry, current = "", None
+  for line in text.splitlines():
+    if not line.startswith(" "):
+      header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
+      current = found.setdefault(header[2], []) if header else None
+      if header and header[1]:
+        entry = header[2]
+    elif current is not None:
+      instruction = _instruction(line)
+      if instruction:
+        current.append(instruction)
+  if not entry:
+    raise ValueError("the text of a compiled program has an ENTRY; this has none")
+  return found, entry
+
+
+def _instruction(line: str) -> _Instruction | None:
+  head = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
+  if not head:
+    return None
+  rest = line[head.end() :]
+  end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
+  kind = re.match(r" ?([a-z][\w\-]*)\(", rest[end:])
+  if not kind:
+    return None
+  start = end + kind.end() - 1
+  stop = _closing(rest, start)
+  return _Instruction(head[1], rest[:end], kind[1], rest[start + 1 : stop - 1], rest[stop:])
+
+
+def _closing(text: str, start: int) -> int:
+  """The place after the parenthesis that closes the one at `start`."""
+  depth = 0
+  for match in re.compile(r"[()]").finditer(text, start):
+    depth += 1 if match[0] == "(" else -1
+    if not depth:
+      return match.end()
+  return len(text)
+
+
+def _operand_names(one: _Instruction) -> list[str]:
+  """Names of the operands; of what is sent, without the token."""
+  names = re.findall(r"%([\w.\-]+)", one.operands)
+  return (names or re.findall(r"(?:^|[ ,])([\w.\-]+)(?=,|$)", one.operands))[
+    : 1 if one.opcode == "send" else None
+  ]
+
+
+def _uses(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
+  """How often each computation runs in one of the whole program."""
+  times: dict[str, int] = collections.defaultdict(int)
+  waiting = [(entry, 1)]
+  while waiting:
+    name, count = waiting.pop()
+    times[name] += count
+    for one in computations[name]:
+      waiting += [
+        (called, count * often) for called, often in _calls(one) if called in computations
+      ]
+  return times
+
+
+def _calls(one: _Instruction) -> Iterator[tuple[str, int]]:
+  """The computations that an instruction runs, and how often."""
+  if one.opcode == "while":
+    trips = int(_found(r'"known_trip_count":\{"n":"(\d+)"', one.attributes, "1"))
+    for part in ("body", "condition"):
+      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes), trips
+  elif one.opcode == "conditional":
+    branches = _found(r"branch_computations=\{(.*?)\}", one.attributes)
+    for name in re.findall(r"[\w.\-]+", branches):
+      yield name, 1
+    for part in ("true", "false"):
+      yield _found(rf"{part}_computation=%?([\w.\-]+)", one.attributes), 1
+  elif one.opcode in ("fusion", "call", "async-start"):
+    # What waits for an asynchronous call names it once more.
+    for part in ("calls", "to_apply"):
+      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes), 1
+
+
+def _found(pattern: str, text: str, otherwise: str = "") -> str:
+  match = re.search(pattern, text)
+  return match[1] if match else otherwise
+
+
+def _bits(dtype: str) -> int:
+  if dtype == "pred":
+    return 8
+  width = re.match(r"[a-z]+(\d+)", dtype)
+  return int(width[1]) if width else 0

@@ -1,0 +1,216 @@
+"""From a config and the names of machines to what compiling for them says."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Collection
+
+import jax
+from ml_collections import config_dict
+
+from vswin_jax import starting_point
+from vswin_jax.local_files import file_path, local_path
+from vswin_jax.models.catalog import model_config
+from vswin_jax.models.vtn import VTNConfig
+from vswin_jax.plan import ConfigError, Plan, make_plan, read_settings
+from vswin_jax.pods.compiling import Compiled, compile_step
+from vswin_jax.pods.data_facts import DataFacts, data_facts
+from vswin_jax.pods.devices import devices_of
+from vswin_jax.pods.fitting import largest_that_fits
+from vswin_jax.pods.program import count_loops, read_collectives
+from vswin_jax.pods.results import NOTE, Result, describe, table, write_row
+from vswin_jax.pods.targets import Target, parse_targets
+
+RESULTS_FILE = "compile.jsonl"
+
+
+def run(
+  config: config_dict.ConfigDict,
+  topologies: str,
+  *,
+  workdir: str | pathlib.Path | None = None,
+  effort: str = "full",
+  search: bool = True,
+  explicit: Collection[str] = (),
+  say: Callable[[str], None] = print,
+) -> list[Result]:
+  """Compiles the training step of a config for one machine, or for several with a table.
+
+  Args:
+    topologies: names as `parse_target` reads them, with commas between.
+    workdir: where results are added to `RESULTS_FILE`; None: nowhere.
+    effort: of the compiler for what is asked for, "quick" or "full"; what is tried besides, the
+      largest batch and what would fit, takes the quick one.
+    search: for the largest number of clips a device.
+    explicit: keys of `config` that hold against the weights that it starts from.
+    say: is given what there is to read.
+
+  Raises:
+    TargetError: an unknown machine, or no compiler for it.
+    ConfigError: values that do not fit.
+    DatasetError: a data set that is neither prepared nor known.
+    CheckpointError: weights that can't be read.
+  """
+  targets = parse_targets(topologies)
+  config = settle_model(config, explicit)
+  facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
+  results = []
+  for target in targets:
+    result = compile_for(config, target, facts, effort=effort)
+    if search or not result.fits:
+      result = search_largest(config, target, facts, result)
+    if not result.fits:
+      result = add_advice(config, target, facts, result)
+    if workdir is not None:
+      folder = local_path(workdir)
+      folder.mkdir(parents=True, exist_ok=True)
+      write_row(folder / RESULTS_FILE, result)
+    say(describe(result) + "\n")
+    results.append(result)
+  if len(results) > 1:
+    say(f"{table(results)}\n\n{NOTE}")
+  return results
+
+
+def settle_model(
+  config: config_dict.ConfigDict, explicit: Collection[str] = ()
+) -> config_dict.ConfigDict:
+  """The config with the model of the weights that it starts from, if it names none itself.
+
+  Args:
+    explicit: keys of `config` that hold against what the weights say.
+
+  Raises:
+    ConfigError: neither a model nor weights are given.
+  """
+  if config.model.name is not None:
+    return config
+  if config.init_from in (None, "random"):
+    raise ConfigError(
+      "which model? This config takes it from the weights that it starts from; give "
+      "--config.init_from=DIR of converted weights or of a run, or --config.model.name"
+    )
+  source = file_path(config.init_from)
+  return starting_point.settle(config, source, mode="train", explicit=explicit)
+
+
+def compile_for(
+  config: config_dict.ConfigDict,
+  target: Target,
+  facts: DataFacts,
+  *,
+  clips_per_device: int | None = None,
+  effort: str = "quick",
+) -> Result:
+  """Compiles the training step for a machine.
+
+  Args:
+    clips_per_device: None: as many as the config says, or the next number that can be divided.
+
+  Raises:
+    TargetError, ConfigError: as `run`.
+  """
+  plan = plan_for(config, target, facts, clips_per_device)
+  compiled = compile_step(plan, effort)
+  jax.clear_caches()  # no step is compiled twice, and the programs are large
+  return result_of(plan, target, config.train.batch_size, compiled)
+
+
+def plan_for(
+  config: config_dict.ConfigDict,
+  target: Target,
+  facts: DataFacts,
+  clips_per_device: int | None = None,
+) -> Plan:
+  """The plan of a config on a machine, with a batch that its devices can share."""
+  devices = devices_of(target)
+  config = config.copy_and_resolve_references()
+  if clips_per_device is None:
+    shares = len(devices) * config.train.accumulate
+    config.train.batch_size = -(-config.train.batch_size // shares) * shares
+  else:
+    config.train.batch_size = clips_per_device * len(devices)
+  return make_plan(
+    read_settings(config.lock(), "train", devices),
+    num_classes=facts.num_classes,
+    num_videos=facts.num_videos,
+    multi_label=facts.multi_label,
+  )
+
+
+def result_of(plan: Plan, target: Target, wanted_batch_size: int, compiled: Compiled) -> Result:
+  config = plan.settings.config
+  return Result(
+    model=config.model.name,
+    topology=target.name,
+    num_devices=target.num_devices,
+    batch_size=config.train.batch_size,
+    wanted_batch_size=wanted_batch_size,
+    fsdp=config.mesh.fsdp,
+    rematerialisation=config.model.get("rematerialisation") or "none",
+    epochs=config.train.epochs,
+    num_steps=plan.num_steps,
+    effort=compiled.effort,
+    seconds=compiled.seconds,
+    memory=compiled.memory,
+    needed=compiled.needed,
+    arguments=compiled.arguments,
+    flops=compiled.flops,
+    bytes_accessed=compiled.bytes_accessed,
+    collectives=tuple(read_collectives(compiled.text, target.slices, target.slice_size))
+    if compiled.text
+    else (),
+    loops=count_loops(compiled.text),
+  )
+
+
+def search_largest(
+  config: config_dict.ConfigDict,
+  target: Target,
+  facts: DataFacts,
+  result: Result,
+  known: dict[int, int | None] | None = None,
+) -> Result:
+  """The result with the largest number of clips a device that fit, found with quick effort.
+
+  Args:
+    known: bytes by clips a device that are known besides; None: more than there are.
+  """
+  parts = config.train.accumulate
+
+  def peak_memory(clips: int) -> int | None:
+    return compile_for(config, target, facts, clips_per_device=clips * parts).memory
+
+  memory = {**(known or {}), result.clips_per_device: result.memory}
+  tried = {clips // parts: size for clips, size in memory.items()}
+  found = largest_that_fits(peak_memory, target.chip.memory, tried)
+  return dataclasses.replace(result, largest=found.clips * parts, is_largest=found.is_largest)
+
+
+def add_advice(
+  config: config_dict.ConfigDict, target: Target, facts: DataFacts, result: Result
+) -> Result:
+  """The result of a step that does not fit, with flags that were compiled and do.
+
+  Args:
+    result: from `search_largest`.
+  """
+  recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
+  less = {"model.rematerialisation": recompute}
+  shared = {"mesh.fsdp": target.slice_size}
+  advice = []
+  if result.largest:
+    batch_size = result.largest * result.num_devices
+    advice.append(f"--config.train.batch_size={batch_size} ({result.largest} clips a chip)")
+  tried = [less] * (result.rematerialisation != recompute)
+  tried += [shared] * (config.mesh.fsdp < target.slice_size)
+  tried += [less | shared] * (len(tried) == 2)
+  for changes in tried:
+    if len(changes) > 1 and len(advice) > bool(result.largest):
+      break  # one of them is enough
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    memory = compile_for(changed, target, facts).memory
+    if memory is not None and memory <= target.chip.memory:
+      flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+      advice.append(f"{flags} ({memory / 2**30:.2f} GiB)")
+  return dataclasses.replace(result, advice=tuple(advice))
