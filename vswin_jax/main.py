@@ -1,4 +1,7 @@
-"""Trains or evaluates a model: `python -m vswin_jax.main --config=FILE --workdir=DIR`."""
+"""Trains or evaluates a model: `python -m vswin_jax.main --config=FILE --workdir=DIR`.
+
+In a run of several processes every host runs the same command.
+"""
 
 import functools
 import os
@@ -18,10 +21,25 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, report.")
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "eval"], "train: train or resume, then evaluate; eval: only evaluate."
+  "mode",
+  "train",
+  ["train", "eval", "compile"],
+  "train: train or resume, then evaluate; eval: only evaluate; compile: say what the training step "
+  "needs on devices that are not at hand.",
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "For --mode=eval: a run, or converted weights, to evaluate in --workdir."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  "",
+  "For --mode=compile: v5e:8x8, v4-128, 2*v5e:16x16, h100:1x1x8, or several of them.",
+)
+_EFFORT = flags.DEFINE_enum(
+  "effort", "full", ["quick", "full"], "For --mode=compile: of the compiler's optimisation."
+)
+_SEARCH = flags.DEFINE_bool(
+  "search", True, "For --mode=compile: look for the largest batch that fits."
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
@@ -40,9 +58,43 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
 
 def main(arguments: list[str]) -> None:
   refuse_arguments(arguments)
+  if _WORKDIR.value is None and _MODE.value != "compile":
+    sys.exit("error: give --workdir=DIR, a folder for what the run leaves")
+  if _TOPOLOGY.value and _MODE.value != "compile":
+    sys.exit("error: --topology goes with --mode=compile")
   if _CHECKPOINT.value and _MODE.value != "eval":
     sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
 
+  if _MODE.value == "compile":
+    _compile()
+  else:
+    _run()
+
+
+def _compile() -> None:
+  from vswin_jax.pods.environment import prepare_environment
+
+  prepare_environment()
+  from vswin_jax import experiment
+  from vswin_jax.pods import running, targets
+
+  with one_line_errors("nothing was kept", (*experiment.USER_ERRORS, targets.TargetError)):
+    running.run(
+      _CONFIG.value,
+      _TOPOLOGY.value,
+      workdir=_WORKDIR.value,
+      effort=_EFFORT.value,
+      search=_SEARCH.value,
+      explicit=_explicit_keys(),
+    )
+
+
+def _explicit_keys() -> list[str]:
+  """Keys of the config that were given on the command line."""
+  return list(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def _run() -> None:
   from vswin_jax import distributed, experiment
 
   one_line = functools.partial(
@@ -64,10 +116,10 @@ def main(arguments: list[str]) -> None:
       workdir=_WORKDIR.value,
       mode=_MODE.value,
       checkpoint=_CHECKPOINT.value,
-      explicit=config_flags.get_override_values(flags.FLAGS["config"]),
+      explicit=_explicit_keys(),
     )
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse_config_flags)
