@@ -15,8 +15,12 @@ import pytest
 from tests.test_experiment import TINY, final_arrays, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
-# 12 steps; the last one and step 6 are evaluated and saved.
+# Two stages, wide enough for arrays that fsdp cuts; 12 steps, of which the sixth and the last are
+# evaluated and saved.
 SHORT = (
+  "--config.model.depths=(2,1)",
+  "--config.model.num_heads=(1,2)",
+  "--config.model.embed_dim=32",
   "--config.train.epochs=2.0",
   "--config.train.log_every=1",
   "--config.train.eval_every=6",

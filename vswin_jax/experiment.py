@@ -5,7 +5,6 @@ With `run_files` the only module besides `main` that knows configs; all else tak
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
@@ -20,8 +19,9 @@ from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.distributed import StartupError
-from vswin_jax.local_files import LocalPathError, local_path
+from vswin_jax.local_files import AnyPath, LocalPathError, file_path
 from vswin_jax.plan import ConfigError, Plan, Settings, make_plan, read_settings
+from vswin_jax.run_folder import RunFolder, RunFolderError, open_run_folder
 from vswin_jax.training import checkpointing, loop, sharding
 from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate
 from vswin_jax.training.metrics import MetricsWriter
@@ -34,6 +34,7 @@ USER_ERRORS = (
   DatasetError,
   EvaluationError,
   LocalPathError,
+  RunFolderError,
   StartupError,
   VideoError,
   checkpointing.CheckpointError,
@@ -47,7 +48,7 @@ class Experiment:
   """A plan with its data and the folder of its run."""
 
   plan: Plan
-  workdir: pathlib.Path
+  folder: RunFolder
   train_records: VideoRecords
   eval_records: VideoRecords
 
@@ -108,26 +109,27 @@ def run(
   Raises:
     one of `USER_ERRORS`, or OSError.
   """
-  folder = local_path(workdir)
   set_up_logging(process=jax.process_index())
-  source = starting_point.source_of(config, folder, mode, checkpoint)
-  folder.mkdir(parents=True, exist_ok=True)
-  log = folder / f"{mode}.log" if _is_first() else None
-  set_up_logging(log, process=jax.process_index())
-  config = starting_point.settle(config, source, mode=mode, workdir=folder, explicit=explicit)
-  experiment = _build(config, folder, mode)
-  stop = StopRequest()
-  if mode == "train":
-    _train(experiment, source, stop)
-    if stop.reached:
-      return None
-    source = folder
-  with stop:
-    try:
-      return _evaluate(experiment, source, stop)
-    except Stopped:
-      logger.info("asked to stop before the evaluation was done, the same command starts it anew")
-      return None
+  source = starting_point.source_of(config, file_path(workdir), mode, checkpoint)
+  with open_run_folder(workdir, is_primary=_is_first()) as folder:
+    log = folder.local / f"{mode}.log" if _is_first() else None
+    set_up_logging(log, process=jax.process_index())
+    config = starting_point.settle(
+      config, source, mode=mode, workdir=folder.path, explicit=explicit
+    )
+    experiment = _build(config, folder, mode)
+    stop = StopRequest()
+    if mode == "train":
+      _train(experiment, source, stop)
+      if stop.reached:
+        return None
+      source = folder.path
+    with stop:
+      try:
+        return _evaluate(experiment, source, stop)
+      except Stopped:
+        logger.info("asked to stop before the evaluation was done, the same command starts it anew")
+        return None
 
 
 def shared_values(config: config_dict.ConfigDict) -> dict[str, str]:
@@ -144,7 +146,7 @@ def _is_first() -> bool:
   return jax.process_index() == 0
 
 
-def _build(config: config_dict.ConfigDict, workdir: pathlib.Path, mode: str) -> Experiment:
+def _build(config: config_dict.ConfigDict, folder: RunFolder, mode: str) -> Experiment:
   """Turns a config into objects; values that do not fit become a `ConfigError`."""
   settings = read_settings(config, mode)
   generated.ensure(config.data.name, config.data.dir)
@@ -156,27 +158,29 @@ def _build(config: config_dict.ConfigDict, workdir: pathlib.Path, mode: str) -> 
     num_videos=len(train_records),
     multi_label=train_records.multi_label,
   )
-  return Experiment(plan, workdir, train_records, eval_records)
+  return Experiment(plan, folder, train_records, eval_records)
 
 
-def _train(experiment: Experiment, source: pathlib.Path | None, stop: StopRequest) -> None:
+def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> None:
   """Trains from the weights of `source`, or resumes, until the end or until asked to stop."""
   config, plan, train = experiment.config, experiment.plan, experiment.config.train
-  directory = checkpointing.checkpoints_of(experiment.workdir)
-  with checkpointing.open_checkpoints(directory, keep=train.keep) as saved:
-    start_step = checkpointing.latest_step(saved)
-    if start_step is None:
-      start_step, state, facts = 0, _new_state(experiment, source), {}
+  folder, directory = experiment.folder, experiment.folder.checkpoints
+  with checkpointing.open_checkpoints(
+    directory, keep=train.keep, keep_best=train.keep_best, keep_every=train.keep_every
+  ) as saved:
+    if checkpointing.latest_step(saved) is None:
+      state, facts = _new_state(experiment, source), {}
     else:
       state, facts = checkpointing.restore(saved, plan.state_shapes())
       starting_point.check_facts(directory, facts, experiment.facts, resuming=True)
+    start_step = int(state.step)
     left_evaluation = facts.get("left_evaluation", False)
     if start_step >= plan.num_steps and not left_evaluation:
       logger.info("training is complete at step %d of %s", start_step, directory)
       return
     if start_step:
       if _is_first():
-        run_files.warn_of_changes(experiment.workdir, config)
+        run_files.warn_of_changes(folder.local, config)
       logger.info("resuming from step %d of %d, %s", start_step, plan.num_steps, directory)
 
     def last_saved() -> str:
@@ -187,7 +191,8 @@ def _train(experiment: Experiment, source: pathlib.Path | None, stop: StopReques
       step = int(state.step)
       is_due = step % train.eval_every == 0 or step == plan.num_steps
       facts = experiment.facts | {"left_evaluation": is_due and scores is None}
-      checkpointing.save(saved, state, facts)
+      checkpointing.save(saved, state, facts, None if scores is None else main_score(scores))
+      folder.publish()
 
     batch_sharding = sharding.batch_sharding(experiment.mesh)
     batches = pipeline.train_batches(
@@ -203,7 +208,7 @@ def _train(experiment: Experiment, source: pathlib.Path | None, stop: StopReques
     )
     epoch_clips = len(experiment.train_records) * train.repeats
     with (
-      _metrics_writer(experiment, start_step) as write_metrics,
+      _metrics_writer(experiment, start_step, left_evaluation) as write_metrics,
       contextlib.closing(batches),
       stop,
     ):
@@ -225,21 +230,39 @@ def _train(experiment: Experiment, source: pathlib.Path | None, stop: StopReques
         log_every=train.log_every,
         eval_every=train.eval_every,
         save_every=train.save_every,
+        saves_evaluated=train.keep_best > 0,
         evaluates_first=left_evaluation,
       )
 
 
 @contextlib.contextmanager
-def _metrics_writer(experiment: Experiment, start_step: int) -> Iterator[Callable]:
+def _metrics_writer(
+  experiment: Experiment, start_step: int, evaluates_again: bool
+) -> Iterator[Callable]:
   """What keeps the metrics of a step: in the first process a file, in others nothing."""
   if not _is_first():
     yield lambda step, values: None
     return
-  with contextlib.closing(MetricsWriter(experiment.workdir, start_step)) as writer:
-    yield writer.write
+  writer = MetricsWriter(experiment.folder.local, start_step, evaluates_again=evaluates_again)
+  with contextlib.closing(writer):
+
+    def write(step: int, values: dict[str, float]) -> None:
+      writer.write(step, values)
+      experiment.folder.publish()
+
+    yield write
 
 
-def _new_state(experiment: Experiment, source: pathlib.Path | None) -> TrainState:
+def main_score(scores: dict[str, float]) -> float:
+  """By which checkpoints are compared: of the averaged parameters, if there are any."""
+  for version in ("validation_average", "validation"):
+    for measure in ("top1", "mean_average_precision"):
+      if f"{version}/{measure}" in scores:
+        return scores[f"{version}/{measure}"]
+  raise ValueError(f"no score of a validation among {', '.join(scores)}")
+
+
+def _new_state(experiment: Experiment, source: AnyPath | None) -> TrainState:
   """The state before the first step: random, or with the weights of a folder."""
   config = experiment.config
   shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.plan.state_shapes())
@@ -247,7 +270,7 @@ def _new_state(experiment: Experiment, source: pathlib.Path | None) -> TrainStat
   if source is not None:
     state = starting_point.with_weights_of(source, state, experiment.class_names)
   if _is_first():
-    run_files.write_config(experiment.workdir, config)
+    run_files.write_config(experiment.folder.local, config)
   logger.info(
     "training %s from %s: %d steps of %d clips on %d device(s)",
     config.model.name,
@@ -275,7 +298,7 @@ def _validate(
   return scores
 
 
-def _evaluate(experiment: Experiment, source: pathlib.Path, stop: StopRequest) -> Evaluation:
+def _evaluate(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Evaluation:
   """Multi-view evaluation of the newest checkpoint of `source`; writes the results."""
   clip, test = experiment.settings.clip, experiment.settings.test
   shardings = sharding.state_shardings(experiment.mesh, experiment.plan.param_shapes)
@@ -298,8 +321,9 @@ def _evaluate(experiment: Experiment, source: pathlib.Path, stop: StopRequest) -
   if _is_first():
     training = facts.get("training")
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
+    is_own = source == experiment.folder.path
     run_files.write_results(
-      experiment.workdir,
+      experiment.folder.local,
       result,
       title=f"{experiment.config.model.name} on {experiment.config.data.name}",
       subtitle=(
@@ -310,7 +334,7 @@ def _evaluate(experiment: Experiment, source: pathlib.Path, stop: StopRequest) -
       facts={"step": step, "views": views},
       class_names=experiment.class_names,
       video_ids=[experiment.eval_records.video_id(row[0]) for row in result.predictions],
-      metrics=source / "metrics.jsonl",
+      metrics=(experiment.folder.local if is_own else source) / "metrics.jsonl",
     )
   return result
 

@@ -44,7 +44,7 @@ def _inspect() -> None:
   from vswin_jax.config import base_config
   from vswin_jax.data.clips import ClipSpec, Views, check_views
   from vswin_jax.data.records import open_records, split_names
-  from vswin_jax.local_files import local_path, replacing
+  from vswin_jax.local_files import file_path, local_path, replacing
   from vswin_jax.training.augmentation import Augmentation
   from vswin_jax.training.progress import set_up_logging
 
@@ -52,7 +52,7 @@ def _inspect() -> None:
   config = _CONFIG.value or base_config()
   explicit = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else ()
   if config.init_from not in (None, "random"):
-    source = local_path(config.init_from)
+    source = file_path(config.init_from)
     config = starting_point.settle(config, source, mode="train", explicit=explicit)
   elif config.model.name is None:
     print("shown as the config is; for the preprocessing of weights: --config.init_from=DIR")

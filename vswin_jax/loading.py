@@ -36,7 +36,7 @@ class Usage:
 
 
 def read_usage(directory: str | os.PathLike) -> Usage:
-  """Reads how the weights of the newest checkpoint in a folder are to be used.
+  """Reads how the weights of the newest checkpoint in a folder, here or in a bucket, are used.
 
   Raises:
     CheckpointError: no checkpoint there, or not one of this library.
@@ -60,7 +60,8 @@ def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
   """Loads the newest checkpoint of a run or of a conversion, for use.
 
   Args:
-    path: workdir of a run of `vswin_jax.main`, or the DEST of `vswin_jax.convert`.
+    path: workdir of a run of `vswin_jax.main`, or the DEST of `vswin_jax.convert`; local, or
+      "gs://bucket/folder".
     **overrides: fields of the model's configuration that change no parameter, such as
       `dtype="bfloat16"` or `attention="chunked"`; those of `backbone_options` one by one.
 

@@ -1,14 +1,48 @@
-"""Names of local files and folders, and files that are there whole or not at all."""
+"""Names of files and folders, here or in a bucket, and files that are there whole or not at all."""
 
 import contextlib
 import csv
+import importlib.util
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+# A `pathlib.Path` or, in a bucket, an `etils.epath.Path`, which is used alike.
+AnyPath: TypeAlias = pathlib.PurePath
+
+_BUCKETS = "gs://"
 
 
 class LocalPathError(ValueError):
-  """A name that stands for nothing on this machine; one line."""
+  """A name that stands for nothing that can be read or written here; one line."""
+
+
+def is_in_bucket(name: str | os.PathLike) -> bool:
+  """Whether a name is that of something in a bucket, "gs://bucket/folder"."""
+  return os.fspath(name).startswith(_BUCKETS)
+
+
+def file_path(name: str | os.PathLike) -> AnyPath:
+  """The path of something local, see `local_path`, or in a bucket.
+
+  Raises:
+    LocalPathError: the name of something elsewhere, or in a bucket without what reads buckets.
+  """
+  if not is_in_bucket(name):
+    return local_path(name)
+  name = os.fspath(name)
+  if not name.removeprefix(_BUCKETS).partition("/")[0]:
+    raise LocalPathError(f"{name} names no bucket; expected gs://BUCKET/FOLDER")
+  if importlib.util.find_spec("gcsfs") is None:
+    raise LocalPathError(
+      f"{name} is in a bucket, and gcsfs, which reads those, is not installed: "
+      "pip install 'vswin_jax[gcs]'"
+    )
+  # Not needed by those that decode videos.
+  from etils import epath
+
+  return epath.Path(name)
 
 
 def local_path(name: str | os.PathLike) -> pathlib.Path:

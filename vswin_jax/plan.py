@@ -182,6 +182,7 @@ def _check_train_values(config: config_dict.ConfigDict, augmentation: Augmentati
   names = ("accumulate", "repeats", "log_every", "eval_every", "save_every", "keep")
   check_at_least(1, **{f"train.{name}": train[name] for name in names})
   check_at_least(0, seed=config.seed)
+  check_at_least(0, **{f"train.{name}": train[name] for name in ("keep_best", "keep_every")})
   if not (math.isfinite(train.epochs) and train.epochs > 0):
     raise ValueError(f"train.epochs must be a positive number, got {train.epochs}")
   rates = ("label_smoothing", "average_decay")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ml_collections import config_dict
 
 from vswin_jax.config import base_config
-from vswin_jax.local_files import replacing, write_table
+from vswin_jax.local_files import AnyPath, replacing, write_table
 from vswin_jax.training.evaluation import Evaluation
 from vswin_jax.training.metrics import read_metrics
 from vswin_jax.training.progress import logger
@@ -23,6 +23,8 @@ _FREE_TO_CHANGE = (
   "starts_from",
   "test",
   "train.keep",
+  "train.keep_best",
+  "train.keep_every",
   "train.save_every",
 )
 
@@ -36,7 +38,7 @@ def write_config(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
     path.write_text(config.to_json_best_effort(indent=2) + "\n")
 
 
-def read_config(workdir: pathlib.Path) -> dict | None:
+def read_config(workdir: AnyPath) -> dict | None:
   """The config that a run was started with, as nested dicts; None: there is none."""
   path = workdir / "config.json"
   return json.loads(path.read_text()) if path.exists() else None
@@ -82,7 +84,7 @@ def write_results(
   facts: dict,
   class_names: tuple[str, ...],
   video_ids: list[str],
-  metrics: pathlib.Path,
+  metrics: AnyPath,
 ) -> None:
   """Writes `predictions.csv`, `per_class.csv`, `report.png` and, when those are whole,
   `evaluation.json`.

@@ -1,6 +1,5 @@
 """Where the weights of a run come from, what they decide about it, and whether they fit it."""
 
-import pathlib
 from collections.abc import Collection
 
 import jax
@@ -11,7 +10,7 @@ from vswin_jax import run_files
 from vswin_jax.config import set_options
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.loading import Usage, read_usage
-from vswin_jax.local_files import local_path
+from vswin_jax.local_files import AnyPath, file_path
 from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten
 from vswin_jax.training import checkpointing, sharding
@@ -24,16 +23,16 @@ class StartError(ValueError):
 
 
 def source_of(
-  config: config_dict.ConfigDict, workdir: pathlib.Path, mode: str, checkpoint: str | None
-) -> pathlib.Path | None:
+  config: config_dict.ConfigDict, workdir: AnyPath, mode: str, checkpoint: str | None
+) -> AnyPath | None:
   """The folder, of a run or of converted weights, whose weights a run takes; None: random ones.
 
   Raises:
     StartError: no weights are given, or none to evaluate.
   """
   if checkpoint is not None:
-    return local_path(checkpoint)
-  if _has_checkpoint(workdir):
+    return file_path(checkpoint)
+  if checkpointing.newest_step(checkpointing.checkpoints_of(workdir)) is not None:
     return workdir
   if mode == "eval":
     raise StartError(
@@ -43,21 +42,13 @@ def source_of(
   if config.init_from is None:
     raise StartError(f"this recipe starts from pretrained weights: {_how_to_start(config)}")
   if config.init_from != "random":
-    return local_path(config.init_from)
+    return file_path(config.init_from)
   if config.model.name is None:
     raise StartError(
       "random weights of which model? This config takes the model from the weights it starts "
       "from; give --config.init_from=DIR of converted weights or of a run"
     )
   return None
-
-
-def _has_checkpoint(workdir: pathlib.Path) -> bool:
-  directory = checkpointing.checkpoints_of(workdir)
-  if not directory.is_dir():
-    return False
-  with checkpointing.open_checkpoints(directory) as checkpoints:
-    return checkpointing.latest_step(checkpoints) is not None
 
 
 def _how_to_start(config: config_dict.ConfigDict) -> str:
@@ -75,10 +66,10 @@ def _how_to_start(config: config_dict.ConfigDict) -> str:
 
 def settle(
   config: config_dict.ConfigDict,
-  source: pathlib.Path | None,
+  source: AnyPath | None,
   *,
   mode: str,
-  workdir: pathlib.Path | None = None,
+  workdir: AnyPath | None = None,
   explicit: Collection[str],
 ) -> config_dict.ConfigDict:
   """The config with what the weights decide.
@@ -161,7 +152,7 @@ def _values_of_training(preprocessing: Preprocessing, size: int, started_with: d
 
 
 def _check_model(
-  directory: pathlib.Path, usage: Usage, config: config_dict.ConfigDict, mode: str
+  directory: AnyPath, usage: Usage, config: config_dict.ConfigDict, mode: str
 ) -> None:
   """Raises CheckpointError if weights would be used as those of another model than they are of."""
   ours, theirs = config.model.name, usage.model["name"]
@@ -181,19 +172,17 @@ def _check_model(
     )
 
 
-def _are_of_a_backbone_alone(directory: pathlib.Path) -> bool:
+def _are_of_a_backbone_alone(directory: AnyPath) -> bool:
   """Whether more than the head is random, so that nothing is known of what surrounds a backbone."""
   return any(not start.startswith("head.") for start in _random_parts(directory))
 
 
-def _random_parts(directory: pathlib.Path) -> tuple[str, ...]:
+def _random_parts(directory: AnyPath) -> tuple[str, ...]:
   """Starts of the paths of parameters that converted weights left random."""
   return tuple(checkpointing.read_facts(directory).get("source", {}).get("random", ()))
 
 
-def with_weights_of(
-  source: pathlib.Path, state: TrainState, class_names: tuple[str, ...]
-) -> TrainState:
+def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, ...]) -> TrainState:
   """Replaces the parameters by those of another run, or of converted weights.
 
   A classifier of another size or of other classes stays random, and so does what was random in the
@@ -236,7 +225,7 @@ def _modules(paths: list[str]) -> list[str]:
   )
 
 
-def check_facts(directory: pathlib.Path, facts: dict, now: dict, *, resuming: bool) -> None:
+def check_facts(directory: AnyPath, facts: dict, now: dict, *, resuming: bool) -> None:
   """Compares what a checkpoint says about its weights with what a run would say.
 
   Raises:

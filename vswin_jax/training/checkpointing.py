@@ -1,24 +1,77 @@
 """Checkpoints of a run: written in the background, complete or not there at all.
 
-Orbax writes each one under a temporary name and renames it when it is whole, so a run that was
-killed while saving resumes from the checkpoint before.
+Orbax writes each one under a temporary name and renames it when it is whole (in a bucket: marks
+it), so a run that was killed while saving resumes from the checkpoint before. One that was damaged
+later is passed over for the one before, too, and said.
 """
 
 import contextlib
+import dataclasses
+import math
 import os
-import pathlib
 import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from vswin_jax.local_files import local_path
-from vswin_jax.models.parameters import flatten, parameter_path, unflatten
+from vswin_jax.local_files import AnyPath, file_path, is_in_bucket, local_path
+from vswin_jax.models.parameters import parameter_path, unflatten
+from vswin_jax.training import checkpoint_contents
+from vswin_jax.training.checkpoint_contents import (
+  CheckpointError,
+  Contents,
+  DamagedError,
+  arrays_of,
+  in_words,
+)
+from vswin_jax.training.newest_checkpoint import (
+  check_fit,
+  complete_steps,
+  existing_steps,
+  newest_step,
+  newest_whole,
+  none_whole,
+  path_of,
+)
+from vswin_jax.training.progress import logger
 from vswin_jax.training.step import TrainState
 
 
-class CheckpointError(ValueError):
-  """A checkpoint that is missing or does not fit; the message says what to do."""
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+  """The checkpoints of a run, to be added to; from `open_checkpoints`.
+
+  Attributes:
+    directory: where they are.
+    orbax: what writes them.
+    scores: of those that have one, by step.
+    errors: of saves in the background, as they happen in this process.
+  """
+
+  directory: AnyPath
+  orbax: ocp.training.Checkpointer
+  scores: dict[int, float]
+  errors: list[BaseException]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+  """Keeps the checkpoints with the highest scores, of equal ones the newer."""
+
+  count: int
+  scores: dict[int, float]
+
+  def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+    del context
+    scored = [info.step for info in checkpoints if info.step in self.scores]
+    ranking = sorted(scored, key=lambda step: (self.scores[step], step))
+    best = ranking[-self.count :]
+    return [info.step in best for info in checkpoints]
 
 
 @contextlib.contextmanager
@@ -26,47 +79,167 @@ def open_checkpoints(
   directory: str | os.PathLike,
   *,
   keep: int = 3,
-  partial_load: bool = False,
+  keep_best: int = 0,
+  keep_every: int = 0,
   copy_host_arrays: bool = True,
-):
-  """Opens the checkpoints of a run, keeping the newest `keep`; waits for the last save at exit.
+) -> Iterator[Checkpoints]:
+  """Opens the checkpoints of a run for writing; waits for the last save at exit.
+
+  A checkpoint is removed when a later one is complete and nothing asks to keep it. In a run of
+  several processes a save that fails in one ends the context in all, and their connection.
 
   Args:
-    directory: absolute.
-    partial_load: loads may ask for a part of what a checkpoint holds.
+    directory: absolute, or in a bucket; in a run of several processes the same for all.
+    keep: how many of the newest are kept, at least 1.
+    keep_best: how many of those with the highest scores are kept.
+    keep_every: those are kept whose step is a multiple of it; 0: none for that.
     copy_host_arrays: saves copy numpy arrays, so that they may be changed at once.
+
+  Raises:
+    CheckpointError: the directory can't be written, or a save failed in the background.
   """
+  directory = file_path(directory)
   context = ocp.Context()
-  context.pytree.loading.partial_load = partial_load
   context.memory.deepcopy_host_arrays = copy_host_arrays
-  with ocp.training.Checkpointer(
-    directory,
-    context=context,
-    preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-  ) as checkpoints:
-    yield checkpoints
-    with _explained(checkpoints, "finish writing"):
-      checkpoints.wait()
+  # Otherwise the threads of a save that can't even start wait for minutes, and the program with
+  # them.
+  context.asynchronous.create_directories_asynchronously = False
+  kept = ocp.training.preservation_policies
+  policies = [kept.LatestN(keep)]
+  scores: dict[int, float] = {}
+  if keep_best:
+    scores |= _read_scores(directory)
+    policies.append(_Best(keep_best, scores))
+  if keep_every:
+    policies.append(kept.EveryNSteps(keep_every))
+  with checkpoint_contents.quiet() as errors:
+    with _writing(directory, "keep checkpoints"):
+      orbax = ocp.training.Checkpointer(
+        directory,
+        context=context,
+        preservation_policy=kept.AnyPreservationPolicy(policies),
+        # What an attempt left that failed may fill the disk. In a bucket it bears no mark.
+        cleanup_tmp_directories=not is_in_bucket(directory),
+      )
+    checkpoints = Checkpoints(directory, orbax, scores, errors)
+    try:
+      yield checkpoints
+      _finish_saving(checkpoints, "finish writing")
+    except BaseException as error:
+      # Of two errors the first is told.
+      with contextlib.suppress(Exception):
+        is_given_up = isinstance(error, CheckpointError) and orbax.is_saving_in_progress()
+        if jax.process_count() > 1 and is_given_up:
+          # Otherwise processes would wait for each other's part of that save, also at their end.
+          jax.distributed.shutdown()
+        orbax.close()
+      raise
+    with _writing(directory, "finish writing a checkpoint"):
+      orbax.close()
 
 
-def latest_step(checkpoints: ocp.training.Checkpointer) -> int | None:
+def _finish_saving(checkpoints: Checkpoints, action: str) -> None:
+  """Waits for the save that is under way; all processes of a run together.
+
+  Raises:
+    CheckpointError: in all of them, if it failed in one.
+  """
+
+  def check() -> None:
+    with _writing(checkpoints.directory, f"{action} a checkpoint"):
+      if checkpoints.errors:
+        raise checkpoints.errors[0]
+
+  # Orbax itself would wait in the processes where all is well, for up to 20 minutes.
+  while jax.process_count() > 1:
+    checkpoint_contents.together(check)
+    is_saving = np.int8(checkpoints.orbax.is_saving_in_progress())
+    if not multihost_utils.process_allgather(is_saving).any():
+      break
+    time.sleep(0.2)
+  with _writing(checkpoints.directory, f"{action} a checkpoint"):
+    checkpoints.orbax.wait()
+
+
+def _read_scores(directory: AnyPath) -> dict[int, float]:
+  scores = {}
+  for step in complete_steps(directory):
+    with contextlib.suppress(CheckpointError, DamagedError):
+      score = checkpoint_contents.read_facts(path_of(directory, step))[1].get("score")
+      if score is not None:
+        scores[step] = score
+  return scores
+
+
+def latest_step(checkpoints: Checkpoints) -> int | None:
   """Step of the newest complete checkpoint."""
-  latest = checkpoints.latest
-  return None if latest is None else latest.step
+  return newest_step(checkpoints.directory)
 
 
-def save(checkpoints: ocp.training.Checkpointer, state: TrainState, facts: dict) -> None:
+def save(
+  checkpoints: Checkpoints, state: TrainState, facts: dict, score: float | None = None
+) -> None:
   """Starts to save a state; returns when its arrays have been copied and may be changed.
+
+  Waits for the save before. A directory whose checkpoints were removed meanwhile is filled anew.
 
   Args:
     facts: what is needed to use the weights besides them (model, preprocessing, labels); JSON.
+    score: of the state, the higher the better; None or not finite: it is never among the best.
+
+  Raises:
+    CheckpointError: it can't be written, or the one before could not.
   """
-  with _explained(checkpoints, "write"):
-    checkpoints.save_async(int(state.step), state, force=True, custom_metadata=facts)
+  step = int(state.step)
+  score = float(score) if score is not None and math.isfinite(score) else None
+  _finish_saving(checkpoints, "write")
+  checkpoint_contents.together(lambda: _check_directory(checkpoints.directory))
+  with _writing(checkpoints.directory, "write a checkpoint"):
+    _forget_lost(checkpoints)
+    metadata = checkpoint_contents.facts_to_write(state, facts, score)
+    if score is not None:
+      checkpoints.scores[step] = score
+    checkpoints.orbax.save_async(step, state, force=True, custom_metadata=metadata)
 
 
-def restore(checkpoints: ocp.training.Checkpointer, shapes: TrainState) -> tuple[TrainState, dict]:
-  """Loads the newest complete checkpoint.
+def _check_directory(directory: AnyPath) -> None:
+  """Sees that a save can start, in the first process; others would wait for it.
+
+  Raises:
+    CheckpointError: the folder can't be written, or that of the run is gone. It may have been on a
+      disk that is no longer mounted; what is written in its place would lie elsewhere.
+  """
+  if jax.process_index() or is_in_bucket(directory):
+    return
+  if not directory.parent.is_dir():
+    raise CheckpointError(
+      f"can't write a checkpoint: the folder {directory.parent} is gone. If it is on a disk that "
+      "was unmounted, mount that again; the same command then resumes"
+    )
+  with _writing(directory, "write a checkpoint"):
+    directory.mkdir(exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+      pass
+
+
+def _forget_lost(checkpoints: Checkpoints) -> None:
+  """Says which checkpoints somebody else removed."""
+  directory = checkpoints.directory
+  known = {info.step for info in checkpoints.orbax.checkpoints}
+  lost = known.difference(complete_steps(directory))
+  if lost:
+    steps = ", ".join(map(str, sorted(lost)))
+    logger.warning(
+      "the checkpoints of steps %s are gone from %s; training goes on", steps, directory
+    )
+    checkpoints.orbax.reload()
+
+
+def restore(checkpoints: Checkpoints, shapes: TrainState) -> tuple[TrainState, dict]:
+  """Loads the newest complete checkpoint that is not damaged.
+
+  Those that are damaged are renamed, such as "20" to "damaged-20", so that their steps can be saved
+  again. All processes of a run call this together.
 
   Args:
     shapes: the state to restore, as `jax.ShapeDtypeStruct`s with shardings.
@@ -75,13 +248,42 @@ def restore(checkpoints: ocp.training.Checkpointer, shapes: TrainState) -> tuple
     The state, and the facts that were saved with it.
 
   Raises:
-    CheckpointError: there is none, or it holds another model.
+    CheckpointError: there is none, all are damaged, or the newest holds another model.
   """
-  step = _newest(checkpoints)
-  with _explained(checkpoints, "read"):
-    metadata = checkpoints.metadata(step)
-    _check_fit(checkpoints, step, _arrays(metadata.metadata), _arrays(shapes))
-    return checkpoints.load(step, shapes), metadata.custom_metadata or {}
+  directory = checkpoints.directory
+
+  def prepare(step: int, contents: Contents):
+    check_fit(directory, step, contents.arrays, arrays_of(shapes))
+    return shapes
+
+  _, state, contents, damaged = newest_whole(directory, prepare)
+  if damaged:
+    checkpoint_contents.together(lambda: _put_aside(directory, damaged))
+    checkpoints.orbax.reload()
+    for step in damaged:
+      checkpoints.scores.pop(step, None)
+    # What was said of those is not about a save.
+    checkpoints.errors.clear()
+  return state, contents.facts
+
+
+def _put_aside(directory: AnyPath, steps: list[int]) -> None:
+  """Renames checkpoints that are damaged; the first process does, and nothing is removed."""
+  if jax.process_index():
+    return
+  for step in steps:
+    target, number = directory / f"damaged-{step}", 1
+    while target.exists():
+      number += 1
+      target = directory / f"damaged-{step}-{number}"
+    try:
+      path_of(directory, step).rename(target)
+    except Exception as error:
+      raise CheckpointError(
+        f"can't rename the damaged checkpoint {path_of(directory, step)}: {in_words(error)}. Move "
+        "it away and start the same command again"
+      ) from error
+    logger.warning("the damaged checkpoint of step %d is now %s", step, target)
 
 
 def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> None:
@@ -103,10 +305,12 @@ def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> Non
     incomplete.mkdir(parents=True)
   except OSError as error:
     raise CheckpointError(f"can't write {directory}: {error}") from error
+  state = {"params": params}
+  metadata = checkpoint_contents.facts_to_write(state, facts, None)
   try:
     with open_checkpoints(checkpoints_of(incomplete), copy_host_arrays=False) as checkpoints:
-      with _explained(checkpoints, "write"):
-        checkpoints.save_async(0, {"params": params}, custom_metadata=facts)
+      with _writing(checkpoints.directory, "write a checkpoint"):
+        checkpoints.orbax.save_async(0, state, custom_metadata=metadata)
     check_absent(directory)
     os.rename(incomplete, directory)
   except OSError as error:
@@ -122,21 +326,24 @@ def check_absent(directory: str | os.PathLike) -> None:
 
 
 def read_facts(directory: str | os.PathLike) -> dict:
-  """The facts that were saved with the newest complete checkpoint.
+  """The facts that were saved with the newest complete checkpoint, as far as they are not damaged.
 
   Raises:
-    CheckpointError: there is no checkpoint.
+    CheckpointError: there is no checkpoint, or none says anything about itself.
   """
-  _check_folder(directory)
-  with open_checkpoints(directory) as checkpoints:
-    step = _newest(checkpoints)
-    with _explained(checkpoints, "read"):
-      return checkpoints.metadata(step).custom_metadata or {}
+  directory = file_path(directory)
+  damaged = {}
+  for step in reversed(existing_steps(directory)):
+    try:
+      return checkpoint_contents.read_facts(path_of(directory, step))[0]
+    except DamagedError as error:
+      damaged[step] = str(error)
+  raise none_whole(directory, damaged)
 
 
-def checkpoints_of(workdir: str | os.PathLike) -> pathlib.Path:
+def checkpoints_of(workdir: str | os.PathLike) -> AnyPath:
   """Where a run, or a conversion, keeps its checkpoints."""
-  return local_path(workdir) / "checkpoints"
+  return file_path(workdir) / "checkpoints"
 
 
 def restore_params(
@@ -146,7 +353,8 @@ def restore_params(
   replaceable: str | None = None,
   ignored: tuple[str, ...] = (),
 ) -> tuple[int, dict, dict]:
-  """Loads only the parameters of the newest complete checkpoint, the averaged ones if it has any.
+  """Loads only the parameters of the newest complete checkpoint that is not damaged, the averaged
+  ones if it has any. All processes of a run call this together.
 
   Args:
     shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings.
@@ -158,83 +366,59 @@ def restore_params(
     ignored, stay as in `shapes`) and the facts that were saved with them.
 
   Raises:
-    CheckpointError: there is no checkpoint, or it holds another model.
+    CheckpointError: there is no checkpoint, all are damaged, or the newest holds another model.
   """
-  _check_folder(directory)
-  with open_checkpoints(directory, partial_load=True) as checkpoints:
-    step = _newest(checkpoints)
-    with _explained(checkpoints, "read"):
-      metadata = checkpoints.metadata(step)
-      source = "average" if metadata.metadata.get("average") else "params"
-      saved, expected = _arrays(metadata.metadata[source]), _arrays(shapes)
-      for path in saved.keys() | expected.keys():
-        shape, wanted_shape = (
-          getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)
-        )
-        is_replaced = replaceable and path.startswith(replaceable) and shape != wanted_shape
-        if is_replaced or path.startswith(ignored):
-          saved.pop(path, None)
-          expected.pop(path, None)
-      _check_fit(checkpoints, step, saved, expected)
-      loaded = _arrays(checkpoints.load(step, {source: unflatten(expected)})[source])
+  directory = file_path(directory)
+  checkpoint_contents.together(lambda: existing_steps(directory))
+
+  def prepare(step: int, contents: Contents):
+    averages = any(path.startswith("average.") for path in contents.arrays)
+    start = "average." if averages else "params."
+    saved = {
+      path.removeprefix(start): leaf
+      for path, leaf in contents.arrays.items()
+      if path.startswith(start)
+    }
+    expected = arrays_of(shapes)
+    for path in saved.keys() | expected.keys():
+      shape, wanted_shape = (
+        getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)
+      )
+      is_replaced = replaceable and path.startswith(replaceable) and shape != wanted_shape
+      if is_replaced or path.startswith(ignored):
+        saved.pop(path, None)
+        expected.pop(path, None)
+    check_fit(directory, step, saved, expected)
+    return {start.rstrip("."): unflatten(expected)}
+
+  step, loaded, contents, _ = newest_whole(directory, prepare)
+  arrays = arrays_of(next(iter(loaded.values())))
   params = jax.tree_util.tree_map_with_path(
-    lambda path, leaf: loaded.get(parameter_path(path), leaf), shapes
+    lambda path, leaf: arrays.get(parameter_path(path), leaf), shapes
   )
-  return step, params, metadata.custom_metadata or {}
-
-
-def _check_folder(directory: str | os.PathLike) -> None:
-  if not os.path.isdir(directory):
-    raise CheckpointError(
-      f"no checkpoints in {directory}; expected a run of vswin_jax.main, or what "
-      "vswin_jax.convert makes of a file"
-    )
+  return step, params, contents.facts
 
 
 @contextlib.contextmanager
-def _explained(checkpoints, action: str):
+def _writing(directory: AnyPath, action: str) -> Iterator[None]:
   """Turns whatever Orbax raises into one line."""
   try:
     yield
   except CheckpointError:
     raise
   except Exception as error:
-    newest = latest_step(checkpoints)
-    kept = "no complete checkpoint is there" if newest is None else f"step {newest} is complete"
-    reason = " ".join(str(error).split())[:300]
     raise CheckpointError(
-      f"can't {action} a checkpoint in {checkpoints.directory} ({kept}): "
-      f"{type(error).__name__}: {reason}. Check the disk, and that the folder holds checkpoints "
-      "of this library"
+      f"can't {action} in {directory}: {in_words(error)}. {_what_is_left(directory)}"
     ) from error
 
 
-def _newest(checkpoints) -> int:
-  step = latest_step(checkpoints)
-  if step is None:
-    raise CheckpointError(f"no complete checkpoint in {checkpoints.directory}")
-  return step
-
-
-def _check_fit(checkpoints, step, saved: dict, expected: dict) -> None:
-  """Raises CheckpointError unless both hold arrays of the same shapes under the same paths."""
-
-  def describe(leaves, path):
-    return str(list(leaves[path].shape)) if path in leaves else "absent"
-
-  differences = [
-    f"{path} is {describe(saved, path)}, expected {describe(expected, path)}"
-    for path in sorted(saved.keys() | expected.keys())
-    if describe(saved, path) != describe(expected, path)
-  ]
-  if differences:
-    raise CheckpointError(
-      f"step {step} in {checkpoints.directory} does not fit the model that was asked for in "
-      f"{len(differences)} places: {'; '.join(differences[:3])}. Ask for the model it holds, or "
-      "name another checkpoint"
-    )
-
-
-def _arrays(tree) -> dict:
-  """Arrays, or descriptions of arrays, by dotted path."""
-  return {path: leaf for path, leaf in flatten(tree).items() if hasattr(leaf, "shape")}
+def _what_is_left(directory: AnyPath) -> str:
+  try:
+    newest = newest_step(directory)
+  except CheckpointError:
+    return "See that the folder can be written to; the same command then resumes"
+  kept = "no complete checkpoint is" if newest is None else f"the checkpoint of step {newest} is"
+  return (
+    f"{kept[0].upper()}{kept[1:]} there; make room and see that the folder can be written to, the "
+    "same command then resumes"
+  )

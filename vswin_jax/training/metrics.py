@@ -6,20 +6,26 @@ import pathlib
 
 from tensorboardX import SummaryWriter
 
-from vswin_jax.local_files import replacing
+from vswin_jax.local_files import file_path, replacing
 
 
 class MetricsWriter:
   """Writes one JSON line per logged step and the same scalars as TensorBoard events.
 
-  Opened at a step, it first drops what an earlier process wrote beyond that step, so the file of
-  a run that was killed and resumed reads like that of a run that was not.
+  Opened at a step, it first drops what an earlier process wrote beyond that step, and the scores of
+  that step if it is to be evaluated again, so the file of a run that was killed and resumed reads
+  like that of a run that was not.
   """
 
-  def __init__(self, directory: str | os.PathLike, step: int):
+  def __init__(self, directory: str | os.PathLike, step: int, *, evaluates_again: bool = False):
     directory = pathlib.Path(directory)
     self.path = directory / "metrics.jsonl"
-    kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+
+    def is_kept(line: dict) -> bool:
+      has_scores = any(name.startswith("validation") for name in line)
+      return line["step"] < step or (line["step"] == step and not (evaluates_again and has_scores))
+
+    kept = list(filter(is_kept, read_metrics(self.path)))
     with replacing(self.path) as path:
       path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     self._file = self.path.open("a", buffering=1)
@@ -40,7 +46,7 @@ class MetricsWriter:
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
   """Lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out."""
-  path = pathlib.Path(path)
+  path = file_path(path)
   if not path.exists():
     return []
   lines = []

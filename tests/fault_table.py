@@ -1,0 +1,235 @@
+"""Breaks runs of two processes in all ways and prints what came of it.
+
+After each fault the same command runs again, and its numbers are compared with those of a run that
+nothing happened to.
+
+python -m tests.fault_table
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from tests.test_experiment import TINY
+from tests.test_several_processes import ROOT, SHORT, assert_same_numbers, run, wait_for
+from tests.tiny_motion import prepare
+
+
+class Run:
+  """Two processes of one run, their messages and ends."""
+
+  def __init__(self, data_dir, workdir, *options, own_options=((), ()), processes=(0, 1)):
+    self.workdir = workdir
+    with socket.create_server(("localhost", 0)) as server:
+      port = server.getsockname()[1]
+    variables = os.environ | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": "2",
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    self.logs = {number: workdir.with_suffix(f".{number}.txt") for number in processes}
+    self.processes = {}
+    for number in processes:
+      arguments = [
+        sys.executable, "-m", "vswin_jax.main", *TINY, *SHORT, f"--config.data.dir={data_dir}",
+        f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--num_processes=2",
+        f"--process_id={number}", *options, *own_options[number],
+      ]  # fmt: skip
+      with self.logs[number].open("w") as log:
+        self.processes[number] = subprocess.Popen(
+          arguments, cwd=ROOT, env=variables, stdout=log, stderr=log
+        )
+    self.since = time.monotonic()
+
+  def wait_for_file(self, name: str) -> None:
+    wait_for(self.workdir / name, next(iter(self.processes.values())))
+    self.since = time.monotonic()
+
+  def wait_for_words(self, words: str) -> None:
+    while words not in self.logs[0].read_text():
+      assert self.processes[0].poll() is None
+      time.sleep(0.01)
+    self.since = time.monotonic()
+
+  def signal(self, number: int, what: signal.Signals) -> None:
+    self.since = time.monotonic()
+    self.processes[number].send_signal(what)
+
+  def end(self) -> str:
+    """How the processes ended and when the last one did."""
+    ends = {}
+    while len(ends) < len(self.processes):
+      for number, process in self.processes.items():
+        if number not in ends and process.poll() is not None:
+          ends[number] = time.monotonic() - self.since
+      time.sleep(0.02)
+    return max(ends.values())
+
+  def statuses(self) -> str:
+    return ", ".join(
+      signal.Signals(-process.returncode).name
+      if process.returncode < 0
+      else f"{process.returncode}"
+      for process in self.processes.values()
+    )
+
+  def said(self, pattern: str) -> str:
+    """The first line of any process with these words."""
+    for log in self.logs.values():
+      for line in log.read_text().splitlines():
+        if re.search(pattern, line):
+          return line.strip()
+    return "-"
+
+
+def requested_to_stop(data_dir, workdir):
+  yield "SIGTERM to process 1 while training"
+  run = Run(data_dir, workdir)
+  run.wait_for_file("checkpoints/3")
+  run.signal(1, signal.SIGTERM)
+  yield run, r"asked to stop"
+
+
+def requested_to_stop_in_evaluation(data_dir, workdir):
+  yield "SIGTERM to process 1 in the last evaluation"
+  run = Run(data_dir, workdir, "--config.test.num_clips=10", "--config.test.crops=three")
+  run.wait_for_words("evaluating step 12")
+  run.signal(1, signal.SIGTERM)
+  yield run, r"asked to stop"
+
+
+def killed(number: int, *options: str):
+  def fault(data_dir, workdir):
+    words = " ".join(["by default", *options][-1:])
+    yield f"SIGKILL of process {number}, heartbeat {words}"
+    run = Run(data_dir, workdir, *options)
+    run.wait_for_file("checkpoints/6")
+    run.signal(number, signal.SIGKILL)
+    yield run, r"Terminating process because"
+
+  return fault
+
+
+def never_started(data_dir, workdir):
+  yield "process 1 is never started, `--start_timeout=10`"
+  yield Run(data_dir, workdir, "--start_timeout=10", processes=(0,)), r"^error"
+
+
+def without_data(data_dir, workdir):
+  yield "process 1 does not find the data"
+  nothing = f"--config.data.dir={workdir}/nothing"
+  yield Run(data_dir, workdir, own_options=((), (nothing,))), r"^error: no data set"
+
+
+def other_options(data_dir, workdir):
+  yield "process 1 has another batch size"
+  other = ("--config.train.batch_size=16",)
+  yield Run(data_dir, workdir, own_options=((), other)), r"^error"
+
+
+def damaged_checkpoint(data_dir, workdir):
+  yield "the newest checkpoint lost half of a file"
+  run = Run(data_dir, workdir)
+  run.wait_for_file("checkpoints/9")
+  run.signal(1, signal.SIGTERM)
+  run.end()
+  newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+  largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+  yield Run(data_dir, workdir), r"damaged|is not whole|going on|goes on"
+
+
+def lost_checkpoints(data_dir, workdir):
+  yield "checkpoints/ is removed while training"
+  run = Run(data_dir, workdir)
+  run.wait_for_file("checkpoints/3")
+  shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+  yield run, r"checkpoints"
+
+
+def lost_workdir(data_dir, workdir):
+  yield "the whole workdir is removed while training"
+  run = Run(data_dir, workdir)
+  run.wait_for_file("checkpoints/3")
+  shutil.rmtree(workdir, ignore_errors=True)
+  yield run, r"^error"
+
+
+def full_disk(data_dir, workdir):
+  yield "the disk is full after step 3"
+  workdir.mkdir()
+  subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", workdir], check=True)
+  try:
+    run = Run(data_dir, workdir)
+    run.wait_for_file("checkpoints/3")
+    with contextlib.suppress(OSError), (workdir / "filler").open("wb") as file:
+      while True:
+        file.write(bytes(2**16))
+    yield run, r"^error"
+    (workdir / "filler").unlink()
+    yield None
+  finally:
+    subprocess.run(["umount", "-l", workdir], check=True)
+
+
+FAULTS = (
+  requested_to_stop,
+  requested_to_stop_in_evaluation,
+  killed(1),
+  killed(1, "--heartbeat_timeout=10"),
+  killed(0),
+  never_started,
+  without_data,
+  other_options,
+  damaged_checkpoint,
+  lost_checkpoints,
+  lost_workdir,
+  full_disk,
+)
+
+
+def main():
+  print("| fault | statuses | what is said first | seconds until all ended | then |")
+  print("|---|---|---|---|---|")
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    prepare(folder)
+    expected = folder / "expected"
+    run(folder, expected, (2, 2))
+    for number, fault in enumerate(FAULTS):
+      workdir = folder / f"run{number}"
+      steps = fault(folder, workdir)
+      title = next(steps)
+      broken, words = next(steps)
+      seconds = broken.end()
+      line = broken.said(words).replace(str(workdir), "WORKDIR").replace(str(folder), "DATA")
+      next(steps, None)
+      complete = "evaluation.json" in os.listdir(workdir) if workdir.exists() else False
+      again = Run(folder, workdir)
+      again.end()
+      assert again.statuses() == "0, 0", again.logs[0].read_text()
+      assert_same_numbers(workdir, expected)
+      resumed = again.said("resuming from|training is complete|from random weights")
+      resumed = re.sub(r",? of? ?/.*| \S*/checkpoints", "", resumed)
+      then = "was complete" if complete else resumed
+      with contextlib.suppress(StopIteration):
+        next(steps)
+      print(
+        f"| {title} | {broken.statuses()} | {line[:300]} | {seconds:.1f} | {then}; same numbers as "
+        "without the fault |",
+        flush=True,
+      )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,472 @@
+"""Checkpoints: which are kept, and what happens to those that are damaged, lost or can't be
+written."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
+
+from vswin_jax.training import checkpoint_contents, checkpointing
+from vswin_jax.training.checkpointing import CheckpointError, open_checkpoints
+from vswin_jax.training.progress import logger
+from vswin_jax.training.step import create_state
+
+FACTS = {"model": {"name": "x"}, "labels": ["a", "b"]}
+
+
+def state_at(step, width=300):
+  key = jax.random.key(step)
+  params = {
+    "stem": {"kernel": jax.random.normal(key, (width, 40))},
+    "head": {"bias": jax.random.normal(key, (5,), jnp.bfloat16)},
+  }
+  state = create_state(params, optax.adam(1e-3), with_average=True)
+  average = jax.tree.map(lambda leaf: leaf * 2, params)
+  return state.replace(step=jnp.int32(step), average=average)
+
+
+def shapes_of(tree):
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def assert_same(found, expected):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+
+
+def save_all(directory, steps, scores=None, **options):
+  with open_checkpoints(directory, **options) as checkpoints:
+    for step in steps:
+      checkpointing.save(checkpoints, state_at(step), FACTS, (scores or {}).get(step))
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+  monkeypatch.setattr(logger, "propagate", True)
+  caplog.set_level(logging.WARNING, logger.name)
+  return caplog
+
+
+@pytest.mark.parametrize(
+  "options, kept",
+  [
+    ({"keep": 2}, [50, 60]),
+    ({"keep": 1, "keep_best": 1}, [20, 60]),
+    # Of equal scores the newer; those without a finite score are never among the best.
+    ({"keep": 1, "keep_best": 2}, [20, 40, 60]),
+    ({"keep": 1, "keep_best": 5}, [10, 20, 30, 40, 60]),
+    ({"keep": 1, "keep_every": 30}, [30, 60]),
+    ({"keep": 2, "keep_best": 1, "keep_every": 30}, [20, 30, 50, 60]),
+  ],
+)
+def test_a_checkpoint_is_kept_if_anything_asks_for_it(tmp_path, options, kept):
+  scores = {10: 0.5, 20: 0.9, 30: 0.5, 40: 0.5, 50: float("nan")}
+  # A run that was stopped in between knows the scores of those before.
+  save_all(tmp_path / "checkpoints", [10, 20, 30], scores, **options)
+  save_all(tmp_path / "checkpoints", [40, 50, 60], scores, **options)
+  assert checkpointing.complete_steps(tmp_path / "checkpoints") == kept
+  assert checkpointing.newest_step(tmp_path / "checkpoints") == 60
+
+
+def test_looking_for_checkpoints_changes_nothing(tmp_path):
+  assert checkpointing.complete_steps(tmp_path / "checkpoints") == []
+  assert checkpointing.newest_step(tmp_path / "checkpoints") is None
+  assert list(tmp_path.iterdir()) == []
+  for name in ("8", "damaged-9", "12.orbax-checkpoint-tmp", "notes"):
+    (tmp_path / name).mkdir()
+  assert checkpointing.complete_steps(tmp_path) == [8]
+
+
+def data_file(directory, step):
+  """The file in which the arrays of a checkpoint lie."""
+  files = (directory / str(step) / "state").glob("ocdbt.process_*/d/*")
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_bits(path):
+  """Changes something of every large array, and nothing that is needed to read the file."""
+  data = bytearray(path.read_bytes())
+  for place in range(min(len(data) // 2, 10_000), len(data) - 1000, 20_000):
+    data[place] ^= 16
+  path.write_bytes(data)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 10])
+
+
+def change_the_labels(directory, step):
+  path = directory / str(step) / "_CHECKPOINT_METADATA"
+  path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
+
+
+DAMAGES = {
+  "bits": lambda d, step: flip_bits(data_file(d, step)),
+  "cut": lambda d, step: cut(data_file(d, step)),
+  "no arrays": lambda d, step: data_file(d, step).unlink(),
+  "empty": lambda d, step: data_file(d, step).write_bytes(b""),
+  "cut list": lambda d, step: cut(d / str(step) / "state" / "_METADATA"),
+  "no list": lambda d, step: (d / str(step) / "state" / "_METADATA").unlink(),
+  "database": lambda d, step: cut(d / str(step) / "state" / "manifest.ocdbt"),
+  "no arrays at all": lambda d, step: shutil.rmtree(d / str(step) / "state"),
+  "cut facts": lambda d, step: cut(d / str(step) / "_CHECKPOINT_METADATA"),
+  "no facts": lambda d, step: (d / str(step) / "_CHECKPOINT_METADATA").unlink(),
+  "facts": change_the_labels,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings, capfd, damage):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20, 30])
+  DAMAGES[damage](directory, 30)
+  names = sorted(path.name for path in directory.iterdir())
+
+  # Others only read it.
+  step, params, facts = checkpointing.restore_params(directory, shapes_of(state_at(0).params))
+  assert (step, facts) == (20, FACTS)
+  assert_same(params, state_at(20).average)
+  assert checkpointing.read_facts(directory) == FACTS
+  assert "the checkpoint of step 30 in" in warnings.text and "is damaged: " in warnings.text
+  assert f"step 20 of {directory} is the newest that is whole" in warnings.text
+  assert sorted(path.name for path in directory.iterdir()) == names
+
+  with open_checkpoints(directory) as checkpoints:
+    state, facts = checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+    assert facts == FACTS
+    assert_same(state, state_at(20))
+    assert checkpointing.latest_step(checkpoints) == 20
+    checkpointing.save(checkpoints, state_at(30), FACTS)
+  assert f"step 30 is now {directory / 'damaged-30'}" in warnings.text
+  names = sorted(path.name for path in directory.iterdir())
+  assert names == ["10", "20", "30", "damaged-30"]
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  assert_same(state, state_at(30))
+  # Nothing of what is underneath.
+  assert "Traceback" not in capfd.readouterr().err
+
+
+def test_several_damaged_checkpoints(tmp_path, warnings):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20, 30])
+  (directory / "damaged-30").mkdir()
+  for step in (20, 30):
+    flip_bits(data_file(directory, step))
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  assert_same(state, state_at(10))
+  names = sorted(path.name for path in directory.iterdir())
+  assert names == ["10", "damaged-20", "damaged-30", "damaged-30-2"]
+  assert "of 15 arrays are not what was written: " in warnings.text
+
+
+def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20])
+  flip_bits(data_file(directory, 10))
+  DAMAGES["no facts"](directory, 20)
+  message = r"none of the 2 checkpoints in .* can be read: step 20: .*; step 10: .*Restore one"
+  with pytest.raises(CheckpointError, match=message):
+    with open_checkpoints(directory) as checkpoints:
+      checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  assert checkpointing.complete_steps(directory) == [10, 20]
+  with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*empty"):
+    with open_checkpoints(tmp_path / "empty") as checkpoints:
+      checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  with pytest.raises(CheckpointError, match=r"no checkpoints in .*absent; expected a run"):
+    checkpointing.read_facts(tmp_path / "absent")
+
+
+def test_another_model_is_no_damage(tmp_path):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10])
+  with open_checkpoints(directory) as checkpoints:
+    checkpointing.save(checkpoints, state_at(20, width=301), FACTS)
+  message = r"step 20 in .* does not fit .* in 4 places: average.stem.kernel is \[301, 40\]"
+  with pytest.raises(CheckpointError, match=message):
+    with open_checkpoints(directory) as checkpoints:
+      checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  assert checkpointing.complete_steps(directory) == [10, 20]
+
+
+@pytest.mark.parametrize(
+  "error", [MemoryError("no room"), PermissionError(13, "denied"), ValueError("UNAVAILABLE: later")]
+)
+def test_an_error_that_passes_is_no_damage(tmp_path, monkeypatch, error):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20])
+
+  def load(*_):
+    raise error
+
+  monkeypatch.setattr(ocp, "load", load)
+  with pytest.raises(CheckpointError, match=r"can't read .*/20: .*Nothing says that it is damaged"):
+    with open_checkpoints(directory) as checkpoints:
+      checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  assert checkpointing.complete_steps(directory) == [10, 20]
+
+
+def test_a_checkpoint_without_fingerprints_is_read(tmp_path):
+  with ocp.training.Checkpointer(tmp_path / "checkpoints") as orbax:
+    orbax.save(10, state_at(10), custom_metadata=FACTS)
+  with open_checkpoints(tmp_path / "checkpoints", keep_best=1) as checkpoints:
+    state, facts = checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+    checkpointing.save(checkpoints, state_at(20), FACTS, 0.5)
+  assert_same(state, state_at(10))
+  assert facts == FACTS
+
+
+def test_parameters_are_checked_in_the_type_they_were_saved_in(tmp_path):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10])
+  params = state_at(0).params
+  wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+  step, found, _ = checkpointing.restore_params(directory, shapes_of(wanted))
+  assert step == 10
+  expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state_at(10).average)
+  assert_same(found, expected)
+
+
+def words_of(array: np.ndarray) -> np.ndarray:
+  size = array.dtype.itemsize
+  kind = {1: np.uint8, 2: np.uint16, 4: np.uint32}[size]
+  return np.ascontiguousarray(array).view(kind).reshape(-1).astype(np.uint64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"])
+def test_fingerprints(dtype):
+  values = np.random.default_rng(0).integers(0, 256, (8, 6, 2))
+  array = np.asarray(jnp.asarray(values if dtype != "bool" else values > 127, dtype))
+  mark = checkpoint_contents.fingerprints({"a": jnp.asarray(array)})["a"]
+  # The same by hand, one word after the other.
+  expected = 0
+  for place, word in enumerate(words_of(array)):
+    number = place * 0x9E3779B1 % 2**32
+    number = (number ^ number >> 15) * 0x85EBCA6B % 2**32 | 1
+    expected = (expected + int(word) * number) % 2**32
+  assert mark == expected
+  # However it lies.
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  for spec in (P("x"), P("x", "y"), P(None, "y"), P(("x", "y"))):
+    laid = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+    assert checkpoint_contents.fingerprints({"a": laid})["a"] == mark
+  # Nothing that changes it is missed.
+  changed = array.copy()
+  changed[3, 2, 1] = not changed[3, 2, 1] if dtype == "bool" else changed[3, 2, 1] + 1
+  swapped = array.copy()
+  swapped[[0, 5]] = swapped[[5, 0]]
+  for other in (changed, swapped):
+    assert checkpoint_contents.fingerprints({"a": jnp.asarray(other)})["a"] != mark
+
+
+def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
+  directory = tmp_path / "checkpoints"
+  with open_checkpoints(directory) as checkpoints:
+    for step in (10, 20):
+      checkpointing.save(checkpoints, state_at(step), FACTS)
+    checkpoints.orbax.wait()
+    shutil.rmtree(directory)
+    checkpointing.save(checkpoints, state_at(30), FACTS)
+    checkpointing.save(checkpoints, state_at(40), FACTS)
+  assert f"checkpoints of steps 10, 20 are gone from {directory}; training" in warnings.text
+  assert len(warnings.records) == 1
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  assert_same(state, state_at(40))
+  assert checkpointing.complete_steps(directory) == [30, 40]
+
+
+def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
+  with pytest.raises(CheckpointError, match=r"the folder .*/run is gone. If it is on a disk"):
+    with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+      checkpointing.save(checkpoints, state_at(10), FACTS)
+      checkpoints.orbax.wait()
+      shutil.rmtree(tmp_path / "run")
+      checkpointing.save(checkpoints, state_at(20), FACTS)
+  assert not (tmp_path / "run").exists()
+
+
+@contextlib.contextmanager
+def small_disk(size):
+  """Files that grow beyond a size in bytes can't be written, as on a disk that is full."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, capfd, at_the_end):
+  directory = tmp_path / "checkpoints"
+  action = "finish writing" if at_the_end else "write"
+  message = rf"can't {action} a checkpoint in {directory}: .*File too large.*step 10 is there; make"
+  with pytest.raises(CheckpointError, match=message):
+    with open_checkpoints(directory) as checkpoints:
+      checkpointing.save(checkpoints, state_at(10), FACTS)
+      checkpoints.orbax.wait()
+      with small_disk(20_000):
+        checkpointing.save(checkpoints, state_at(20), FACTS)
+        while checkpoints.orbax.is_saving_in_progress():
+          pass
+      if not at_the_end:
+        checkpointing.save(checkpoints, state_at(30), FACTS)
+  assert checkpointing.complete_steps(directory) == [10]
+  assert "Traceback" not in capfd.readouterr().err
+  # With more room the same steps are saved, and nothing is left of the attempt.
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+    assert_same(state, state_at(10))
+    checkpointing.save(checkpoints, state_at(15), FACTS)
+  assert sorted(path.name for path in directory.iterdir()) == ["10", "15"]
+
+
+def test_a_place_that_can_not_be_written_is_told(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(CheckpointError, match=r"can't keep checkpoints in .*: NotADirectoryError"):
+    with open_checkpoints(tmp_path / "file" / "checkpoints"):
+      pass
+  directory = tmp_path / "checkpoints"
+  with pytest.raises(CheckpointError, match=r"can't write a checkpoint in .*: FileExistsError"):
+    with open_checkpoints(directory) as checkpoints:
+      shutil.rmtree(directory)
+      directory.write_text("")
+      checkpointing.save(checkpoints, state_at(10), FACTS)
+
+
+def test_weights_are_written_with_fingerprints(tmp_path):
+  params = {"head": {"kernel": np.arange(60_000, dtype=np.float32).reshape(300, 200)}}
+  checkpointing.write_params(tmp_path / "weights", params, FACTS)
+  directory = checkpointing.checkpoints_of(tmp_path / "weights")
+  metadata = json.loads((directory / "0" / "_CHECKPOINT_METADATA").read_text())
+  assert len(metadata["custom_metadata"]["checkpoint"]["arrays"]) == 8
+  flip_bits(data_file(directory, 0))
+  with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints .*: params.head.kernel"):
+    checkpointing.restore_params(directory, shapes_of(params))
+
+
+_PROCESS = """
+import contextlib, pathlib, sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+address, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+jax.distributed.initialize(address, 2, process)
+import jax.numpy as jnp, numpy as np, optax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec as P
+from tests.training.test_checkpointing import (
+  FACTS, data_files, flip_bits, small_disk, state_at,
+)
+from vswin_jax.training import checkpointing
+
+mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+def place(leaf):
+  return NamedSharding(mesh, P("fsdp") if leaf.ndim == 2 else P())
+
+shapes = jax.eval_shape(lambda: state_at(0))
+shardings = jax.tree.map(place, shapes)
+shapes = jax.tree.map(
+  lambda leaf, spot: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spot), shapes, shardings
+)
+
+def laid(step):
+  return jax.jit(lambda: state_at(step), out_shardings=shardings)()
+
+directory = folder / "checkpoints"
+with checkpointing.open_checkpoints(directory, keep=4) as checkpoints:
+  for step in (10, 20, 30, 40):
+    checkpointing.save(checkpoints, laid(step), FACTS)
+if process == 0:
+  # What the other process alone reads: a changed file, no file, facts that nobody can read.
+  flip_bits(data_files(directory, 20, 1)[-1])
+  for path in data_files(directory, 30, 1):
+    path.unlink()
+  (directory / "40" / "_CHECKPOINT_METADATA").write_text("{")
+multihost_utils.sync_global_devices("damaged")
+
+def assert_same(found, step):
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(laid(step))):
+    for part, expected in zip(one.addressable_shards, other.addressable_shards):
+      np.testing.assert_array_equal(part.data, expected.data)
+
+found, params, facts = checkpointing.restore_params(directory, shapes.params)
+assert (found, facts) == (10, FACTS), found
+with checkpointing.open_checkpoints(directory, keep=4) as checkpoints:
+  state, facts = checkpointing.restore(checkpoints, shapes)
+  assert facts == FACTS
+  assert_same(state, 10)
+  assert checkpointing.latest_step(checkpoints) == 10
+  checkpointing.save(checkpoints, laid(20), FACTS)
+with checkpointing.open_checkpoints(directory, keep=4) as checkpoints:
+  state, facts = checkpointing.restore(checkpoints, shapes)
+assert_same(state, 20)
+
+# One that can't write ends the save in both, at once.
+try:
+  with checkpointing.open_checkpoints(directory, keep=4) as checkpoints:
+    with small_disk(5000) if process == 1 else contextlib.nullcontext():
+      checkpointing.save(checkpoints, laid(25), FACTS)
+      while not (checkpoints.errors or process == 0):
+        pass
+    checkpointing.save(checkpoints, laid(30), FACTS)
+  raise AssertionError("nobody noticed")
+except checkpointing.CheckpointError as error:
+  assert "File too large" in str(error) and "step 20 is there" in str(error), error
+print("done")
+"""
+
+
+def data_files(directory, step, process):
+  """Files of arrays that a process wrote, by size."""
+  files = (directory / str(step) / "state" / f"ocdbt.process_{process}" / "d").iterdir()
+  return sorted(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.slow
+def test_processes_come_to_the_same_end(tmp_path):
+  """Each of them can read, or write, what the other can't."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  root = pathlib.Path(__file__).parents[2]
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", _PROCESS, address, str(number), str(tmp_path)],
+      cwd=root,
+      env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  try:
+    outputs = [process.communicate(timeout=200) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (output, errors) in zip(processes, outputs):
+    assert process.returncode == 0, errors
+    assert output.endswith("done\n")
+  names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+  assert names == ["10", "20", "25.orbax-checkpoint-tmp", "damaged-20", "damaged-30", "damaged-40"]
