@@ -18,8 +18,7 @@ import sys
 import tempfile
 import time
 
-from tests.test_experiment import TINY
-from tests.test_several_processes import ROOT, SHORT, assert_same_numbers, run, wait_for
+from tests.test_several_processes import OPTIONS, ROOT, assert_same_numbers, run, wait_for
 from tests.tiny_motion import prepare
 
 
@@ -41,7 +40,7 @@ class Run:
     self.processes = {}
     for number in processes:
       arguments = [
-        sys.executable, "-m", "vswin_jax.main", *TINY, *SHORT, f"--config.data.dir={data_dir}",
+        sys.executable, "-m", "vswin_jax.main", *OPTIONS, f"--config.data.dir={data_dir}",
         f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--num_processes=2",
         f"--process_id={number}", *options, *own_options[number],
       ]  # fmt: skip

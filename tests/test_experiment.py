@@ -17,11 +17,9 @@ from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.exporting import export_file
 
 ROOT = pathlib.Path(__file__).parents[1]
-TINY = [
+TINY_RUN = [
   "--config=configs/quickstart.py",
   "--config.data.name=tiny_motion",
-  "--config.model.embed_dim=8",
-  "--config.model.num_heads=(1,1,2,2)",
   "--config.model.drop_path_rate=0.2",
   "--config.train.batch_size=8",
   "--config.train.epochs=4.0",  # 24 steps
@@ -33,6 +31,7 @@ TINY = [
   "--config.eval_batch_size=8",
   "--config.loader.num_workers=1",
 ]
+TINY = [*TINY_RUN, "--config.model.embed_dim=8", "--config.model.num_heads=(1,1,2,2)"]
 
 
 def command(data_dir, workdir, *options) -> list[str]:

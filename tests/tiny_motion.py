@@ -7,7 +7,7 @@ from vswin_jax.data.motion import MotionClips
 
 
 class TinyMotion(MotionClips):
-  """"tiny_motion": 48 training and 21 validation clips."""
+  """ "tiny_motion": 48 training and 21 validation clips."""
 
   NUM_CLIPS = types.MappingProxyType({"train": 48, "validation": 21})
 
