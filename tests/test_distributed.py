@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-from vswin_jax import distributed
-from vswin_jax.distributed import Cluster, StartupError, call_roll, expand_nodes, find_cluster
+from vswin_jax.distributed import roll_call
+from vswin_jax.distributed.clusters import Cluster, expand_nodes, find_cluster
+from vswin_jax.distributed.errors import MissingProcessError, StartupError
+from vswin_jax.distributed.roll_call import call_roll
 
 SLURM = {
   "SLURM_JOB_ID": "70001",
@@ -105,9 +107,15 @@ def test_all_processes_are_there():
   assert roll({"number": 0}, {"number": 1}, {"number": 2}) == ["", "", ""]
 
 
-def test_all_that_are_there_name_the_missing_one(caplog, monkeypatch):
-  monkeypatch.setattr(distributed, "_PATIENCE", 0.5)
+def test_all_that_are_there_name_the_missing_one(monkeypatch):
+  said = []
+  monkeypatch.setattr(roll_call, "_PATIENCE", 0.5)
+  monkeypatch.setattr(roll_call.logger, "info", lambda *message: said.append(message))
   errors = roll({"number": 0}, {"number": 2}, timeout=1.5)
+  assert said and all(
+    message[0] % message[1:] == "2 of 3 processes are here; waiting for process 1 (b)"
+    for message in said
+  )
   assert errors[0] == errors[1]
   assert errors[0].startswith(
     "2 of 3 processes started within 1.5 s; missing: process 1 (b). Start"
@@ -137,7 +145,8 @@ def test_strangers_at_the_port_are_sent_away():
   lead = Cluster(f"localhost:{port}", 2, 0)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     leading = pool.submit(call_roll, lead, timeout=20.0, facts={})
-    for message in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b"7\n"):
+    wrong = b'{"process": [1], "processes": 2, "host": "a", "facts": {}}\n'
+    for message in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b"7\n", wrong):
       _send_when_there_is_a_server(port, message)
     call_roll(dataclasses.replace(lead, process_id=1), timeout=20.0, facts={})
     assert leading.result() is None
@@ -152,3 +161,24 @@ def _send_when_there_is_a_server(port: int, message: bytes) -> None:
     except ConnectionRefusedError:
       time.sleep(0.01)
   raise AssertionError("no server")
+
+
+def test_a_missing_process_may_come_the_next_time():
+  """Launchers start again after it, and not after other errors of a start."""
+  assert MissingProcessError.exit_status == 75
+  assert not hasattr(StartupError, "exit_status")
+
+
+def test_a_port_that_is_taken_is_named():
+  with socket.create_server(("", 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(StartupError, match=f"can't listen at port {port} of this host"):
+      call_roll(Cluster(f"localhost:{port}", 2, 0), timeout=5.0, facts={})
+
+
+def test_steps_of_slurm_that_say_too_little():
+  environment = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
+  with pytest.raises(StartupError, match="a step of SLURM without SLURM_STEP_NODELIST"):
+    find_cluster(environment=environment)
+  with pytest.raises(StartupError, match="no whole number SLURM_STEP_NUM_TASKS, but 'x'"):
+    find_cluster(environment=SLURM | {"SLURM_STEP_NUM_TASKS": "x"})

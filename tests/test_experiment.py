@@ -31,7 +31,12 @@ TINY_RUN = [
   "--config.eval_batch_size=8",
   "--config.loader.num_workers=1",
 ]
-TINY = [*TINY_RUN, "--config.model.embed_dim=8", "--config.model.num_heads=(1,1,2,2)"]
+TINY = [
+  *TINY_RUN,
+  "--config.model.depths=(2,1)",
+  "--config.model.num_heads=(1,2)",
+  "--config.model.embed_dim=8",
+]
 
 
 def command(data_dir, workdir, *options) -> list[str]:
@@ -395,9 +400,9 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
   )
   shutil.rmtree(tmp_path / "checkpoints")
   shutil.copytree(finished[0] / "checkpoints" / "16", tmp_path / "checkpoints" / "16")
-  result = run(tiny_data_dir, tmp_path, "--config.model.depths=(1,2,2,2)")
+  result = run(tiny_data_dir, tmp_path, "--config.model.mlp_ratio=2.0")
   assert result.returncode == 1
-  assert "holds a model with depths (2, 2, 2, 2), the config says (1, 2, 2, 2)" in result.stderr
+  assert "holds a model with mlp_ratio 4.0, the config says 2.0" in result.stderr
   assert result.stderr.count("\n") <= 2
 
 

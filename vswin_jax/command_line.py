@@ -1,4 +1,8 @@
-"""How the commands of this package end when something goes wrong."""
+"""How the commands of this package end when something goes wrong.
+
+Exit status 1 says that the command has to be changed, `UNEXPECTED` and `MAY_PASS` that the same
+command may succeed.
+"""
 
 import ast
 import contextlib
@@ -8,15 +12,22 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
+UNEXPECTED = 70
+MAY_PASS = 75
+# Of the errors of an operating system, those that stay until somebody does something.
+_LASTING = (
+  FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
+)  # fmt: skip
+
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator[None]:
-  """Ends the program with one line and exit status 1 in place of a traceback.
+  """Ends the program with one line in place of a traceback.
 
   Args:
     interrupted: what an interruption leaves behind, in words.
-    errors: the exceptions, besides OSError, that speak to the user. Every error of this library's
-      own is a ValueError.
+    errors: the exceptions, besides OSError, that speak to the user; their `exit_status`, if they
+      have one, takes the place of 1. Every error of this library's own is a ValueError.
   """
   try:
     yield
@@ -25,7 +36,13 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except (OSError, *errors) as error:
-    sys.exit(f"error: {error}")
+    status = getattr(error, "exit_status", 1)
+    if isinstance(error, OSError) and not isinstance(error, _LASTING):
+      status = MAY_PASS
+    if status == 1:
+      sys.exit(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(status)
   except KeyboardInterrupt:
     sys.exit(f"error: interrupted; {interrupted}")
 

@@ -80,8 +80,8 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
       "log_every": 50,
       "eval_every": 5000,
       "save_every": 1000,
-      # Checkpoints to keep: so many of the newest, of those with the best validation, and those of
-      # steps that this divides; 0: none for that reason.
+      # Checkpoints to keep: so many of the newest, at least one; so many of those with the best
+      # validation; and those of steps that `keep_every` divides. 0: none for that reason.
       "keep": 3,
       "keep_best": 0,
       "keep_every": 0,

@@ -5,8 +5,8 @@ With `run_files` the only module besides `main` that knows configs; all else tak
 
 import contextlib
 import dataclasses
+import zlib
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 
 import jax
 from ml_collections import config_dict
@@ -18,13 +18,14 @@ from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
-from vswin_jax.distributed import StartupError
+from vswin_jax.distributed.agreement import check_same, check_shared, of_first
+from vswin_jax.distributed.errors import DifferenceError, StartupError
 from vswin_jax.local_files import AnyPath, LocalPathError, file_path
 from vswin_jax.plan import ConfigError, Plan, Settings, make_plan, read_settings
 from vswin_jax.run_folder import RunFolder, RunFolderError, open_run_folder
 from vswin_jax.training import checkpointing, loop, sharding
 from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate
-from vswin_jax.training.metrics import MetricsWriter
+from vswin_jax.training.metrics import MetricsWriter, has_scores
 from vswin_jax.training.progress import logger, set_up_logging
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import Stopped, StopRequest
@@ -32,6 +33,7 @@ from vswin_jax.training.stopping import Stopped, StopRequest
 USER_ERRORS = (
   ConfigError,
   DatasetError,
+  DifferenceError,
   EvaluationError,
   LocalPathError,
   RunFolderError,
@@ -67,6 +69,21 @@ class Experiment:
   @property
   def class_names(self) -> tuple[str, ...]:
     return self.train_records.class_names
+
+  @property
+  def shared_facts(self) -> dict[str, str]:
+    """What must be the same in all processes, besides the config, by name."""
+    names = zlib.crc32("\0".join(self.class_names).encode())
+    sizes = f"{len(self.train_records)} and {len(self.eval_records)} videos"
+    ids = ", ".join(
+      records.video_id(place)
+      for records in (self.train_records, self.eval_records)
+      for place in (0, len(records) // 2, len(records) - 1)
+    )
+    return {
+      "the data set": f"{sizes}, {len(self.class_names)} classes ({names:08x}), such as {ids}",
+      "the newest checkpoint": str(checkpointing.newest_step(self.folder.checkpoints)),
+    }
 
   @property
   def facts(self) -> dict:
@@ -111,25 +128,26 @@ def run(
   """
   set_up_logging(process=jax.process_index())
   source = starting_point.source_of(config, file_path(workdir), mode, checkpoint)
-  with open_run_folder(workdir, is_primary=_is_first()) as folder:
+  with StopRequest() as stop, open_run_folder(workdir, is_primary=_is_first()) as folder:
+    check_shared(folder.path)
     log = folder.local / f"{mode}.log" if _is_first() else None
     set_up_logging(log, process=jax.process_index())
     config = starting_point.settle(
       config, source, mode=mode, workdir=folder.path, explicit=explicit
     )
     experiment = _build(config, folder, mode)
-    stop = StopRequest()
+    check_same(shared_values(config) | experiment.shared_facts | {"the weights": str(source)})
     if mode == "train":
-      _train(experiment, source, stop)
+      step = _train(experiment, source, stop)
       if stop.reached:
+        logger.info("asked to stop: saved step %d, the same command resumes", step)
         return None
       source = folder.path
-    with stop:
-      try:
-        return _evaluate(experiment, source, stop)
-      except Stopped:
-        logger.info("asked to stop before the evaluation was done, the same command starts it anew")
-        return None
+    try:
+      return _evaluate(experiment, source, stop)
+    except Stopped:
+      logger.info("asked to stop before the evaluation was done, the same command starts it anew")
+      return None
 
 
 def shared_values(config: config_dict.ConfigDict) -> dict[str, str]:
@@ -161,8 +179,9 @@ def _build(config: config_dict.ConfigDict, folder: RunFolder, mode: str) -> Expe
   return Experiment(plan, folder, train_records, eval_records)
 
 
-def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> None:
-  """Trains from the weights of `source`, or resumes, until the end or until asked to stop."""
+def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> int:
+  """Trains from the weights of `source`, or resumes, until the end or until asked to stop; returns
+  the step reached, which is saved then."""
   config, plan, train = experiment.config, experiment.plan, experiment.config.train
   folder, directory = experiment.folder, experiment.folder.checkpoints
   with checkpointing.open_checkpoints(
@@ -174,10 +193,12 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
       state, facts = checkpointing.restore(saved, plan.state_shapes())
       starting_point.check_facts(directory, facts, experiment.facts, resuming=True)
     start_step = int(state.step)
-    left_evaluation = facts.get("left_evaluation", False)
+    left_evaluation = facts.get("left_evaluation", False) and not of_first(
+      has_scores(folder.local, start_step)
+    )
     if start_step >= plan.num_steps and not left_evaluation:
       logger.info("training is complete at step %d of %s", start_step, directory)
-      return
+      return start_step
     if start_step:
       if _is_first():
         run_files.warn_of_changes(folder.local, config)
@@ -193,6 +214,14 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
       facts = experiment.facts | {"left_evaluation": is_due and scores is None}
       checkpointing.save(saved, state, facts, None if scores is None else main_score(scores))
       folder.publish()
+
+    eval_step = plan.jitted_eval_step()
+
+    def evaluate_state(state: TrainState) -> dict[str, float]:
+      scores = _validate(experiment, eval_step, stop, state)
+      if int(state.step) == start_step:  # saved before it was evaluated
+        saved.scores[start_step] = main_score(scores)
+      return scores
 
     batch_sharding = sharding.batch_sharding(experiment.mesh)
     batches = pipeline.train_batches(
@@ -210,9 +239,8 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
     with (
       _metrics_writer(experiment, start_step, left_evaluation) as write_metrics,
       contextlib.closing(batches),
-      stop,
     ):
-      loop.train(
+      state = loop.train(
         state,
         plan.jitted_train_step(),
         batches,
@@ -221,7 +249,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
         batch_size=train.batch_size,
         sharding=batch_sharding,
         write_metrics=write_metrics,
-        evaluate=partial(_validate, experiment, plan.jitted_eval_step(), stop),
+        evaluate=evaluate_state,
         save=save,
         stop=stop,
         last_saved=last_saved,
@@ -233,6 +261,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
         saves_evaluated=train.keep_best > 0,
         evaluates_first=left_evaluation,
       )
+  return int(state.step)
 
 
 @contextlib.contextmanager

@@ -54,6 +54,9 @@ _START_TIMEOUT = flags.DEFINE_float(
 _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
   "heartbeat_timeout", 60.0, "Seconds of silence after which a process counts as dead.", 5.0
 )
+_STOP_STATUS = flags.DEFINE_integer(
+  "stop_status", 0, "Exit status of a run that was asked to stop, and has saved.", 0, 255
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -95,29 +98,36 @@ def _explicit_keys() -> list[str]:
 
 
 def _run() -> None:
-  from vswin_jax import distributed, experiment
+  from vswin_jax import experiment
+  from vswin_jax.distributed import clusters, processes
 
   one_line = functools.partial(
     one_line_errors, "the same command resumes from the last checkpoint", experiment.USER_ERRORS
   )
   with one_line():
-    distributed.start(
-      distributed.find_cluster(
+    processes.start(
+      clusters.find_cluster(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_START_TIMEOUT.value
       ),
       start_timeout=_START_TIMEOUT.value,
       heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
-      facts={"--workdir": _WORKDIR.value, "--mode": _MODE.value}
-      | experiment.shared_values(_CONFIG.value),
+      facts=experiment.shared_values(_CONFIG.value)
+      | {
+        "--workdir": _WORKDIR.value,
+        "--mode": _MODE.value,
+        "--checkpoint": str(_CHECKPOINT.value),
+      },
     )
-  with distributed.ending_together(), one_line():
-    experiment.run(
+  with processes.ending_together(), one_line():
+    result = experiment.run(
       _CONFIG.value,
       workdir=_WORKDIR.value,
       mode=_MODE.value,
       checkpoint=_CHECKPOINT.value,
       explicit=_explicit_keys(),
     )
+  if result is None:
+    sys.exit(_STOP_STATUS.value)
 
 
 if __name__ == "__main__":

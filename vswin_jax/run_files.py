@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ml_collections import config_dict
 
-from vswin_jax.config import base_config
+from vswin_jax.config import base_config, flat_values, flatten_values
 from vswin_jax.local_files import AnyPath, replacing, write_table
 from vswin_jax.training.evaluation import Evaluation
 from vswin_jax.training.metrics import read_metrics
@@ -49,10 +49,10 @@ def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
   started_with = read_config(workdir)
   if started_with is None:
     return
-  now = _leaves(json.loads(config.to_json_best_effort()))
+  now = flat_values(config)
   # A key that was not written had its default.
-  default = _leaves(json.loads(base_config(config.model.name).to_json_best_effort()))
-  before = default | _leaves(started_with)
+  default = flat_values(base_config(config.model.name))
+  before = default | flatten_values(started_with)
   for key in sorted(before.keys() | now.keys()):
     free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
     if before.get(key) != now.get(key) and not free:
@@ -63,16 +63,6 @@ def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
         before.get(key),
         now.get(key),
       )
-
-
-def _leaves(tree: dict, prefix: str = "") -> dict:
-  leaves = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      leaves |= _leaves(value, f"{prefix}{key}.")
-    else:
-      leaves[prefix + key] = value
-  return leaves
 
 
 def write_results(

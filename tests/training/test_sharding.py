@@ -25,7 +25,7 @@ def test_groups_of_fsdp_lie_within_a_slice():
   [
     (3, 0, "8 devices can't form groups of 3 for fsdp; mesh.fsdp must divide 8"),
     (8, 2, "4 devices in each of 2 slices can't form groups of 8"),
-    (1, 3, "mesh.slices is 3; the 8 devices lie in 1 slice"),
+    (1, 3, "mesh.slices is 3; it must divide the 8 devices"),
     (1, -1, "mesh.slices is -1"),
   ],
 )

@@ -6,6 +6,7 @@ can be read but are not what was written are noticed. All processes of a run com
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import re
@@ -29,6 +30,10 @@ _METADATA_FILE, _OWN = "_CHECKPOINT_METADATA", "checkpoint"
 # with more memory.
 _PASSING = (
   MemoryError, PermissionError, TimeoutError, ConnectionError, jax.errors.JaxRuntimeError,
+)  # fmt: skip
+_PASSING_NUMBERS = (
+  errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENETDOWN,
+  errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
 )  # fmt: skip
 _PASSING_MODULES = ("aiohttp", "gcsfs", "google", "requests")
 _PASSING_CODES = re.compile(
@@ -306,6 +311,9 @@ def _reading(path) -> Iterator[None]:
 def _is_passing(error: BaseException | None) -> bool:
   while error is not None:
     if isinstance(error, _PASSING) or type(error).__module__.startswith(_PASSING_MODULES):
+      return True
+    # A disk or network that fails; what is missing or of another kind may be damage.
+    if isinstance(error, OSError) and error.errno in _PASSING_NUMBERS:
       return True
     if _PASSING_CODES.search(str(error)[:500]):
       return True

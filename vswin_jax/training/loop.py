@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from vswin_jax.command_line import MAY_PASS
 from vswin_jax.training.progress import Progress, logger, own_logger
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
@@ -14,6 +15,12 @@ from vswin_jax.training.stopping import Stopped, StopRequest
 
 class TrainingError(RuntimeError):
   """Training that can't go on; the message says at which step, and what to do."""
+
+
+class LostWorkerError(TrainingError):
+  """A data worker that died."""
+
+  exit_status = MAY_PASS
 
 
 def train(
@@ -61,8 +68,8 @@ def train(
     evaluates_first: an evaluation of the state at `start_step` was left and is made up for.
 
   Returns:
-    The last state: `num_steps` updates, or fewer if the run was asked to stop, in which case it has
-    been saved.
+    The last state: `num_steps` updates, or fewer if the run was asked to stop, in which case `save`
+    was called with it.
 
   Raises:
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
@@ -112,7 +119,6 @@ def train(
       return metrics
 
     if evaluates_first and evaluated(start_step) is None:
-      logger.info("asked to stop at step %d, the same command resumes", start_step)
       return state
     pending = None
     for step in range(start_step + 1, num_steps + 1):
@@ -140,7 +146,6 @@ def train(
           save(state, scores)
         progress.pause(step)
       if stop.reached:
-        logger.info("asked to stop: saved step %d, the same command resumes", step)
         break
   return state
 
@@ -152,7 +157,7 @@ def _next(batches: Iterator[dict], step: int) -> dict:
     # What the loader raises when a worker process was killed from outside.
     if "terminated unexpectedly" not in str(error):
       raise
-    raise TrainingError(
+    raise LostWorkerError(
       f"a data worker died before step {step}: {' '.join(str(error).split())}. It may have run out "
       "of memory, or of shared memory in /dev/shm; lower --config.loader.num_workers or "
       "--config.loader.prefetch_batches. The same command resumes"

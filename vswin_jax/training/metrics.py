@@ -22,8 +22,8 @@ class MetricsWriter:
     self.path = directory / "metrics.jsonl"
 
     def is_kept(line: dict) -> bool:
-      has_scores = any(name.startswith("validation") for name in line)
-      return line["step"] < step or (line["step"] == step and not (evaluates_again and has_scores))
+      is_repeated = evaluates_again and _is_of_an_evaluation(line)
+      return line["step"] < step or (line["step"] == step and not is_repeated)
 
     kept = list(filter(is_kept, read_metrics(self.path)))
     with replacing(self.path) as path:
@@ -42,6 +42,16 @@ class MetricsWriter:
   def close(self) -> None:
     self._file.close()
     self._events.close()
+
+
+def has_scores(directory: str | os.PathLike, step: int) -> bool:
+  """Whether the metrics of a run hold those of an evaluation of a step."""
+  lines = read_metrics(pathlib.Path(directory) / "metrics.jsonl")
+  return any(line["step"] == step and _is_of_an_evaluation(line) for line in lines)
+
+
+def _is_of_an_evaluation(line: dict) -> bool:
+  return any(name.startswith("validation") for name in line)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

@@ -36,10 +36,10 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None, slices
   devices = jax.devices() if devices is None else list(devices)
   found = _slices_of(devices)
   count = slices or len(found)
-  if (len(found) > 1 and count != len(found)) or count < 1 or len(devices) % count:
+  if count < 1 or len(devices) % count:
     raise ValueError(
-      f"mesh.slices is {slices}; the {len(devices)} devices lie in {len(found)} slice(s)"
-      " of their own. Give 0 to take them as they are, or a divisor of their number"
+      f"mesh.slices is {slices}; it must divide the {len(devices)} devices, or be 0 to take them "
+      f"as they say ({len(found)})"
     )
   size = len(devices) // count
   if fsdp < 1 or size % fsdp:
@@ -48,10 +48,12 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None, slices
       f"{size} devices{where} can't form groups of {fsdp} for fsdp; mesh.fsdp must divide {size}"
     )
   shape = (size // fsdp, fsdp)
-  if len(found) > 1:
-    grid = mesh_utils.create_hybrid_device_mesh(shape, (count, 1), devices)
+  if count == len(found) > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      shape, (count, 1), devices, allow_split_physical_axes=True
+    )
   elif count > 1:
-    grid = np.asarray(devices).reshape(count * shape[0], fsdp)
+    grid = np.asarray(list(itertools.chain(*found))).reshape(count * shape[0], fsdp)
   else:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)

@@ -1,0 +1,76 @@
+"""What the processes of a run, once connected, make sure to agree on.
+
+Where they did not, they would do different things, and wait for each other forever or add up what
+does not belong together. All processes call these functions together.
+"""
+
+import contextlib
+import secrets
+import zlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vswin_jax.distributed.errors import DifferenceError
+from vswin_jax.local_files import AnyPath
+
+_TOKEN = "processes_of_this_run"
+
+
+def of_first(number: int) -> int:
+  """The number that process 0 has."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def check_same(facts: Mapping[str, str]) -> None:
+  """Compares facts, by name, with those of process 0.
+
+  Raises:
+    DifferenceError: in all processes, if one has another.
+  """
+  if jax.process_count() == 1:
+    return
+  marks = np.array([zlib.crc32(str(value).encode()) for value in facts.values()], np.uint32)
+  differences = multihost_utils.process_allgather(marks)
+  differences = differences != differences[0]
+  if differences.any():
+    process, place = (int(index) for index in np.argwhere(differences)[0])
+    name = list(facts)[place]
+    own = f" (here: {facts[name]})" if len(str(facts[name])) < 200 else ""
+    raise DifferenceError(
+      f"{name} is not the same in process {process} as in process 0{own}; all hosts must see the "
+      "same files and be given the same options"
+    )
+
+
+def check_shared(folder: AnyPath) -> None:
+  """Makes sure that all processes see one folder under its name.
+
+  Raises:
+    DifferenceError: in all processes, if one does not.
+  """
+  if jax.process_count() == 1:
+    return
+  token = of_first(secrets.randbelow(2**31))
+  file = folder / f".{_TOKEN}"
+  if jax.process_index() == 0:
+    file.write_text(str(token))
+  multihost_utils.sync_global_devices("vswin_jax/token")
+  try:
+    sees_it = file.read_text() == str(token)
+  except OSError:
+    sees_it = False
+  seen = multihost_utils.process_allgather(np.bool_(sees_it))
+  if jax.process_index() == 0:
+    with contextlib.suppress(OSError):
+      file.unlink()
+  if not seen.all():
+    blind = ", ".join(str(process) for process in np.flatnonzero(~seen))
+    raise DifferenceError(
+      f"{folder} is not the same folder in process {blind} as in process 0; give a --workdir on a "
+      "disk that all hosts share, or in a bucket"
+    )
