@@ -79,9 +79,13 @@ compilation_cache() {
 # Statuses that say that the command itself is wrong: another start would end the same way.
 is_user_error() { (($1 == 1 || $1 == 2)); }
 
-# Waits for a child and returns its status; a trap ends `wait` before the child ends.
+# The status of a run that was asked to stop and has saved: neither its end nor a fault.
+# shellcheck disable=SC2034  # for the scripts that source this
+STOPPED=143
+
+# Waits for a child and returns its status. `wait` comes last: where a trap ends it just as the
+# child ends, bash may lose the status, or wait for ever.
 wait_for() {
-  wait "$1" || true
-  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+  while kill -0 "$1" 2>/dev/null; do sleep 0.2 || true; done
   wait "$1"
 }

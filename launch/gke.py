@@ -7,7 +7,6 @@ What comes after `--` goes to every process. The image is that of `launch/Docker
 """
 
 import dataclasses
-import math
 import pathlib
 import re
 import shlex
@@ -17,17 +16,21 @@ import sys
 import yaml
 from absl import app, flags
 
-from vswin_jax.checks import check_at_least, check_choices, fields
+from vswin_jax.checks import check_at_least, fields
 from vswin_jax.command_line import parse_config_flags
+from vswin_jax.pods.targets import Target, TargetError, parse_target
 
-# Generation -> the label of its nodes, what XPK calls it, and its units for a chip there.
+# Chip -> the label of its nodes, and what XPK calls it.
 _TPUS = {
-  "v4": ("tpu-v4-podslice", "v4", 2),
-  "v5e": ("tpu-v5-lite-podslice", "v5litepod", 1),
-  "v5p": ("tpu-v5p-slice", "v5p", 2),
-  "v6e": ("tpu-v6e-slice", "v6e", 1),
+  "v4": ("tpu-v4-podslice", "v4"),
+  "v5e": ("tpu-v5-lite-podslice", "v5litepod"),
+  "v5p": ("tpu-v5p-slice", "v5p"),
+  "v6e": ("tpu-v6e-slice", "v6e"),
 }
 _CHIPS_PER_HOST = 4
+_RESTARTS = 3
+# Every preemption counts as a restart.
+_RESTARTS_ON_SPOT = 100
 _PORT = 8482
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _FOLDER = pathlib.Path(__file__).parent
@@ -45,8 +48,8 @@ class Job:
     name: of the JobSet.
     image: of the container.
     arguments: of `vswin_jax.main`.
-    topology: of a TPU slice, as in "v5e:8x8"; unused if there are GPU nodes.
-    slices: how many.
+    topology: TPU slices as `pods.targets.parse_target` takes them, such as "v5e:8x8" or
+      "4*v6e:16x16"; unused if there are GPU nodes.
     gpu_nodes: 0: TPUs.
     gpus_per_node: of a node with GPUs, all used by one process.
     gpu_type: the label of those nodes.
@@ -55,8 +58,9 @@ class Job:
       default one.
     spot: whether nodes may be preempted.
     cache: folder of compiled programs that all processes see, as in gs://...; empty: none.
-    restarts: how many times all are started again after a fault.
-    grace_seconds: for saving when a node is drained.
+    restarts: how many times all are started again after a fault or a preemption; None: 3, on spot
+      nodes 100.
+    grace_seconds: for saving when a node is drained; spot nodes give less, whatever is asked for.
 
   Raises:
     ManifestError: a value is out of range.
@@ -66,7 +70,6 @@ class Job:
   image: str
   arguments: tuple[str, ...]
   topology: str = "v5e:8x8"
-  slices: int = 1
   gpu_nodes: int = 0
   gpus_per_node: int = 8
   gpu_type: str = "nvidia-h100-80gb"
@@ -74,7 +77,7 @@ class Job:
   service_account: str = ""
   spot: bool = False
   cache: str = ""
-  restarts: int = 3
+  restarts: int | None = None
   grace_seconds: int = 120
 
   def __post_init__(self):
@@ -84,27 +87,32 @@ class Job:
         f"name must be of at most 40 lower-case letters, digits and -, got {self.name!r}"
       )
     try:
-      check_at_least(1, **fields(self, "slices", "gpus_per_node"))
-      check_at_least(0, **fields(self, "gpu_nodes", "restarts", "grace_seconds"))
+      check_at_least(1, **fields(self, "gpus_per_node"))
+      check_at_least(0, **fields(self, "gpu_nodes", "grace_seconds"), restarts=self.max_restarts)
     except ValueError as error:
       raise ManifestError(error) from None
     if not self.gpu_nodes:
       _tpu(self.topology)
 
+  @property
+  def max_restarts(self) -> int:
+    if self.restarts is not None:
+      return self.restarts
+    return _RESTARTS_ON_SPOT if self.spot else _RESTARTS
 
-def _tpu(topology: str) -> tuple[str, str, int]:
-  """Generation, shape and number of chips of, say, "v5e:8x8"."""
-  generation, _, shape = topology.partition(":")
+
+def _tpu(topology: str) -> Target:
   try:
-    check_choices(_TPUS, TPU=generation)
-  except ValueError as error:
-    raise ManifestError(f"topology {topology!r}: {error}") from None
-  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
-    raise ManifestError(f"topology must be as in v5e:8x8 or v4:4x4x4, got {topology!r}")
-  chips = math.prod(map(int, shape.split("x")))
-  if chips % _CHIPS_PER_HOST:
-    raise ManifestError(f"topology {topology!r} has {chips} chips; hosts have {_CHIPS_PER_HOST}")
-  return generation, shape, chips
+    target = parse_target(topology)
+  except TargetError as error:
+    raise ManifestError(error) from None
+  if target.chip.name not in _TPUS:
+    raise ManifestError(f"topology {topology!r} is none of TPUs; for GPUs give --gpu_nodes")
+  if target.slice_size % _CHIPS_PER_HOST:
+    raise ManifestError(
+      f"topology {topology!r} has {target.slice_size} chips; hosts have {_CHIPS_PER_HOST}"
+    )
+  return target
 
 
 def manifest(job: Job) -> dict:
@@ -112,7 +120,7 @@ def manifest(job: Job) -> dict:
   kind = "gpu" if job.gpu_nodes else "tpu"
   jobset = yaml.safe_load((_FOLDER / f"jobset_{kind}.yaml").read_text())
   jobset["metadata"]["name"] = job.name
-  jobset["spec"]["failurePolicy"]["maxRestarts"] = job.restarts
+  jobset["spec"]["failurePolicy"]["maxRestarts"] = job.max_restarts
   [workers] = jobset["spec"]["replicatedJobs"]
   template = workers["template"]["spec"]
   pod = template["template"]["spec"]
@@ -133,12 +141,13 @@ def manifest(job: Job) -> dict:
       f"--num_processes={hosts}",
     ]
   else:
-    generation, shape, chips = _tpu(job.topology)
-    hosts = chips // _CHIPS_PER_HOST
-    workers["replicas"] = job.slices
+    target = _tpu(job.topology)
+    label, _ = _TPUS[target.chip.name]
+    hosts = target.slice_size // _CHIPS_PER_HOST
+    workers["replicas"] = target.slices
     pod["nodeSelector"] = {
-      "cloud.google.com/gke-tpu-accelerator": _TPUS[generation][0],
-      "cloud.google.com/gke-tpu-topology": shape,
+      "cloud.google.com/gke-tpu-accelerator": label,
+      "cloud.google.com/gke-tpu-topology": "x".join(map(str, target.grid)),
     }
     container["args"] = arguments
   template["parallelism"] = template["completions"] = hosts
@@ -174,11 +183,12 @@ def _mount_bucket(pod: dict, bucket: str) -> None:
 def xpk_command(job: Job, *, cluster: str, zone: str = "", project: str = "") -> list[str]:
   """The command of XPK for the same run on TPUs.
 
-  XPK writes the manifest itself. Of its own accord it does not start again what ended with status
-  1 or 2.
+  XPK writes the manifest itself. Of its own accord it starts again what was killed (statuses from
+  127), but nothing else.
 
   Raises:
-    ManifestError: the job has what XPK is not told here: GPUs, a bucket, a service account.
+    ManifestError: the job has what XPK is not told here: GPUs, a bucket, a service account; or a
+      slice of a shape that is no product.
   """
   if job.gpu_nodes or job.bucket or job.service_account:
     raise ManifestError(
@@ -187,28 +197,43 @@ def xpk_command(job: Job, *, cluster: str, zone: str = "", project: str = "") ->
     )
   if not cluster:
     raise ManifestError("XPK needs --cluster")
-  generation, _, chips = _tpu(job.topology)
-  _, prefix, units = _TPUS[generation]
+  target = _tpu(job.topology)
   # Signals reach the run only if no shell stands between.
   inside = f"cd /vswin_jax && exec {shlex.join(['launch/run_once.sh', *job.arguments])}"
   return [
     *("xpk", "workload", "create", f"--workload={job.name}", f"--cluster={cluster}"),
     *([f"--zone={zone}"] if zone else []),
     *([f"--project={project}"] if project else []),
-    *(f"--tpu-type={prefix}-{chips * units}", f"--num-slices={job.slices}"),
+    *(f"--tpu-type={_product(target)}", f"--num-slices={target.slices}"),
     *(["--spot"] if job.spot else []),
     *([f"--env={_CACHE_VARIABLE}={job.cache}"] if job.cache else []),
-    *(f"--max-restarts={job.restarts}", f"--docker-image={job.image}"),
+    *(f"--max-restarts={job.max_restarts}", "--restart-on-exit-codes=70,75"),
+    f"--docker-image={job.image}",
     *(f"--termination-grace-period-seconds={job.grace_seconds}", f"--command={inside}"),
   ]
+
+
+def _product(target: Target) -> str:
+  """What XPK calls a slice, which it knows by the number of chips or cores alone."""
+  _, prefix = _TPUS[target.chip.name]
+  name = f"{prefix}-{target.slice_size * (2 if target.chip.cores_in_name else 1)}"
+  try:
+    is_of_this_shape = parse_target(name).grid == target.grid
+  except TargetError:
+    is_of_this_shape = False
+  if not is_of_this_shape:
+    raise ManifestError(
+      f"XPK can't be told the shape of topology {target.name!r}; use --via=kubectl, or a product "
+      "such as v5e-64"
+    )
+  return name
 
 
 def define_flags() -> None:
   flags.DEFINE_enum("via", "kubectl", ["kubectl", "xpk"], "What hands the job over.")
   flags.DEFINE_string("name", "vswin-jax", "Of the job.")
   flags.DEFINE_string("image", None, "The container, see launch/Dockerfile.", required=True)
-  flags.DEFINE_string("topology", "v5e:8x8", "Generation and shape of a TPU slice.")
-  flags.DEFINE_integer("slices", 1, "TPU slices.")
+  flags.DEFINE_string("topology", "v5e:8x8", "TPU slices, such as v5e:8x8, v4-128, 4*v6e:16x16.")
   flags.DEFINE_integer("gpu_nodes", 0, "Nodes with GPUs, in place of TPUs.")
   flags.DEFINE_integer("gpus_per_node", 8, "GPUs of such a node.")
   flags.DEFINE_string("gpu_type", "nvidia-h100-80gb", "The label of such nodes.")
@@ -216,7 +241,12 @@ def define_flags() -> None:
   flags.DEFINE_string("service_account", "", "Of Kubernetes, for the buckets.")
   flags.DEFINE_boolean("spot", False, "Nodes that may be preempted.")
   flags.DEFINE_string("cache", "", "Folder of compiled programs, as in gs://...")
-  flags.DEFINE_integer("restarts", 3, "How many times all are started again after a fault.")
+  flags.DEFINE_integer(
+    "restarts",
+    None,
+    "How many times all are started again after a fault or a preemption; by default 3, on spot "
+    "nodes 100.",
+  )
   flags.DEFINE_integer("grace_seconds", 120, "For saving when a node is drained.")
   flags.DEFINE_string("namespace", "default", "Of Kubernetes.")
   flags.DEFINE_string("cluster", "", "For XPK.")

@@ -211,8 +211,9 @@ def _wait(
     if requests and not passed_on:
       passed_on = True
       _say("asked to stop: passing it on to process 0; once more kills")
-      running = next(process for process in processes if process.poll() is None)
-      running.terminate()
+      running = next((process for process in processes if process.poll() is None), None)
+      if running is not None:
+        running.terminate()
     time.sleep(_POLL_SECONDS)
 
 

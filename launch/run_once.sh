@@ -4,8 +4,7 @@
 #   launch/run_once.sh --config=... --workdir=...
 #
 # SIGTERM and SIGINT are passed on to it, so that it saves and ends. The status is that of the run,
-# but 143 (ended by SIGTERM) if it was asked to stop before its end: what watches over it must not
-# take that for success.
+# 143 if it was asked to stop before its end: what watches over it must not take that for success.
 #
 #   --dry_run   print the command and run nothing
 #
@@ -17,27 +16,22 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 read_arguments "$0" "$@"
-command=("${PYTHON:-python}" -m vswin_jax.main "${arguments[@]}")
+command=("${PYTHON:-python}" -m vswin_jax.main "--stop_status=$STOPPED" "${arguments[@]}")
 if [[ $dry_run ]]; then
   quoted "${command[@]}"
   exit 0
 fi
 
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-mkfifo "$folder/output"
-tee "$folder/said" <"$folder/output" &
-reader=$!
+stopping="" child=""
+pass_on() { if [[ $stopping && $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi; }
+trap 'stopping=yes && pass_on' TERM INT
 export PYTHONUNBUFFERED=1
-"${command[@]}" >"$folder/output" 2>&1 &
+"${command[@]}" 2>&1 &
 child=$!
-trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+# What came before the child was there.
+pass_on
 status=0
 wait_for "$child" || status=$?
-wait_for "$reader" || true
-if ((status == 0)) && grep --quiet "asked to stop: saved step" "$folder/said"; then
-  say "stopped before its end"
-  status=143
-fi
+if ((status == STOPPED)); then say "stopped before its end"; fi
 if [[ ${STATUS_FILE:-} ]]; then echo "$status" >"$STATUS_FILE"; fi
 exit "$status"

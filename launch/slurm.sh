@@ -62,7 +62,7 @@ set_command() {
   fi
   # Processes find their GPUs by themselves and have to see them all.
   command+=(--gpu-bind=none --kill-on-bad-exit=1)
-  command+=("${PYTHON:-python}" -m vswin_jax.main "${arguments[@]}")
+  command+=("${PYTHON:-python}" -m vswin_jax.main "--stop_status=$STOPPED" "${arguments[@]}")
 }
 
 if [[ $dry_run ]]; then
@@ -80,26 +80,40 @@ first_status() {
   if [[ $line =~ 'Exited with exit code '([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo 137; fi
 }
 
-requeue=""
-stopping=""
+# Asks the tasks to save and end, again and again: one that is only starting hears nothing.
+# shellcheck disable=SC2329  # called by a trap
+ask_tasks() {
+  while kill -0 "$$" 2>/dev/null; do
+    scancel --signal=TERM "$SLURM_JOB_ID" || say "scancel failed"
+    sleep 10 >/dev/null 2>&1
+  done
+}
+
+requeue="" stopping="" asking=""
+end_asking() { if [[ $asking ]]; then kill "$asking" 2>/dev/null || true; fi; }
 # The time limit is near.
 trap '
-  requeue=yes stopping=yes
-  say "time is nearly up: saving"
-  scancel --signal=TERM "$SLURM_JOB_ID" || say "scancel failed"
+  if [[ -z $requeue ]]; then
+    requeue=yes stopping=yes
+    say "time is nearly up: saving"
+    ask_tasks &
+    asking=$!
+  fi
 ' USR1
 # Cancelled or preempted: SLURM has told the tasks, and knows whether the job comes back.
 trap 'stopping=yes' TERM
 
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-status=0
+trap 'end_asking; rm -rf "$folder"' EXIT
+status=$STOPPED
 for ((start = 0; start <= restarts; start++)); do
+  if [[ $stopping ]]; then break; fi
   if ((start)); then say "starting all processes again ($start of $restarts)"; fi
   set_command "$start"
   rm -f "$folder/errors"
   mkfifo "$folder/errors"
-  tee "$folder/said" <"$folder/errors" >&2 &
+  # A signal to the whole job must not take away what reads.
+  (trap '' TERM INT USR1 && exec tee "$folder/said" <"$folder/errors" >&2) &
   reader=$!
   "${command[@]}" 2>"$folder/errors" &
   status=0
@@ -109,10 +123,11 @@ for ((start = 0; start <= restarts; start++)); do
   first=$(first_status "$folder/said")
   status=${first:-$status}
   say "the run ended with status $status"
-  if is_user_error "$status"; then break; fi
+  if is_user_error "$status" || ((status == STOPPED)); then break; fi
 done
 
-if [[ $requeue ]] && ! is_user_error "$status"; then
+end_asking
+if [[ $requeue ]] && ((status)) && ! is_user_error "$status"; then
   if ((${SLURM_RESTART_COUNT:-0} >= requeues)); then
     fail "queued $((requeues + 1)) times: giving up"
   fi

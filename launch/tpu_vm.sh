@@ -31,7 +31,7 @@
 #   --cache=FOLDER     of compiled programs (~/.cache/vswin_jax on each worker); gs://... keeps them
 #   --restarts=N       of `all`: how many times a run is started again on a slice (3)
 #   --recreations=N    of `all`: how many times a slice is created again (20)
-#   --poll=SECONDS     between looks at the slice (30)
+#   --poll=SECONDS     between looks at the slice, and between tries of what failed (30)
 #   --dry_run          print the commands and run nothing
 #   --help             print this
 set -euo pipefail
@@ -95,7 +95,11 @@ nodes() {
 }
 
 # on_workers NODE WORKERS COMMAND...
-on_workers() { tpus tpu-vm ssh "$1" "--worker=$2" "--command=$(quoted "${@:3}")"; }
+on_workers() {
+  # Otherwise a connection that is cut may seem to stand for ever.
+  tpus tpu-vm ssh "$1" "--worker=$2" "--command=$(quoted "${@:3}")" \
+    "--ssh-flag=-o ServerAliveInterval=30" "--ssh-flag=-o ServerAliveCountMax=4"
+}
 
 on_all() {
   local node failed=0
@@ -107,6 +111,23 @@ on_first() { on_workers "$(nodes | head -n 1)" 0 "$@"; }
 
 worker=vswin_jax/launch/tpu_vm_worker.sh
 
+# What is done with a run also where nothing was copied yet.
+status_of_run() {
+  on_first bash -c "if [[ -x $worker ]]; then $worker status; else echo not started; fi"
+}
+kill_run() { on_all bash -c "if [[ -x $worker ]]; then $worker kill; fi"; }
+
+# How many times what fails is tried: machines have started by then, connections stand again.
+tries=5
+
+# give_up REASON [STATUS]
+give_up() {
+  say "$1; as long as the slice is there it costs: $(
+    quoted "$0" delete "--name=$name" "--zone=$zone" ${project:+"--project=$project"}
+  )"
+  exit "${2:-1}"
+}
+
 create() {
   local one_or_more=("--node-id=$name")
   if ((slices > 1)); then one_or_more=("--node-count=$slices" "--node-prefix=$name"); fi
@@ -114,14 +135,27 @@ create() {
     "--runtime-version=$runtime" ${spot:+--spot}
 }
 
-# Sets `state`: that of the slice, empty if there is none.
+describe() { tpus queued-resources describe "$name" '--format=value(state.state)'; }
+
+# Sets `state`: that of the slice, empty if there is none. Who can't tell must not say that there is
+# none: it would be created again.
 read_state() {
+  local try errors
   state=ACTIVE
   if [[ $dry_run ]]; then
-    tpus queued-resources describe "$name" '--format=value(state.state)'
-  else
-    state=$(tpus queued-resources describe "$name" '--format=value(state.state)' 2>/dev/null) || state=""
+    describe
+    return
   fi
+  errors=$(mktemp)
+  for ((try = 1; try <= tries; try++)); do
+    if state=$(describe 2>"$errors"); then break; fi
+    state=""
+    if grep --quiet NOT_FOUND "$errors"; then break; fi
+    say "the state of $name can't be read (try $try of $tries): $(<"$errors")"
+    if ((try < tries)); then sleep "$poll"; fi
+  done
+  rm -f "$errors"
+  if ((try > tries)); then give_up "the state of the slice can't be read"; fi
 }
 
 wait_until_active() {
@@ -140,9 +174,9 @@ wait_until_active() {
 read_run() {
   run="ended 0"
   if [[ $dry_run ]]; then
-    on_first "$worker" status
+    status_of_run
   else
-    run=$(on_first "$worker" status 2>/dev/null) || run=""
+    run=$(status_of_run 2>/dev/null) || run=""
   fi
 }
 
@@ -164,9 +198,48 @@ start() {
   on_all ${cache:+env "JAX_COMPILATION_CACHE_DIR=$cache"} "$worker" run "${arguments[@]}"
 }
 
+# A run on a part of the workers waits for the others, and stands in the way of the next start.
+start_or_kill() {
+  if start; then return; fi
+  kill_run || true
+  return 1
+}
+
 log() { on_first "$worker" log "$@"; }
 
 delete() { tpus queued-resources delete "$name" --force --quiet; }
+
+# Creates the slice; an answer that got lost does not mean that it was not.
+ask_for_slice() {
+  local try
+  for ((try = 1; try <= tries; try++)); do
+    if create; then return; fi
+    read_state
+    if [[ $state ]]; then return; fi
+    say "the slice can't be created (try $try of $tries)"
+    if ((try < tries)); then sleep "$poll"; fi
+  done
+  fail "the slice can't be created"
+}
+
+# persist WHAT COMMAND...: tries a command on the slice a few times; fails if the slice is lost.
+persist() {
+  local what=$1 try
+  shift
+  for ((try = 1; try <= tries; try++)); do
+    if "$@"; then return; fi
+    read_state
+    if [[ $state != ACTIVE ]]; then
+      say "$name is ${state:-gone}"
+      return 1
+    fi
+    say "$what failed (try $try of $tries)"
+    if ((try < tries)); then sleep "$poll"; fi
+  done
+  give_up "$what failed $tries times"
+}
+
+can_read_run() { read_run && [[ $run ]]; }
 
 # Makes sure that there is a slice and a run on it.
 bring_up() {
@@ -179,17 +252,27 @@ bring_up() {
       ;;
   esac
   if [[ -z $state ]]; then
-    create || fail "the slice can't be created"
+    ask_for_slice
     wait_until_active || return
   else
     wait_until_active || return
-    read_run
+    persist "looking at the run" can_read_run || return
+    if [[ $run == running ]]; then return; fi
+    # Other workers may still have processes of it.
+    persist "ending the last run" kill_run || return
   fi
-  if [[ $run == running ]]; then return; fi
-  if copy && install && start; then return; fi
-  read_state
-  if [[ $state == ACTIVE ]]; then fail "the slice is there, but the run can't be started on it"; fi
-  return 1
+  persist "copying" copy && persist "installing" install && persist "starting" start_or_kill
+}
+
+# Prints what the run says from line number `line` on, and counts the lines.
+print_log() {
+  local text
+  while IFS= read -r text; do
+    printf '%s\n' "$text"
+    line=$((line + 1))
+  done < <(log "$line" || true)
+  # The connection was cut in the middle of a line: that is read again as a whole.
+  if [[ $text ]]; then printf '%s\n' "$text"; fi
 }
 
 # Follows the run until it ends for good (status 0, 1 or 2, or because it was asked to), or is lost
@@ -198,9 +281,7 @@ follow() {
   local starts=0 patience=10 line=1
   run=running
   while :; do
-    if [[ $run == running ]]; then log "$line" || true; fi
-    # What is read once more after a lost connection is no more than can be read.
-    line=-10
+    if [[ $run == running ]]; then print_log; fi
     read_run
     case $run in "ended 0" | "ended 1" | "ended 2") return ;; esac
     read_state
@@ -213,19 +294,23 @@ follow() {
       running) patience=10 ;;
       # The system of a VM that is preempted asks the run to stop, and then can't be reached, before
       # the slice is said to be gone.
-      "" | "ended 143")
+      "" | "ended $STOPPED")
         if ((--patience < 0)); then return; fi
         ;;
       *)
-        say "the run $run"
+        say "the run: $run"
         if ((starts == restarts)); then
           say "started $((starts + 1)) times: giving up"
           return
         fi
         starts=$((starts + 1))
         say "starting it again on all workers ($starts of $restarts)"
-        on_all "$worker" kill || true
-        start || true
+        # A machine that was started anew has nothing mounted.
+        if ! { persist "ending the last run" kill_run && persist "installing" install &&
+          persist "starting" start_or_kill; }; then
+          run=""
+          return
+        fi
         run=running
         line=1
         continue
@@ -241,36 +326,35 @@ all() {
     if ((creation)); then
       say "creating the slice again ($creation of $recreations)"
       delete || true
+      sleep "$poll"
     fi
     if bring_up; then follow; else run=""; fi
     case $run in
       "") ;;
       "ended 0")
-        delete
+        delete || give_up "the run has ended well, but the slice can't be deleted"
         return
         ;;
-      *)
-        say "the run $run; the slice is still there and costs: $0 delete --name=$name --zone=$zone"
-        exit "${run#ended }"
-        ;;
+      "ended "*) give_up "the run $run" "${run#ended }" ;;
+      *) give_up "the run: $run" ;;
     esac
   done
-  fail "created the slice $creation times: giving up"
+  give_up "created the slice $creation times"
 }
 
 case $command in
   create) create ;;
   wait) wait_until_active ;;
   status)
-    tpus queued-resources describe "$name" '--format=value(state.state)'
-    on_first "$worker" status
+    describe
+    status_of_run
     ;;
   copy) copy ;;
   install) install ;;
   run) start ;;
   log) log ;;
   stop) on_first "$worker" stop ;;
-  kill) on_all "$worker" kill ;;
+  kill) kill_run ;;
   delete) delete ;;
   all) all ;;
 esac

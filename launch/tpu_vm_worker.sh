@@ -25,7 +25,8 @@ install() {
   # The Python of the system is too old; uv brings its own.
   execute python3 -m pip install --quiet --user uv
   execute python3 -m uv venv --quiet --allow-existing --python=3.12 "$environment"
-  execute python3 -m uv pip install --quiet "--python=$environment/bin/python" --editable "${clone}[tpu]"
+  execute python3 -m uv pip install --quiet "--python=$environment/bin/python" \
+    --editable "${clone}[tpu,gcs]"
   if [[ ${1:-} ]]; then mount_bucket "$1"; fi
 }
 
@@ -35,13 +36,16 @@ mount_bucket() {
   if ! command -v gcsfuse >/dev/null; then
     # shellcheck disable=SC2016  # expanded by the inner shell
     execute sudo bash -c '
+      set -e
       source /etc/os-release
       curl --silent --show-error --fail https://packages.cloud.google.com/apt/doc/apt-key.gpg \
         --output /usr/share/keyrings/cloud.google.asc
       echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc]" \
         "https://packages.cloud.google.com/apt gcsfuse-$VERSION_CODENAME main" \
         >/etc/apt/sources.list.d/gcsfuse.list
-      apt-get update -qq && apt-get install -qq gcsfuse'
+      # The system of a new machine updates itself at first.
+      apt-get -o DPkg::Lock::Timeout=600 -qq update
+      apt-get -o DPkg::Lock::Timeout=600 -qq install gcsfuse'
   fi
   execute sudo install --directory "--owner=$USER" "$folder"
   execute gcsfuse --implicit-dirs -o ro "$1" "$folder"

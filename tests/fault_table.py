@@ -7,6 +7,7 @@ python -m tests.fault_table
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from tests.test_several_processes import OPTIONS, ROOT, assert_same_numbers, run, wait_for
 from tests.tiny_motion import prepare
@@ -64,8 +66,8 @@ class Run:
     self.since = time.monotonic()
     self.processes[number].send_signal(what)
 
-  def end(self) -> str:
-    """How the processes ended and when the last one did."""
+  def end(self) -> float:
+    """Waits for the end of all processes; seconds since the last call that waited or signalled."""
     ends = {}
     while len(ends) < len(self.processes):
       for number, process in self.processes.items():
@@ -87,99 +89,106 @@ class Run:
     for log in self.logs.values():
       for line in log.read_text().splitlines():
         if re.search(pattern, line):
-          return line.strip()
+          # Without the date and place that C++ puts before it.
+          return re.sub(r"^[EFIW]\d{4} .*?\] ", "", line.strip())
     return "-"
 
 
-def requested_to_stop(data_dir, workdir):
-  yield "SIGTERM to process 1 while training"
+@dataclasses.dataclass(frozen=True)
+class Fault:
+  """A run to which something has happened.
+
+  Attributes:
+    title: what.
+    run: which is about to end.
+    words: pattern of what it says.
+    repair: makes the next run possible.
+  """
+
+  title: str
+  run: Run
+  words: str
+  repair: Callable[[], object] = lambda: None
+
+
+def requested_to_stop(data_dir, workdir, stack) -> Fault:
   run = Run(data_dir, workdir)
   run.wait_for_file("checkpoints/3")
   run.signal(1, signal.SIGTERM)
-  yield run, r"asked to stop"
+  return Fault("SIGTERM to process 1 while training", run, "asked to stop")
 
 
-def requested_to_stop_in_evaluation(data_dir, workdir):
-  yield "SIGTERM to process 1 in the last evaluation"
+def requested_to_stop_in_evaluation(data_dir, workdir, stack) -> Fault:
   views = ("--config.test.num_clips=10", "--config.test.crops=three", "--config.test.short_side=32")
   run = Run(data_dir, workdir, *views)
   run.wait_for_words("evaluating step 12")
   run.signal(1, signal.SIGTERM)
-  yield run, r"asked to stop"
+  return Fault("SIGTERM to process 1 in the last evaluation", run, "asked to stop")
 
 
 def killed(number: int, *options: str):
-  def fault(data_dir, workdir):
-    words = " ".join(["by default", *options][-1:])
-    yield f"SIGKILL of process {number}, heartbeat {words}"
+  def kill(data_dir, workdir, stack) -> Fault:
     run = Run(data_dir, workdir, *options)
     run.wait_for_file("checkpoints/6")
     run.signal(number, signal.SIGKILL)
-    yield run, r"Terminating process because"
+    title = " ".join([f"SIGKILL of process {number}", *(f"`{option}`" for option in options)])
+    return Fault(title, run, "Terminating process because|this run ends")
 
-  return fault
-
-
-def never_started(data_dir, workdir):
-  yield "process 1 is never started, `--start_timeout=10`"
-  yield Run(data_dir, workdir, "--start_timeout=10", processes=(0,)), r"^error"
+  return kill
 
 
-def without_data(data_dir, workdir):
-  yield "process 1 does not find the data"
+def never_started(data_dir, workdir, stack) -> Fault:
+  run = Run(data_dir, workdir, "--start_timeout=10", processes=(0,))
+  return Fault("process 1 is never started `--start_timeout=10`", run, "^error")
+
+
+def without_data(data_dir, workdir, stack) -> Fault:
   nothing = f"--config.data.dir={workdir}/nothing"
-  yield Run(data_dir, workdir, own_options=((), (nothing,))), r"^error: no data set"
+  run = Run(data_dir, workdir, own_options=((), (nothing,)))
+  return Fault("process 1 does not find the data", run, "^error: no data set")
 
 
-def other_options(data_dir, workdir):
-  yield "process 1 has another batch size"
-  other = ("--config.train.batch_size=16",)
-  yield Run(data_dir, workdir, own_options=((), other)), r"^error"
+def other_options(data_dir, workdir, stack) -> Fault:
+  run = Run(data_dir, workdir, own_options=((), ("--config.train.batch_size=16",)))
+  return Fault("process 1 has another batch size", run, "^error")
 
 
-def damaged_checkpoint(data_dir, workdir):
-  yield "the newest checkpoint lost half of a file"
+def damaged_checkpoint(data_dir, workdir, stack) -> Fault:
   run = Run(data_dir, workdir)
-  run.wait_for_file("checkpoints/9")
+  run.wait_for_file("checkpoints/6")
   run.signal(1, signal.SIGTERM)
   run.end()
   newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
   largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-  yield Run(data_dir, workdir), r"damaged|is not whole|going on|goes on"
+  return Fault("the newest checkpoint lost half of a file", Run(data_dir, workdir), "damaged")
 
 
-def lost_checkpoints(data_dir, workdir):
-  yield "checkpoints/ is removed while training"
+def lost_checkpoints(data_dir, workdir, stack) -> Fault:
   run = Run(data_dir, workdir)
   run.wait_for_file("checkpoints/3")
   shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-  yield run, r"checkpoints"
+  return Fault("`checkpoints/` is removed while training", run, "checkpoints? of|^error")
 
 
-def lost_workdir(data_dir, workdir):
-  yield "the whole workdir is removed while training"
+def lost_workdir(data_dir, workdir, stack) -> Fault:
   run = Run(data_dir, workdir)
   run.wait_for_file("checkpoints/3")
   shutil.rmtree(workdir, ignore_errors=True)
-  yield run, r"^error"
+  return Fault("the whole workdir is removed while training", run, "^error")
 
 
-def full_disk(data_dir, workdir):
-  yield "the disk is full after step 3"
+def full_disk(data_dir, workdir, stack) -> Fault:
   workdir.mkdir()
   subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", workdir], check=True)
-  try:
-    run = Run(data_dir, workdir)
-    run.wait_for_file("checkpoints/3")
-    with contextlib.suppress(OSError), (workdir / "filler").open("wb") as file:
-      while True:
-        file.write(bytes(2**16))
-    yield run, r"^error"
-    (workdir / "filler").unlink()
-    yield None
-  finally:
-    subprocess.run(["umount", "-l", workdir], check=True)
+  stack.callback(subprocess.run, ["umount", "-l", workdir], check=True)
+  run = Run(data_dir, workdir)
+  run.wait_for_file("checkpoints/3")
+  filler = workdir / "filler"
+  with contextlib.suppress(OSError), filler.open("wb") as file:
+    while True:
+      file.write(bytes(2**16))
+  return Fault("the disk is full after step 3", run, "^error", filler.unlink)
 
 
 FAULTS = (
@@ -198,37 +207,40 @@ FAULTS = (
 )
 
 
+def _shorten(line: str) -> str:
+  return line if len(line) <= 240 else f"{line[:240]} ..."
+
+
 def main():
-  print("| fault | statuses | what is said first | seconds until all ended | then |")
+  print("| fault | statuses | what is said | seconds until all ended | the same command again |")
   print("|---|---|---|---|---|")
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     prepare(folder)
     expected = folder / "expected"
     run(folder, expected, (2, 2))
-    for number, fault in enumerate(FAULTS):
-      workdir = folder / f"run{number}"
-      steps = fault(folder, workdir)
-      title = next(steps)
-      broken, words = next(steps)
-      seconds = broken.end()
-      line = broken.said(words).replace(str(workdir), "WORKDIR").replace(str(folder), "DATA")
-      next(steps, None)
-      complete = "evaluation.json" in os.listdir(workdir) if workdir.exists() else False
-      again = Run(folder, workdir)
-      again.end()
-      assert again.statuses() == "0, 0", again.logs[0].read_text()
-      assert_same_numbers(workdir, expected)
-      resumed = again.said("resuming from|training is complete|from random weights")
-      resumed = resumed.partition(", /")[0].partition(" of /")[0]
-      then = "was complete" if complete else resumed
-      with contextlib.suppress(StopIteration):
-        next(steps)
-      print(
-        f"| {title} | {broken.statuses()} | {line[:300]} | {seconds:.1f} | {then}; same numbers as "
-        "without the fault |",
-        flush=True,
-      )
+    for number, bring_about in enumerate(FAULTS):
+      with contextlib.ExitStack() as stack:
+        workdir = folder / f"run{number}"
+        fault = bring_about(folder, workdir, stack)
+        seconds = fault.run.end()
+        line = fault.run.said(fault.words)
+        fault.repair()
+        again = Run(folder, workdir)
+        again.end()
+        assert again.statuses() == "0, 0", again.logs[0].read_text()
+        assert_same_numbers(workdir, expected)
+        start = again.said("resuming from|training is complete|from random weights")
+        start = start.split(f", {folder}")[0].split(f" of {folder}")[0]
+        line = line.replace(str(workdir), "WORKDIR").replace(str(folder), "DATA")
+        columns = (
+          fault.title,
+          fault.run.statuses(),
+          _shorten(line),
+          f"{seconds:.1f}",
+          f"{start}; same numbers",
+        )
+        print(f"| {' | '.join(columns)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,11 +37,13 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
     sys.exit(1)
   except (OSError, *errors) as error:
     status = getattr(error, "exit_status", 1)
-    if isinstance(error, OSError) and not isinstance(error, _LASTING):
+    # Without a number it is no error of the operating system, but of a library that says it so.
+    if isinstance(error, OSError) and error.errno and not isinstance(error, _LASTING):
       status = MAY_PASS
+    line = f"error: {' '.join(str(error).split()) if isinstance(error, OSError) else error}"
     if status == 1:
-      sys.exit(f"error: {error}")
-    print(f"error: {error}", file=sys.stderr)
+      sys.exit(line)
+    print(line, file=sys.stderr)
     sys.exit(status)
   except KeyboardInterrupt:
     sys.exit(f"error: interrupted; {interrupted}")

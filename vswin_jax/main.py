@@ -81,7 +81,10 @@ def _compile() -> None:
   from vswin_jax import experiment
   from vswin_jax.pods import running, targets
 
-  with one_line_errors("nothing was kept", (*experiment.USER_ERRORS, targets.TargetError)):
+  with one_line_errors(
+    "what was compiled is in the workdir, if one was given",
+    (*experiment.USER_ERRORS, targets.TargetError),
+  ):
     running.run(
       _CONFIG.value,
       _TOPOLOGY.value,

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launch import gke
+from vswin_jax.pods import targets
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_text())
@@ -72,13 +73,14 @@ def test_the_schema_refuses_other_types():
   "topology, slices, label, shape, hosts",
   [
     ("v5e:8x8", 1, "tpu-v5-lite-podslice", "8x8", 16),
-    ("v6e:16x16", 4, "tpu-v6e-slice", "16x16", 64),
+    ("v5e-64", 1, "tpu-v5-lite-podslice", "8x8", 16),
+    ("4*v6e:16x16", 4, "tpu-v6e-slice", "16x16", 64),
     ("v5p:2x2x2", 1, "tpu-v5p-slice", "2x2x2", 2),
-    ("v4:4x4x8", 2, "tpu-v4-podslice", "4x4x8", 32),
+    ("2*v4:4x4x8", 2, "tpu-v4-podslice", "4x4x8", 32),
   ],
 )
 def test_tpu_slices(topology, slices, label, shape, hosts):
-  manifest = gke.manifest(job(topology=topology, slices=slices, restarts=7, grace_seconds=30))
+  manifest = gke.manifest(job(topology=topology, restarts=7, grace_seconds=30))
   validate(manifest)
   workers, spec, pod, container = parts(manifest)
   assert manifest["metadata"]["name"] == "k4"
@@ -119,6 +121,15 @@ def test_gpu_nodes_know_each_other():
     "cloud.google.com/gke-accelerator": "nvidia-l4",
     "cloud.google.com/gke-spot": "true",
   }
+
+
+@pytest.mark.parametrize(
+  "options, restarts",
+  [({}, 3), ({"spot": True}, 100), ({"spot": True, "restarts": 0}, 0)],
+)
+def test_preemptions_count_as_restarts(options, restarts):
+  assert gke.manifest(job(**options))["spec"]["failurePolicy"]["maxRestarts"] == restarts
+  assert f"--max-restarts={restarts}" in gke.xpk_command(job(**options), cluster="c")
 
 
 @pytest.mark.parametrize("gpu_nodes", [0, 2])
@@ -186,7 +197,8 @@ def test_kubectl(cluster):
 XPK = (
   "xpk workload create --workload=k4 --cluster=c --zone=z --project=p --tpu-type={type} "
   "--num-slices=2 --spot --env=JAX_COMPILATION_CACHE_DIR=gs://b/c --max-restarts=5 "
-  "--docker-image=registry/image:1 --termination-grace-period-seconds=120 "
+  "--restart-on-exit-codes=70,75 --docker-image=registry/image:1 "
+  "--termination-grace-period-seconds=120 "
 )
 
 
@@ -202,8 +214,8 @@ XPK = (
 def test_xpk(topology, tpu_type):
   ended = command_line(
     *("--via=xpk", "--name=k4", "--image=registry/image:1", "--cluster=c", "--zone=z"),
-    *("--project=p", "--slices=2", "--restarts=5", "--spot", "--cache=gs://b/c"),
-    *(f"--topology={topology}", "--dry_run", "--", *ARGUMENTS),
+    *("--project=p", "--restarts=5", "--spot", "--cache=gs://b/c"),
+    *(f"--topology=2*{topology}", "--dry_run", "--", *ARGUMENTS),
   )
   assert (ended.returncode, ended.stderr) == (0, "")
   assert ended.stdout.startswith(XPK.format(type=tpu_type) + "'--command=cd /vswin_jax && exec ")
@@ -217,16 +229,12 @@ def test_xpk(topology, tpu_type):
     (["--image=i"], "give the arguments of the run after --, as in -- --config=... --workdir=..."),
     (["--", "--config=c"], "flag --image=None: Flag --image must have a value other than None."),
     (
-      ["--image=i", "--slice=2", "--", "x"],
-      "Unknown command line flag 'slice'. Did you mean: slices ?",
+      ["--image=i", "--restart=2", "--", "x"],
+      "Unknown command line flag 'restart'. Did you mean: restarts ?",
     ),
     (
-      ["--image=i", "--topology=v3:4x4", "--", "x"],
-      "topology 'v3:4x4': unknown TPU 'v3'; choose one of v4, v5e, v5p, v6e",
-    ),
-    (
-      ["--image=i", "--topology=v5e:8", "--", "x"],
-      "topology must be as in v5e:8x8 or v4:4x4x4, got 'v5e:8'",
+      ["--image=i", "--topology=h100:1x1x8", "--", "x"],
+      "topology 'h100:1x1x8' is none of TPUs; for GPUs give --gpu_nodes",
     ),
     (
       ["--image=i", "--topology=v5e:1x1", "--", "x"],
@@ -236,8 +244,13 @@ def test_xpk(topology, tpu_type):
       ["--image=i", "--name=K4", "--", "x"],
       "name must be of at most 40 lower-case letters, digits and -, got 'K4'",
     ),
-    (["--image=i", "--slices=0", "--", "x"], "slices must be at least 1, got 0"),
+    (["--image=i", "--restarts=-1", "--", "x"], "restarts must be at least 0, got -1"),
     (["--image=i", "--via=xpk", "--", "x"], "XPK needs --cluster"),
+    (
+      ["--image=i", "--via=xpk", "--cluster=c", "--topology=v5e:4x16", "--", "x"],
+      "XPK can't be told the shape of topology 'v5e:4x16'; use --via=kubectl, or a product such as "
+      "v5e-64",
+    ),
     (
       ["--image=i", "--via=xpk", "--cluster=c", "--bucket=b", "--", "x"],
       "XPK runs on TPUs here and brings its own storage and accounts (xpk storage attach); leave "
@@ -248,6 +261,15 @@ def test_xpk(topology, tpu_type):
 def test_bad_jobs_end_in_one_line(options, message):
   ended = command_line(*options)
   assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("topology", ["v3:4x4", "v5e:8", "v5e:3x4", "v4:8x8"])
+def test_slices_that_are_not_made(topology):
+  with pytest.raises(targets.TargetError) as expected:
+    targets.parse_target(topology)
+  with pytest.raises(gke.ManifestError) as error:
+    job(topology=topology)
+  assert str(error.value) == str(expected.value)
 
 
 def test_a_missing_program_is_named(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -96,8 +97,9 @@ def test_wrong_commands_are_not_started_again(tmp_path, capfd, status):
   wait_until(lambda: not any(map(is_alive, started_pids(tmp_path))))
 
 
-def test_other_statuses_are_started_again(tmp_path):
-  assert local.run(job(tmp_path, {1: "end 77"}, {})) == 0
+@pytest.mark.parametrize("status", [70, 75])
+def test_other_statuses_are_started_again(tmp_path, status):
+  assert local.run(job(tmp_path, {1: f"end {status}"}, {})) == 0
   assert len(starts(tmp_path, 0)) == 2
 
 
@@ -139,6 +141,13 @@ def test_a_request_to_stop_goes_to_process_0(tmp_path):
   assert launcher.returncode == 0
   assert [path.name for path in tmp_path.glob("asked_*")] == ["asked_0"]
   assert errors.decode() == "launch: asked to stop: passing it on to process 0; once more kills\n"
+
+
+def test_a_request_to_stop_may_come_when_the_last_process_is_ending():
+  # It runs when it is looked at, and has ended when it shall be told.
+  codes = iter([None, 0, 0])
+  process = types.SimpleNamespace(poll=lambda: next(codes))
+  assert local._wait([process], [signal.SIGTERM], settle_seconds=1.0) is None
 
 
 def test_a_second_request_kills(tmp_path):

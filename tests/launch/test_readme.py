@@ -42,11 +42,15 @@ def test_files_that_are_named_exist():
     assert (ROOT / name).exists(), name
 
 
-def test_shares_of_the_peak():
-  training_flops = 240_436 * 30 * 2 * 3 * 88.1e9
-  rows = re.findall(r"^\| (\d+) % \| ([\d,]+) \| (\d+) min \|", PAGE, re.MULTILINE)
-  assert len(rows) == 4
-  for percent, clips, minutes in rows:
-    flops = 64 * 197e12 * int(percent) / 100
-    assert abs(flops / (2 * 3 * 88.1e9) / int(clips.replace(",", "")) - 1) < 5e-3
-    assert round(training_flops / flops / 60) == int(minutes)
+def test_what_is_computed():
+  peak = 64 * 197e12
+  for number, computed in {
+    r"(\d+) s is what can't be undercut": 240_436 * 30 * 2 * 3 * 88.1e9 / peak,
+    r"FLOP, ([\d.]+) s\. Which": 19_796 * 4 * 3 * 2 * 88.1e9 / peak,
+    r"that is ([\d,]+) s or": 260_232 * 496e3 * 8 / 1e9,
+    r"s or ([\d,]+) s;": 260_232 * 532e3 * 8 / 1e9,
+    r"clips/s take (\d+) such cores": 1000 / 54.8,
+    r"of the bucket, (\d+) MB/s a host": 1000 * 0.496 / 16,
+  }.items():
+    [said] = re.findall(number, PAGE)
+    assert round(computed, 1 if "." in said else 0) == float(said.replace(",", "")), number

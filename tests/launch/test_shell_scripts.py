@@ -1,5 +1,6 @@
 """All shell scripts: quality, help, and how they refuse; and those that start one process."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -42,7 +43,7 @@ def test_no_arguments(cluster, script):
 def test_dry_run_of_run_once(cluster):
   ended = cluster.run("launch/run_once.sh", "--dry_run", *ARGUMENTS)
   assert (ended.returncode, ended.stderr) == (0, "")
-  assert ended.stdout == f"python -m vswin_jax.main {QUOTED}\n"
+  assert ended.stdout == f"python -m vswin_jax.main --stop_status=143 {QUOTED}\n"
 
 
 def test_quotes_are_those_of_a_shell(cluster):
@@ -51,7 +52,7 @@ def test_quotes_are_those_of_a_shell(cluster):
   words = subprocess.run(
     ["bash", "-c", f"printf '%s|' {ended.stdout}"], capture_output=True, text=True
   )
-  assert words.stdout.split("|")[3] == argument
+  assert words.stdout.split("|")[4] == argument
 
 
 def fake_python(cluster, body: str) -> str:
@@ -59,7 +60,7 @@ def fake_python(cluster, body: str) -> str:
   return str(cluster.folder / "programs" / "python_of_run")
 
 
-@pytest.mark.parametrize("status", [0, 1, 134])
+@pytest.mark.parametrize("status", [0, 1, 70, 134])
 def test_run_once_has_the_status_of_the_run(cluster, status):
   python = fake_python(cluster, f"echo said; echo complained >&2; exit {status}")
   file = cluster.folder / "status"
@@ -70,19 +71,25 @@ def test_run_once_has_the_status_of_the_run(cluster, status):
   assert len(cluster.calls()) == 1
 
 
-def test_run_once_tells_a_run_that_was_stopped(cluster):
+@pytest.mark.parametrize("to_all", [False, True])
+def test_run_once_tells_a_run_that_was_stopped(cluster, to_all):
   python = fake_python(
     cluster,
-    """trap 'echo "asked to stop: saved step 7, the same command resumes"; exit 0' TERM
+    """trap 'echo saved; exit ${3#--stop_status=}' TERM
     echo training
     while :; do sleep 0.02; done""",
   )
-  process = cluster.start("launch/run_once.sh", *ARGUMENTS, PYTHON=python)
+  command = ("setsid", "launch/run_once.sh", *ARGUMENTS)
+  process = cluster.start(*command, PYTHON=python)
   assert process.stdout.readline() == "training\n"
-  process.send_signal(signal.SIGTERM)
+  if to_all:
+    os.killpg(process.pid, signal.SIGTERM)
+  else:
+    process.send_signal(signal.SIGTERM)
   output, errors = process.communicate(timeout=20)
-  assert output == "asked to stop: saved step 7, the same command resumes\n"
-  assert errors == "launch: stopped before its end\n"
+  # A shell says of a `sleep` that got the signal that it did.
+  assert output.splitlines()[-1] == "saved"
+  assert errors.splitlines()[-1] == "launch: stopped before its end"
   assert process.returncode == 128 + signal.SIGTERM
 
 

@@ -1,5 +1,6 @@
 """The SLURM launcher, with `srun` and its companions replaced."""
 
+import shutil
 import signal
 import time
 
@@ -26,7 +27,8 @@ def test_dry_run(cluster, variables, processes):
   assert (ended.returncode, ended.stderr) == (0, "")
   assert ended.stdout == (
     "env 'JAX_COMPILATION_CACHE_DIR=my runs/a/compilation_cache' JAX_COORDINATOR_PORT=10672 "
-    f"srun {processes} --gpu-bind=none --kill-on-bad-exit=1 python -m vswin_jax.main {QUOTED}\n"
+    f"srun {processes} --gpu-bind=none --kill-on-bad-exit=1 python -m vswin_jax.main "
+    f"--stop_status=143 {QUOTED}\n"
   )
   assert cluster.calls() == []
 
@@ -36,7 +38,7 @@ def test_a_run_that_ends_well(cluster):
   assert (ended.returncode, ended.stderr) == (0, "")
   [call] = cluster.calls()
   assert call.endswith(
-    r"-m vswin_jax.main --config=c.py --workdir=my\ runs/a "
+    r"-m vswin_jax.main --stop_status=143 --config=c.py --workdir=my\ runs/a "
     r"--config.model.num_heads=\(1\,1\,2\,2\)"
   )
 
@@ -81,11 +83,12 @@ def test_wrong_commands_are_not_started_again(cluster, status):
   assert len(cluster.calls("srun")) == 1
 
 
-def test_other_statuses_are_started_again(cluster):
+@pytest.mark.parametrize("status", [70, 75])
+def test_other_statuses_are_started_again(cluster, status):
   cluster.answer(
     "srun",
-    'if ((call == 0)); then echo "srun: error: n1: task 0: Exited with exit code 77" >&2; exit 77; '
-    "fi",
+    f'if ((call == 0)); then echo "srun: error: n1: task 0: Exited with exit code {status}" >&2; '
+    f"exit {status}; fi",
   )
   assert cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB).returncode == 0
   assert len(cluster.calls("srun")) == 2
@@ -94,7 +97,7 @@ def test_other_statuses_are_started_again(cluster):
 WAIT_FOR_SCANCEL = "echo training; until [[ -f $folder/asked ]]; do sleep 0.02; done"
 
 
-@pytest.mark.parametrize("status", [0, 134])
+@pytest.mark.parametrize("status", [143, 134])
 def test_near_the_time_limit_the_run_saves_and_the_job_queues_again(cluster, status):
   cluster.answer("srun", f"{WAIT_FOR_SCANCEL}; exit {status}")
   cluster.answer("scancel", 'touch "$folder/asked"')
@@ -108,8 +111,58 @@ def test_near_the_time_limit_the_run_saves_and_the_job_queues_again(cluster, sta
   assert len(cluster.calls("srun")) == 1
 
 
-def test_the_queue_is_not_for_ever(cluster):
+def test_a_run_that_was_at_its_end_does_not_queue_again(cluster):
   cluster.answer("srun", WAIT_FOR_SCANCEL)
+  cluster.answer("scancel", 'touch "$folder/asked"')
+  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB)
+  process.stdout.readline()
+  process.send_signal(signal.SIGUSR1)
+  process.communicate(timeout=20)
+  assert process.returncode == 0
+  assert cluster.calls("scontrol") == []
+
+
+def test_the_time_limit_between_two_starts(cluster):
+  cluster.answer("srun", f'echo $PPID >"$folder/launcher"; {KILLED}')
+  # The launcher searches what the first start said when that has ended.
+  searching = cluster.folder / "programs" / "grep"
+  searching.write_text(
+    "#!/usr/bin/env bash\n"
+    f"if [[ $* == *srun:* ]]; then kill -USR1 $(<{cluster.folder}/launcher); fi\n"
+    f'exec {shutil.which("grep")} "$@"\n'
+  )
+  searching.chmod(0o755)
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB)
+  assert ended.returncode == 0
+  assert len(cluster.calls("srun")) == 1
+  assert cluster.calls("scontrol") == ["scontrol requeue 42"]
+
+
+def test_tasks_that_are_only_starting_are_asked_once_more(cluster):
+  cluster.answer(
+    "srun", "echo training; until [[ -f $folder/asked ]]; do sleep 0.02; done; exit 143"
+  )
+  cluster.answer("scancel", 'if ((call > 1)); then touch "$folder/asked"; fi')
+  cluster.answer("sleep", 'if [[ $1 == 10 ]]; then set -- 0.01; fi; exec /bin/sleep "$1"')
+  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB)
+  process.stdout.readline()
+  process.send_signal(signal.SIGUSR1)
+  process.communicate(timeout=20)
+  assert process.returncode == 0
+  assert len(cluster.calls("scancel")) >= 3
+  assert len(cluster.calls("srun")) == 1
+
+
+def test_tasks_that_were_asked_by_others_are_not_started_again(cluster):
+  cluster.answer("srun", 'echo "srun: error: n1: task 0: Exited with exit code 143" >&2; exit 143')
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB)
+  assert ended.returncode == 143
+  assert len(cluster.calls("srun")) == 1
+  assert cluster.calls("scontrol") == []
+
+
+def test_the_queue_is_not_for_ever(cluster):
+  cluster.answer("srun", f"{WAIT_FOR_SCANCEL}; exit 143")
   cluster.answer("scancel", 'touch "$folder/asked"')
   process = cluster.start(
     "launch/slurm.sh", *ARGUMENTS, **JOB, SLURM_RESTART_COUNT="2", REQUEUES="2"

@@ -13,14 +13,32 @@ TPUS = "gcloud compute tpus"
 WORKER = "vswin_jax/launch/tpu_vm_worker.sh"
 UNPACK = "rm -rf vswin_jax && mkdir vswin_jax && tar -xzf vswin_jax.tar.gz -C vswin_jax"
 
-# Looks at the slice and at the run on it take their answers from files, "-" being a failure.
+# Looks at the slice and at the run on it take their answers from files: "-" is that there is no
+# slice, "?" that nothing can be learnt. What is named in "failing" fails, once for each line.
 GCLOUD = """
-answer() { line=$(take "$1"); [[ $line == - ]] && exit 1; echo "$line"; }
+answer() {
+  line=$(take "$1")
+  case $line in
+    -) echo "ERROR: (gcloud) NOT_FOUND: Resource was not found." >&2; exit 1 ;;
+    "?") echo "ERROR: (gcloud) UNAVAILABLE: try later" >&2; exit 1 ;;
+    *) echo "$line" ;;
+  esac
+}
+if [[ -s $folder/failing && "$*" == *"$(head -n 1 "$folder/failing")"* ]]; then
+  sed -i 1d "$folder/failing"
+  exit 1
+fi
 case "$*" in
   *" describe "*) answer states ;;
-  *"_worker.sh status "*) answer runs ;;
+  *"_worker.sh status"*) answer runs ;;
+  *"_worker.sh log"*) if [[ -d $folder/logs ]]; then cat "$folder/logs/$(take log_names)"; fi ;;
 esac
 """
+KILL = f"bash -c 'if [[ -x {WORKER} ]]; then {WORKER} kill; fi'"
+STATUS = f"bash -c 'if [[ -x {WORKER} ]]; then {WORKER} status; else echo not started; fi'"
+COSTS = (
+  "as long as the slice is there it costs: launch/tpu_vm.sh delete --name=k4 --zone=us-west4-a"
+)
 STEPS = {
   "queued-resources create": "create",
   "queued-resources describe": "describe",
@@ -36,11 +54,12 @@ STEPS = {
 NEW = ["create", "describe", "copy", "unpack", "install", "run"]
 
 
-def everything(cluster, states, runs, *options):
+def everything(cluster, states, runs, *options, failing=()):
   """Runs `all` with the given answers; what it did, step by step, beside how it ended."""
   cluster.answer("gcloud", GCLOUD)
   cluster.write("states", *states)
   cluster.write("runs", *runs)
+  cluster.write("failing", *failing)
   command = ("launch/tpu_vm.sh", "all", *ZONE, "--poll=0", *options, "--", *ARGUMENTS)
   ended = cluster.run(*command, TMPDIR=str(cluster.folder))
   steps = [
@@ -51,7 +70,10 @@ def everything(cluster, states, runs, *options):
 
 def ssh(worker: str, command: str, node: str = "k4") -> str:
   quoted = command.replace("'", "'\\''")
-  return f"{TPUS} tpu-vm ssh {node} --worker={worker} '--command={quoted}' --zone=us-west4-a"
+  return (
+    f"{TPUS} tpu-vm ssh {node} --worker={worker} '--command={quoted}' "
+    "'--ssh-flag=-o ServerAliveInterval=30' '--ssh-flag=-o ServerAliveCountMax=4' --zone=us-west4-a"
+  )
 
 
 def test_dry_run_of_everything(cluster):
@@ -68,7 +90,7 @@ def test_dry_run_of_everything(cluster):
     ssh("all", f"{WORKER} install my-data"),
     ssh("all", f"{WORKER} run {QUOTED}"),
     ssh("0", f"{WORKER} log 1"),
-    ssh("0", f"{WORKER} status"),
+    ssh("0", STATUS),
     f"{TPUS} queued-resources delete k4 --force --quiet --zone=us-west4-a",
   ]
   gcloud = [line + " --project=p" if line.startswith("gcloud") else line for line in expected]
@@ -100,13 +122,13 @@ def test_dry_run_of_everything(cluster):
     ),
     ("log", ["--slices=2"], [ssh("0", f"{WORKER} log", "k4-0")]),
     ("stop", [], [ssh("0", f"{WORKER} stop")]),
-    ("kill", [], [ssh("all", f"{WORKER} kill")]),
+    ("kill", [], [ssh("all", KILL)]),
     (
       "status",
       [],
       [
         f"{TPUS} queued-resources describe k4 '--format=value(state.state)' --zone=us-west4-a",
-        ssh("0", f"{WORKER} status"),
+        ssh("0", STATUS),
       ],
     ),
     ("delete", [], [f"{TPUS} queued-resources delete k4 --force --quiet --zone=us-west4-a"]),
@@ -138,10 +160,10 @@ def test_a_run_that_fails_is_started_again_on_all_workers(cluster):
   assert steps == [
     "describe",
     *NEW,
-    *("log", "status", "describe", "kill", "run", "log", "status", "delete"),
+    *("log", "status", "describe", "kill", "install", "run", "log", "status", "delete"),
   ]
   assert ended.stderr.splitlines() == [
-    "launch: the run ended 134",
+    "launch: the run: ended 134",
     "launch: starting it again on all workers (1 of 3)",
   ]
   [kill] = [call for call in cluster.calls("gcloud") if "kill" in call]
@@ -155,8 +177,7 @@ def test_restarts_are_bounded(cluster):
   assert steps.count("run") == 2 and "delete" not in steps
   assert ended.stderr.splitlines()[-2:] == [
     "launch: started 2 times: giving up",
-    "launch: the run ended 137; the slice is still there and costs: launch/tpu_vm.sh delete "
-    "--name=k4 --zone=us-west4-a",
+    f"launch: the run ended 137; {COSTS}",
   ]
 
 
@@ -167,7 +188,14 @@ def test_wrong_commands_are_not_started_again(cluster, status):
   assert steps == ["describe", *NEW, "log", "status"]
 
 
-@pytest.mark.parametrize("last_word", ["-", "ended 143", "ended 134"])
+def test_a_run_that_never_was_started_has_no_status(cluster):
+  states = ["-", "ACTIVE", "ACTIVE"]
+  ended, _ = everything(cluster, states, ["not started"], "--restarts=0")
+  assert ended.returncode == 1
+  assert ended.stderr.splitlines()[-1] == f"launch: the run: not started; {COSTS}"
+
+
+@pytest.mark.parametrize("last_word", ["?", "ended 143", "ended 134"])
 def test_a_slice_that_is_preempted_is_created_again(cluster, last_word):
   states = ["-", "ACTIVE", "SUSPENDING", "SUSPENDED", "ACTIVE"]
   # Deleted at once, and what is left of it once more.
@@ -185,7 +213,7 @@ def test_a_slice_that_is_preempted_is_created_again(cluster, last_word):
 
 def test_the_end_of_a_slice_may_be_seen_late(cluster):
   states = ["-", *["ACTIVE"] * 3, "SUSPENDED", "-", "ACTIVE"]
-  ended, steps = everything(cluster, states, ["ended 143", "-", "-", "ended 0"])
+  ended, steps = everything(cluster, states, ["ended 143", "?", "?", "ended 0"])
   assert ended.returncode == 0
   assert steps.count("create") == 2 and steps.count("run") == 2
   # Nothing is read of a run that has ended.
@@ -197,7 +225,7 @@ def test_creations_are_bounded(cluster):
   ended, steps = everything(cluster, states, [], "--recreations=2")
   assert ended.returncode == 1
   assert steps.count("create") == 3
-  assert ended.stderr.splitlines()[-1] == "error: created the slice 3 times: giving up"
+  assert ended.stderr.splitlines()[-1] == f"launch: created the slice 3 times; {COSTS}"
 
 
 def test_a_run_that_was_asked_to_stop_stays_stopped(cluster):
@@ -221,23 +249,87 @@ def test_the_same_command_goes_on_with_a_run(cluster):
 def test_a_slice_without_a_run_gets_one(cluster):
   ended, steps = everything(cluster, ["ACTIVE", "ACTIVE"], ["not started", "ended 0"])
   assert ended.returncode == 0
-  assert steps == ["describe", "describe", "status", *NEW[2:], "log", "status", "delete"]
+  assert steps == ["describe", "describe", "status", "kill", *NEW[2:], "log", "status", "delete"]
+
+
+def test_a_worker_that_does_not_answer_is_not_one_without_a_run(cluster):
+  states = ["ACTIVE"] * 4
+  ended, steps = everything(cluster, states, ["?", "?", "running", "ended 0"])
+  assert ended.returncode == 0
+  assert "copy" not in steps and "run" not in steps and "kill" not in steps
+  assert ended.stderr.splitlines() == [
+    f"launch: looking at the run failed (try {number} of 5)" for number in (1, 2)
+  ]
+
+
+def test_a_slice_whose_state_can_not_be_read_is_left_alone(cluster):
+  # Twice before the run is found, once while it is followed.
+  states = ["?", "?", "ACTIVE", "ACTIVE", "?", "ACTIVE"]
+  ended, steps = everything(cluster, states, ["running", "running", "ended 0"])
+  assert ended.returncode == 0
+  assert steps.count("delete") == 1 and steps[-1] == "delete"
+  assert "create" not in steps
+  assert ended.stderr.splitlines()[0] == (
+    "launch: the state of k4 can't be read (try 1 of 5): ERROR: (gcloud) UNAVAILABLE: try later"
+  )
+
+
+def test_a_state_that_stays_unknown_ends_it(cluster):
+  ended, steps = everything(cluster, ["-", "ACTIVE", *["?"] * 5], ["running"])
+  assert ended.returncode == 1
+  assert "delete" not in steps
+  assert ended.stderr.splitlines()[-1] == f"launch: the state of the slice can't be read; {COSTS}"
+
+
+def test_a_log_goes_on_where_it_was_cut(cluster):
+  folder = cluster.folder / "logs"
+  folder.mkdir()
+  folder.joinpath("a").write_text("first\nsecond\nthi")
+  folder.joinpath("b").write_text("third\nfourth\n")
+  cluster.write("log_names", "a", "b")
+  ended, _ = everything(cluster, ["-", "ACTIVE", "ACTIVE"], ["running", "ended 0"])
+  assert ended.stdout == "first\nsecond\nthi\nthird\nfourth\n"
+  logs = [call for call in cluster.calls("gcloud") if "worker.sh\\ log" in call]
+  assert ["log\\ 1 " in logs[0], "log\\ 3 " in logs[1], len(logs)] == [True, True, 2]
+
+
+@pytest.mark.parametrize("failing", [" scp ", "worker.sh install", "worker.sh run"])
+def test_steps_are_tried_again(cluster, failing):
+  states = ["-", *["ACTIVE"] * 3]
+  ended, steps = everything(cluster, states, ["ended 0"], failing=[failing] * 2)
+  assert ended.returncode == 0
+  name = {" scp ": "copy", "worker.sh install": "install", "worker.sh run": "run"}[failing]
+  assert steps.count(name) == 3 and steps.count("create") == 1
+  # A run on a part of the workers is ended before the next start.
+  assert steps.count("kill") == (2 if name == "run" else 0)
 
 
 def test_what_can_not_be_installed_ends_it(cluster):
-  cluster.write("states", "-", "ACTIVE", "ACTIVE")
-  cluster.answer("gcloud", GCLOUD + '[[ "$*" != *" scp "* ]]')
-  command = ("launch/tpu_vm.sh", "all", *ZONE, "--poll=0", "--", *ARGUMENTS)
-  ended = cluster.run(*command, TMPDIR=str(cluster.folder))
+  ended, steps = everything(cluster, ["-", *["ACTIVE"] * 6], [], failing=[" scp "] * 5)
   assert ended.returncode == 1
-  assert ended.stderr == "error: the slice is there, but the run can't be started on it\n"
+  assert steps.count("copy") == 5 and "delete" not in steps
+  assert ended.stderr.splitlines()[-1] == f"launch: copying failed 5 times; {COSTS}"
+
+
+def test_a_slice_that_is_lost_while_it_is_set_up_is_created_again(cluster):
+  states = ["-", "ACTIVE", "SUSPENDED", "-", "ACTIVE"]
+  ended, steps = everything(cluster, states, ["ended 0"], failing=["worker.sh install"])
+  assert ended.returncode == 0
+  assert steps.count("create") == 2 and steps.count("install") == 2
 
 
 def test_what_can_not_be_created_ends_it(cluster):
-  cluster.answer("gcloud", "exit 1")
-  ended = cluster.run("launch/tpu_vm.sh", "all", *ZONE, "--", *ARGUMENTS)
-  assert (ended.returncode, ended.stderr) == (1, "error: the slice can't be created\n")
-  assert len(cluster.calls()) == 2
+  ended, steps = everything(cluster, ["-"] * 6, [], failing=[" create "] * 5)
+  assert ended.returncode == 1
+  assert ended.stderr.splitlines()[-1] == "error: the slice can't be created"
+  assert steps.count("create") == 5
+
+
+def test_a_slice_that_was_created_in_spite_of_an_error_is_used(cluster):
+  states = ["-", "PROVISIONING", "ACTIVE"]
+  ended, steps = everything(cluster, states, ["ended 0"], failing=[" create "])
+  assert ended.returncode == 0
+  assert steps.count("create") == 1
 
 
 @pytest.mark.parametrize(
@@ -290,13 +382,15 @@ def test_worker_runs_to_the_end(cluster, python):
   root = pathlib.Path(__file__).parents[2]
   assert worker(cluster, "log").stdout == f"{root}\nmy runs/a/compilation_cache\n"
   [call] = cluster.calls()
-  assert call.startswith(r"python -m vswin_jax.main --config=c.py --workdir=my\ runs/a ")
+  assert call.startswith(
+    r"python -m vswin_jax.main --stop_status=143 --config=c.py --workdir=my\ runs/a "
+  )
 
 
 def test_worker_stops_a_run(cluster, python):
   cluster.answer(
     "python",
-    """trap 'echo "asked to stop: saved step 7, the same command resumes"; exit 0' TERM
+    """trap 'echo saved; exit ${3#--stop_status=}' TERM
     touch "$folder/training"
     while :; do sleep 0.02; done""",
   )
@@ -310,9 +404,7 @@ def test_worker_stops_a_run(cluster, python):
   assert worker(cluster, "stop").returncode == 0
   assert status_when_ended(cluster) == f"ended {128 + signal.SIGTERM}\n"
   output, _ = follower.communicate(timeout=20)
-  assert output == (
-    "asked to stop: saved step 7, the same command resumes\nlaunch: stopped before its end\n"
-  )
+  assert output == "saved\nlaunch: stopped before its end\n"
   assert worker(cluster, "stop").stderr == "error: nothing is running\n"
 
 
@@ -334,7 +426,8 @@ def test_worker_dry_runs(cluster):
   assert ended.stdout.splitlines() == [
     "python3 -m pip install --quiet --user uv",
     f"python3 -m uv venv --quiet --allow-existing --python=3.12 {environment}",
-    f"python3 -m uv pip install --quiet --python={environment}/bin/python --editable '{root}[tpu]'",
+    f"python3 -m uv pip install --quiet --python={environment}/bin/python --editable "
+    f"'{root}[tpu,gcs]'",
     "sudo install --directory --owner=me /mnt/my-data",
     "gcsfuse --implicit-dirs -o ro my-data /mnt/my-data",
   ]
