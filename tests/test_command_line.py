@@ -1,0 +1,34 @@
+"""How commands end: one line, and a status that says whether the same command may succeed."""
+
+import errno
+
+import pytest
+
+from vswin_jax.command_line import one_line_errors
+from vswin_jax.training.loop import LostWorkerError
+
+
+@pytest.mark.parametrize(
+  "error, status",
+  [
+    (ValueError("odd value"), 1),
+    (FileNotFoundError(errno.ENOENT, "No such file", "a.mp4"), 1),
+    (PermissionError(errno.EACCES, "Permission denied", "a.mp4"), 1),
+    (OSError("a library says so"), 1),
+    (OSError(errno.EIO, "Input/output error"), 75),
+    (LostWorkerError("a data worker died"), 75),
+  ],
+)
+def test_errors_end_in_one_line_and_their_status(error, status, capsys):
+  with pytest.raises(SystemExit) as end, one_line_errors("", (ValueError, LostWorkerError)):
+    raise error
+  code = end.value.code
+  # Python prints a text and ends with 1.
+  assert (1 if isinstance(code, str) else code) == status
+  line = code if isinstance(code, str) else capsys.readouterr().err.rstrip("\n")
+  assert line == f"error: {error}"
+
+
+def test_other_errors_keep_their_traceback():
+  with pytest.raises(KeyError), one_line_errors(""):
+    raise KeyError("a fault of the program")
