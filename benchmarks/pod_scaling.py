@@ -27,14 +27,15 @@ def print_table(results) -> None:
   rows = read_rows(results)
   head = (
     "chips | machine | state on | memory GiB | all-reduce MB | all-gather MB | reduce-scatter MB "
-    "| other MB | sent in the slice MB | sent between slices MB | scaling efficiency"
+    "| permuted MB | other MB | sent in the slice MB | sent between slices MB "
+    "| scaling efficiency (estimate) | the same if it only computes"
   )
   print(f"| {head} |\n|" + "---|" * (head.count("|") + 1))
   for job in jobs():
     if job not in rows:
       continue
     result = read_row(rows[job])
-    kinds = ("all-reduce", "all-gather", "reduce-scatter")
+    kinds = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
     sizes = [
       sum(one.operand_bytes for one in result.collectives if one.kind == kind) for kind in kinds
     ]
@@ -43,14 +44,15 @@ def print_table(results) -> None:
       sum(one.wire_bytes for one in result.collectives if one.across_slices == across)
       for across in (False, True)
     ]
-    slow, fast = result.estimate.efficiencies
+    times = result.estimate
+    efficiencies = (times.efficiencies, times.compute_efficiencies) if times else ()
     cells = [
       str(result.num_devices),
       result.topology,
       "every chip" if job.fsdp == 1 else f"{job.fsdp} chips together",
-      f"{result.memory / 2**30:.2f}",
+      f"{result.memory / 2**30:.2f}" if result.fits else "does not fit",
       *[f"{size / 1e6:,.1f}" for size in (*sizes, other, *sent)],
-      f"{slow:.1%} - {fast:.1%}",
+      *([f"{slow:.1%} - {fast:.1%}" for slow, fast in efficiencies] or ["-", "-"]),
     ]
     print("| " + " | ".join(cells) + " |")
 

@@ -1,4 +1,4 @@
-"""Memory, work and time bounds of the shipped configs on slices of TPUs, compiled without them.
+"""Memory, work and estimated times of the shipped configs on slices of TPUs, compiled without them.
 
 One process for each compilation, quick effort. Results go to a file of JSON lines as they come, so
 a table of hours can be stopped and continued. What a chip runs is compiled once: configs that
@@ -88,19 +88,21 @@ def run_job(job: Job, results: pathlib.Path) -> None:
   from vswin_jax.pods import running
   from vswin_jax.pods.compiling import compile_step
   from vswin_jax.pods.data_facts import data_facts
-  from vswin_jax.pods.results import describe, read_row, write_row
+  from vswin_jax.pods.results import describe, describe_search, read_row, write_row
   from vswin_jax.pods.targets import parse_target
 
   rows = read_rows(results)
   config = load(job.config)
-  wanted = config.train.batch_size
   target = parse_target(job.topology)
   facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
   config.mesh.fsdp = job.fsdp or config.mesh.fsdp
   plan = running.plan_for(config, target, facts, job.clips or None)
-  program = one_chip_program(config, target, facts, plan.settings.config.train.batch_size)
+  batch_size = plan.settings.config.train.batch_size
+  wanted = batch_size if job.clips else config.train.batch_size
+  program = one_chip_program(config, target, facts, batch_size)
   compiled = rows.get(dataclasses.replace(job, search=False))
-  same = None if job.clips or job.search else same_program(rows, program, target.chip.name, job)
+  is_other = job.clips or job.search or target.slices > 1
+  same = None if is_other else same_program(rows, program, target.chip.name, job)
   same_as = None
   if compiled:
     result, same_as = read_row(compiled), compiled["same_as"]
@@ -119,7 +121,7 @@ def run_job(job: Job, results: pathlib.Path) -> None:
     if not result.fits:
       result = running.add_advice(config, target, facts, result)
   write_row(results, result, job=dataclasses.asdict(job), program=program, same_as=same_as)
-  print(describe(result))
+  print("\n".join(filter(None, [describe(result), describe_search(result)])))
 
 
 def one_chip_program(config, target, facts, batch_size: int) -> str:

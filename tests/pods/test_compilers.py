@@ -1,10 +1,15 @@
 """The compilers of other machines, where they are installed."""
 
+import importlib.metadata
 import importlib.util
 import math
 import os
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tests.recipe_table import load
 from vswin_jax.models.parameters import flatten
@@ -12,6 +17,7 @@ from vswin_jax.pods import devices, running
 from vswin_jax.pods.compiling import needed_memory
 from vswin_jax.pods.data_facts import data_facts
 from vswin_jax.pods.environment import prepare_environment
+from vswin_jax.pods.program import read_collectives, read_loops
 from vswin_jax.pods.results import describe
 from vswin_jax.pods.targets import TargetError, parse_target
 
@@ -59,6 +65,42 @@ def test_without_a_compiler_the_extra_is_named(name, extra, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
   with pytest.raises(TargetError, match=rf"pip install -e '\.\[{extra}\]'"):
     devices.devices_of(parse_target(name))
+
+
+def test_a_compiler_for_another_version_of_jax_is_named(monkeypatch):
+  def nothing(target):
+    raise RuntimeError("PJRT API version mismatch")
+
+  monkeypatch.setattr(devices, "_topology", nothing)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
+  monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.1.2")
+  with pytest.raises(TargetError) as error:
+    devices.devices_of(parse_target("h100:1x1x8"))
+  assert "jax-cuda13-plugin is 0.1.2" in str(error.value)
+  assert f"pip install 'jax-cuda13-plugin=={jax.__version__}'" in str(error.value)
+  assert "\n" not in str(error.value)
+  with pytest.raises(TargetError, match="PJRT API version mismatch"):
+    devices.devices_of(parse_target("v5e:2x2"))
+
+
+def test_loops_of_tpus_count_as_often_as_they_run(environment):
+  pytest.importorskip("libtpu")
+  devices_of_four = devices.devices_of(parse_target("v5e:2x2"))
+  mesh = jax.sharding.Mesh(np.array(devices_of_four), ("a",))
+
+  def work(x):
+    def body(carry, _):
+      return jax.lax.psum(carry * 0.1, "a"), None
+
+    return jax.lax.scan(body, x, None, length=7)[0].sum()
+
+  parts = jax.sharding.NamedSharding(mesh, P("a"))
+  x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=parts)
+  mapped = jax.shard_map(work, mesh=mesh, in_specs=P("a"), out_specs=P(), check_vma=False)
+  text = jax.jit(mapped).lower(x).compile().as_text()
+  assert read_loops(text) == [7]
+  (found,) = read_collectives(text)
+  assert (found.kind, found.group, found.count) == ("all-reduce", 4, 7)
 
 
 @pytest.mark.slow

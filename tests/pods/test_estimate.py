@@ -1,14 +1,17 @@
-"""Bounds of a step against numbers worked out by hand."""
+"""Times of a step against numbers worked out by hand."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 from vswin_jax.pods.estimate import Estimate, estimate
 from vswin_jax.pods.program import Collective
-from vswin_jax.pods.targets import Chip
+from vswin_jax.pods.targets import Chip, Target
 
 # 100 TFLOP/s, 1 TB/s of memory, 100 GB/s of links, 5 GB/s of network.
-CHIP = Chip("x", "tpu", 16 * 2**30, 100e12, 1e12, 100e9, 5e9, 2, 256)
+CHIP = Chip("x", "tpu", 16 * 2**30, 100e12, 1e12, 100e9, 5e9, 2, 256, 16)
+WHOLE = Target("x:16x16", CHIP, (16, 16))
 COLLECTIVES = (
   Collective("all-reduce", False, 4, 3, 10**9, 1.5e9),
   Collective("all-gather", False, 4, 1, 10**8, 0.5e9),
@@ -17,7 +20,7 @@ COLLECTIVES = (
 
 
 def test_each_part_at_its_peak():
-  bounds = estimate(CHIP, 5e12, 30e9, COLLECTIVES)
+  bounds = estimate(WHOLE, 5e12, 30e9, COLLECTIVES)
   np.testing.assert_allclose(
     [bounds.compute, bounds.memory, bounds.links, bounds.network],
     [0.05, 0.03, 0.02, 0.02],
@@ -31,6 +34,35 @@ def test_step_and_efficiency():
   np.testing.assert_allclose(bounds.in_turn, 0.08)
   assert bounds.overlapped == 0.05
   np.testing.assert_allclose(bounds.efficiencies, (0.625, 1.0))
+  assert bounds.compute_efficiencies == bounds.efficiencies
+
+
+def test_a_step_that_never_waits_for_memory_hides_less():
+  bounds = Estimate(compute=0.02, memory=0.1, links=0.02, network=0.01)
+  np.testing.assert_allclose(bounds.efficiencies, (0.1 / 0.13, 1.0))
+  np.testing.assert_allclose(bounds.compute_efficiencies, (0.4, 1.0))
+  slow = Estimate(compute=0.02, memory=0.1, links=0.05, network=0.01)
+  np.testing.assert_allclose(slow.compute_efficiencies, (0.25, 0.4))
+
+
+@pytest.mark.parametrize(
+  "grid, links",
+  [
+    ((16, 16), 4),  # both ends of both axes are joined
+    ((8, 8), 2),  # a corner of a mesh has a neighbour along each axis
+    ((8, 16), 2),
+    ((2, 2), 2),
+    ((1, 4), 1),
+  ],
+)
+def test_links_are_those_of_a_corner(grid, links):
+  bounds = estimate(Target("x", CHIP, grid), 5e12, 30e9, COLLECTIVES[:2])
+  np.testing.assert_allclose(bounds.links, 2e9 / (links * 25e9))
+
+
+def test_switches_join_any_number():
+  joined = dataclasses.replace(CHIP, wraps=0)
+  assert Target("x", joined, (1, 8)).link_bandwidth == joined.link_bandwidth
 
 
 @pytest.mark.parametrize("slow", ["links", "network"])
@@ -43,5 +75,5 @@ def test_what_can_not_be_hidden(slow):
 
 
 def test_one_device_loses_nothing():
-  bounds = estimate(CHIP, 5e12, 30e9, ())
-  assert bounds.efficiencies == (1.0, 1.0)
+  bounds = estimate(Target("x:1x1", CHIP, (1, 1)), 5e12, 30e9, ())
+  assert bounds.efficiencies == bounds.compute_efficiencies == (1.0, 1.0)

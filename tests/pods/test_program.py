@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from vswin_jax.pods.program import (
   Collective,
-  count_loops,
   group_members,
   read_collectives,
+  read_loops,
   type_bytes,
   wire_bytes,
 )
@@ -62,7 +62,7 @@ def test_loops_count_as_often_as_they_run(mesh):
   text = compiled_text(work, mesh, (8, 16))
   (found,) = read_collectives(text)
   assert (found.kind, found.group, found.count) == ("all-reduce", 2, 7)
-  assert count_loops(text) == 1
+  assert read_loops(text) == [7]
   assert found.operand_bytes == 7 * 16 * 4
 
 
@@ -116,7 +116,7 @@ replica_groups=[2,2]<=[4], to_apply=%add
 
 
 def test_lines_of_the_tpu_compiler():
-  assert count_loops(TPU_PROGRAM) == 0
+  assert read_loops(TPU_PROGRAM) == []
   found = read_collectives(TPU_PROGRAM, slices=2, slice_size=4)
   whole, part, small = 1024 * 1024 * 2, 256 * 1024 * 2, 8 * 128 * 4
   assert found == [
@@ -128,6 +128,106 @@ def test_lines_of_the_tpu_compiler():
     Collective("all-reduce", True, 2, 1, part, 1.0 * part),
     Collective("reduce-scatter", False, 4, 1, whole, 0.75 * whole),
   ]
+
+
+# As it writes a product of which a ring of devices hold the parts: no word of how often it runs.
+TPU_LOOPS = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%body (param.1: (f32[8,128], u32[], u32[])) -> (f32[8,128], u32[], u32[]) {
+  %constant.2 = u32[]{:T(128)} constant(2)
+  %param.1 = (f32[8,128]{1,0:T(8,128)}, u32[]{:T(128)}, u32[]{:T(128)}) parameter(0)
+  %part.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%param.1), index=0
+  %counter.1 = u32[]{:T(128)} get-tuple-element(%param.1), index=1
+  %other.1 = u32[]{:T(128)} get-tuple-element(%param.1), index=2
+  %collective-permute-start = (f32[8,128]{1,0}, f32[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) \
+collective-permute-start(%part.1), channel_id=3, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %collective-permute-done = f32[8,128]{1,0} collective-permute-done(%collective-permute-start)
+  %add.1 = u32[]{:T(128)} add(%counter.1, %constant.2), control-predecessors={%part.1}
+  ROOT %tuple.1 = (f32[8,128]{1,0}, u32[]{:T(128)}, u32[]{:T(128)}) \
+tuple(%collective-permute-done, %add.1, %other.1)
+}
+
+%condition (param: (f32[8,128], u32[], u32[])) -> pred[] {
+  %constant.3 = u32[]{:T(128)} constant(7)
+  %param = (f32[8,128]{1,0:T(8,128)}, u32[]{:T(128)}, u32[]{:T(128)}) parameter(0)
+  %counter = u32[]{:T(128)} get-tuple-element(%param), index=1
+  ROOT %compare.1 = pred[]{:T(512)} compare(%counter, %constant.3), direction=LT
+}
+
+ENTRY %main.0_spmd (param.2: f32[8,128]) -> f32[8,128] {
+  %param.2 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %constant.4 = u32[]{:T(128)} constant(1)
+  %copy.1 = u32[]{:T(128)} copy(%constant.4)
+  %tuple.2 = (f32[8,128]{1,0}, u32[]{:T(128)}, u32[]{:T(128)}) tuple(%param.2, %copy.1, %constant.4)
+  %while.1 = (f32[8,128]{1,0}, u32[]{:T(128)}, u32[]{:T(128)}) while(%tuple.2), \
+condition=%condition, body=%body
+  ROOT %get = f32[8,128]{1,0} get-tuple-element(%while.1), index=0
+}
+"""
+
+
+def test_loops_of_the_tpu_compiler():
+  """The counter is 1, 3 and 5."""
+  size = 8 * 128 * 4
+  assert read_loops(TPU_LOOPS) == [3]
+  assert read_collectives(TPU_LOOPS) == [
+    Collective("collective-permute", False, 2, 3, 3 * size, 3.0 * size)
+  ]
+
+
+@pytest.mark.parametrize(
+  "words, instead",
+  [
+    ("direction=LT", "direction=NE"),
+    ("constant(7)", "parameter(1)"),
+    ("copy(%constant.4)", "copy(%elsewhere)"),
+    ("add(%counter.1, %constant.2)", "add(%counter.1, %other.1)"),
+    ("add(%counter.1, %constant.2)", "add(%other.1, %constant.2)"),
+    ("constant(2)", "constant(0)"),
+  ],
+)
+def test_loops_that_no_one_knows_count_once(words, instead):
+  assert words in TPU_LOOPS
+  text = TPU_LOOPS.replace(words, instead)
+  assert read_loops(text) == [None]
+  assert read_collectives(text)[0].count == 1
+
+
+def test_loops_that_run_once_are_none():
+  assert read_loops(TPU_LOOPS.replace("constant(7)", "constant(3)")) == []
+
+
+def test_loops_in_loops_multiply():
+  inner = TPU_LOOPS.replace("%condition", "%outer_condition").replace("%body", "%outer_body")
+  outer_condition = inner[inner.index("%outer_condition (") : inner.index("ENTRY")]
+  outer_body = inner[inner.index("%outer_body (") : inner.index("%outer_condition (")]
+  outer_body = outer_body.replace(
+    "  %collective-permute-done",
+    """\
+  %constant.5 = u32[]{:T(128)} constant(0)
+  %tuple.3 = (f32[8,128]{1,0}, u32[]{:T(128)}, u32[]{:T(128)}) tuple(%part.1, %constant.5, %other.1)
+  %while.2 = (f32[8,128]{1,0}, u32[]{:T(128)}, u32[]{:T(128)}) while(%tuple.3), \
+condition=%condition, body=%body
+  %collective-permute-done""",
+  )
+  start = TPU_LOOPS.index("ENTRY")
+  entry = TPU_LOOPS[start:].replace(
+    "=%condition, body=%body", "=%outer_condition, body=%outer_body"
+  )
+  text = TPU_LOOPS[:start] + outer_body + outer_condition + entry
+  assert sorted(read_loops(text)) == [3, 4]
+  # One of the outer body, four of the inner one, three times.
+  assert read_collectives(text)[0].count == 3 * (1 + 4)
+
+
+@pytest.mark.parametrize(
+  "pairs, across",
+  [("{{0,1},{1,0},{2,3},{3,2}}", False), ("{{0,1},{1,2},{2,3},{3,0}}", True), ("{{0,2}}", True)],
+)
+def test_permutations_go_across_slices_if_any_pair_does(pairs, across):
+  text = TPU_LOOPS.replace("{{0,1},{1,2},{2,3},{3,0}}", pairs)
+  assert read_collectives(text, slice_size=2)[0].across_slices == across
 
 
 @pytest.mark.parametrize(
@@ -152,7 +252,9 @@ def test_groups(groups, members):
   assert group_members(groups, partitions=8) == members
 
 
-@pytest.mark.parametrize("kind", ["all-reduce", "all-gather", "reduce-scatter", "all-to-all"])
+@pytest.mark.parametrize(
+  "kind", ["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"]
+)
 @pytest.mark.parametrize("devices", [2, 3, 8])
 def test_wire_bytes_are_those_of_a_ring(kind, devices):
   """Played through: in each round of a ring every device sends one part to its neighbour."""

@@ -54,7 +54,9 @@ def test_names(name, grid, slices, devices):
     ("v5e-2", "a power of two of chips"),
     ("v5e:32x16", "has 512 chips; a slice of v5e has 256 at most, more are several slices"),
     ("v5e:3x4", "its first two axes must be even, or it must be one chip"),
-    ("0*v5e:4x4", "a slice of v5e has 2 axes"),
+    ("0*v5e:4x4", "has no slices; there is one at least, as 1*v5e:8x8"),
+    ("h100-12", "has a host of 12 GPUs; a host has 8 at most"),
+    ("h100:1x1x16", "has a host of 16 GPUs; a host has 8 at most"),
     ("h100:8", "GPUs are slices x hosts x GPUs of a host, such as h100:1x2x8"),
   ],
 )
@@ -71,6 +73,8 @@ def test_lists_and_hosts():
   assert chips_per_host(parse_target("v5e-1")) == (1, 1, 1)
   assert chips_per_host(parse_target("v5e-8")) == (2, 4, 1)
   assert chips_per_host(parse_target("v4-128")) == (2, 2, 1)
+  assert parse_target("v4-128").link_bandwidth == CHIPS["v4"].link_bandwidth
+  assert parse_target("v4-16").link_bandwidth == CHIPS["v4"].link_bandwidth / 2
   assert targets[2].describe() == "128 v6e chips (2 slices of 8x8)"
   assert parse_target("h100:2x4x8").describe() == "64 H100 GPUs (8 x 8)"
 

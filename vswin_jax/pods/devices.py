@@ -1,5 +1,6 @@
 """Devices of machines that are not at hand, from their compilers."""
 
+import importlib.metadata
 import importlib.util
 
 import jax
@@ -35,7 +36,7 @@ runtime_version { major: 13 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
-
+_CUDA_PLUGIN = "jax-cuda13-plugin"
 # Module of the compiler and the extra that installs it.
 _COMPILERS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda13_plugin", "cuda-compile")}
 
@@ -55,7 +56,20 @@ def devices_of(target: Target) -> list[jax.Device]:
       raise TargetError(
         f"there is no compiler for {target.chip.name} here: pip install -e '.[{extra}]'"
       ) from error
+    if target.chip.platform == "cuda" and (found := _version(_CUDA_PLUGIN)) != jax.__version__:
+      raise TargetError(
+        f"the compiler for {target.chip.name} must be of the same version as jax, which is "
+        f"{jax.__version__}; {_CUDA_PLUGIN} is {found}: pip install "
+        f"'{_CUDA_PLUGIN}=={jax.__version__}' 'jax-cuda13-pjrt=={jax.__version__}'"
+      ) from error
     raise TargetError(f"topology {target.name!r}: {text[:300]}") from error
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 def _topology(target: Target):

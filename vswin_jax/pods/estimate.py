@@ -1,25 +1,28 @@
-"""How long a step takes at least, from the compiler's counts and a chip's published peaks.
+"""How long a step may take, from the compiler's counts and a chip's published peaks.
 
-Nothing here is measured. A real step is longer: no program reaches the peaks, and a network has
-latency, which large numbers of small messages show. The two ends given are those of what
-collectives do beside the computation: all of them hidden behind it, or none.
+Nothing here is measured. Only the time of computing at the peak can't be undercut; bytes count
+whether or not they stay in faster memory, so their time is an estimate that may be far too long. A
+real step takes longer than computing does: no program reaches the peak, and a network has latency,
+which large numbers of small messages show. The two ends given are those of what collectives do
+beside the computation: all of them hidden behind it, or none.
 """
 
 import dataclasses
 from collections.abc import Iterable
 
 from vswin_jax.pods.program import Collective
-from vswin_jax.pods.targets import Chip
+from vswin_jax.pods.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds of one step on one device, each at the peak of one part of the machine.
+  """Seconds of one step on one device, each at the peak of one part of the machine; `compute` is a
+  bound, the others are estimates.
 
   Attributes:
     compute: all operations at the peak of bfloat16.
     memory: all bytes read and written at the bandwidth of the device's memory.
-    links: what the device sends within its slice, over all of its links.
+    links: what the device sends within its slice, over as many links as every chip has.
     network: what it sends to other slices.
   """
 
@@ -47,21 +50,31 @@ class Estimate:
   def efficiencies(self) -> tuple[float, float]:
     """Predicted scaling efficiency, a step without collectives to one with them: when nothing is
     hidden, and when all is."""
-    return self.alone / self.in_turn, self.alone / self.overlapped
+    return self._efficiencies(self.alone)
+
+  @property
+  def compute_efficiencies(self) -> tuple[float, float]:
+    """The same of a step that computes at the peak and never waits for memory: the least that it
+    can be."""
+    return self._efficiencies(self.compute)
+
+  def _efficiencies(self, alone: float) -> tuple[float, float]:
+    apart = self.links + self.network
+    return alone / (alone + apart), alone / max(alone, self.links, self.network)
 
 
 def estimate(
-  chip: Chip, flops: float, bytes_accessed: float, collectives: Iterable[Collective]
+  target: Target, flops: float, bytes_accessed: float, collectives: Iterable[Collective]
 ) -> Estimate:
   """Args:
   flops: of a step on one device; likewise `bytes_accessed`.
   """
-  collectives = list(collectives)
+  chip, collectives = target.chip, list(collectives)
   between = sum(one.wire_bytes for one in collectives if one.across_slices)
   within = sum(one.wire_bytes for one in collectives if not one.across_slices)
   return Estimate(
     compute=flops / chip.flops,
     memory=bytes_accessed / chip.memory_bandwidth,
-    links=within / chip.link_bandwidth,
+    links=within / target.link_bandwidth if within else 0.0,
     network=between / chip.network_bandwidth,
   )

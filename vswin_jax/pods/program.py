@@ -3,10 +3,14 @@
 What a device sends is counted as in a ring of the n devices of a group: 2 (n-1)/n of the size for
 an all-reduce, (n-1)/n of the whole for an all-gather, a reduce-scatter and an all-to-all, all of it
 for a permutation. Padding of layouts is not counted.
+
+A loop runs as often as the compiler says. That of TPUs says nothing, so its loops are read: a
+counter that starts at a constant, grows by a constant and ends below a constant.
 """
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ KINDS = (
   "all-gather",
   "reduce-scatter",
   "all-to-all",
+  "ragged-all-to-all",
   "collective-permute",
   "collective-broadcast",
 )
@@ -51,13 +56,14 @@ class _Instruction:
   opcode: str
   operands: str
   attributes: str
+  root: bool = False
 
 
 def read_collectives(text: str, slices: int = 1, slice_size: int = 0) -> list[Collective]:
   """The collectives of a program, one entry for each kind, network and group size.
 
-  Those in loops count as often as the loop runs, where the compiler knows it; of branches all
-  count.
+  Those in loops count as often as the loop runs, where `read_loops` knows it, else once; of
+  branches all count.
 
   Args:
     text: of the optimised program, as `compiled.as_text()` gives it.
@@ -90,10 +96,17 @@ def read_collectives(text: str, slices: int = 1, slice_size: int = 0) -> list[Co
   return [Collective(*key, count, size, wire) for key, (count, size, wire) in sorted(sums.items())]
 
 
-def count_loops(text: str) -> int:
-  """Loops of a program that run more than once, or no one knows how often."""
-  once = '"known_trip_count":{"n":"1"}'
-  return sum(" while(" in line and once not in line for line in text.splitlines())
+def read_loops(text: str) -> list[int | None]:
+  """How often each loop of a program runs, of those that run more than once; None: the text does
+  not tell."""
+  computations, _ = _computations(text)
+  trips = [
+    _trip_count(one, instructions, computations)
+    for instructions in computations.values()
+    for one in instructions
+    if one.opcode == "while"
+  ]
+  return [count for count in trips if count is None or count > 1]
 
 
 def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
@@ -110,6 +123,7 @@ def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
     "all-gather": group - 1,
     "reduce-scatter": others,
     "all-to-all": others,
+    "ragged-all-to-all": others,
   }
   return operand_bytes * shares.get(kind, 1.0)
 
@@ -173,26 +187,26 @@ def _collective(
   one: _Instruction, types: dict[str, str], partitions: int, slices: int, slice_size: int
 ):
   """Kind, whether across slices, group size and operand bytes; None of other instructions."""
-  size = sum(type_bytes(types.get(name, "")) for name in _operand_names(one))
-  transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
-  if one.opcode == "send" and transfer:
-    kind = transfer[1].lower().replace("_", "-")
-    return (kind if kind in KINDS else "collective-permute"), True, slices, size
   kind = one.opcode.removesuffix("-start")
-  if kind not in KINDS:
+  if kind not in (*KINDS, "send"):
     return None
+  size = sum(type_bytes(types.get(name, "")) for name in _operand_names(one))
+  if kind == "send":
+    transfer = _found(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+    kind = transfer.lower().replace("_", "-")
+    return (kind if kind in KINDS else "collective-permute", True, slices, size) if kind else None
   if kind == "collective-permute":
     pairs = re.findall(
       r"\{(\d+),(\d+)\}", _found(r"source_target_pairs=(\{.*?\}\})", one.attributes)
     )
-    members = [int(number) for number in pairs[0]] if pairs else [0]
-  else:
-    groups = _found(
-      r"replica_groups=(mesh\[.*?\](?:, ?device_ids=\(.*?\)+)? \{.*?\}"
-      r"|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|\{\})",
-      one.attributes,
-    )
-    members = group_members(groups, partitions)
+    across = any(int(source) // slice_size != int(goal) // slice_size for source, goal in pairs)
+    return kind, across, 2 if pairs else 1, size
+  groups = _found(
+    r"replica_groups=(mesh\[.*?\](?:, ?device_ids=\(.*?\)+)? \{.*?\}"
+    r"|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|\{\})",
+    one.attributes,
+  )
+  members = group_members(groups, partitions)
   return kind, len({member // slice_size for member in members}) > 1, len(members), size
 
 
@@ -216,7 +230,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _instruction(line: str) -> _Instruction | None:
-  head = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
+  head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
   if not head:
     return None
   rest = line[head.end() :]
@@ -226,7 +240,8 @@ def _instruction(line: str) -> _Instruction | None:
     return None
   start = end + kind.end() - 1
   stop = _closing(rest, start)
-  return _Instruction(head[1], rest[:end], kind[1], rest[start + 1 : stop - 1], rest[stop:])
+  operands = rest[start + 1 : stop - 1]
+  return _Instruction(head[2], rest[:end], kind[1], operands, rest[stop:], bool(head[1]))
 
 
 def _closing(text: str, start: int) -> int:
@@ -254,29 +269,111 @@ def _uses(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, 
   while waiting:
     name, count = waiting.pop()
     times[name] += count
-    for one in computations[name]:
+    instructions = computations[name]
+    for one in instructions:
+      often = _trip_count(one, instructions, computations) if one.opcode == "while" else 1
       waiting += [
-        (called, count * often) for called, often in _calls(one) if called in computations
+        (called, count * (1 if often is None else often))
+        for called in _calls(one)
+        if called in computations
       ]
   return times
 
 
-def _calls(one: _Instruction) -> Iterator[tuple[str, int]]:
-  """The computations that an instruction runs, and how often."""
+def _calls(one: _Instruction) -> Iterator[str]:
+  """The computations that an instruction runs."""
   if one.opcode == "while":
-    trips = int(_found(r'"known_trip_count":\{"n":"(\d+)"', one.attributes, "1"))
     for part in ("body", "condition"):
-      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes), trips
+      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes)
   elif one.opcode == "conditional":
     branches = _found(r"branch_computations=\{(.*?)\}", one.attributes)
-    for name in re.findall(r"[\w.\-]+", branches):
-      yield name, 1
+    yield from re.findall(r"[\w.\-]+", branches)
     for part in ("true", "false"):
-      yield _found(rf"{part}_computation=%?([\w.\-]+)", one.attributes), 1
+      yield _found(rf"{part}_computation=%?([\w.\-]+)", one.attributes)
   elif one.opcode in ("fusion", "call", "async-start"):
     # What waits for an asynchronous call names it once more.
     for part in ("calls", "to_apply"):
-      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes), 1
+      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes)
+
+
+def _trip_count(
+  loop: _Instruction,
+  around: list[_Instruction],
+  computations: dict[str, list[_Instruction]],
+) -> int | None:
+  """How often a loop runs; None if it is not seen.
+
+  Args:
+    around: the computation with the loop in it.
+  """
+  known = _found(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if known:
+    return int(known)
+  parts = {
+    part: {
+      one.name: one
+      for one in computations.get(_found(rf"\b{part}=%?([\w.\-]+)", loop.attributes), ())
+    }
+    for part in ("condition", "body")
+  }
+  test, result = (
+    next((one for one in parts[part].values() if one.root), None) for part in ("condition", "body")
+  )
+  if test is None or test.opcode != "compare" or "direction=LT" not in test.attributes:
+    return None
+  counter, bound = _operand_names(test)
+  place = _tuple_index(parts["condition"], counter)
+  if place is None:
+    return None
+  outside = {one.name: one for one in around}
+  start = _constant(outside, _tuple_part(outside.get(_operand_names(loop)[0]), place))
+  end = _constant(parts["condition"], bound)
+  step = _step(parts["body"], _tuple_part(result, place), place)
+  if start is None or end is None or not step or step < 1:
+    return None
+  return max(0, -(-(end - start) // step))
+
+
+def _step(body: dict[str, _Instruction], name: str, place: int) -> int | None:
+  """What a loop adds to its counter, the part of its state at `place`."""
+  addition = _source(body, name)
+  if addition is None or addition.opcode != "add":
+    return None
+  for counter, amount in itertools.permutations(_operand_names(addition)):
+    if _tuple_index(body, counter) == place:
+      return _constant(body, amount)
+  return None
+
+
+def _source(instructions: dict[str, _Instruction], name: str) -> _Instruction | None:
+  """The instruction of a name, or of what it copies."""
+  one = instructions.get(name)
+  while one is not None and one.opcode in ("copy", "bitcast"):
+    one = instructions.get(_operand_names(one)[0])
+  return one
+
+
+def _constant(instructions: dict[str, _Instruction], name: str) -> int | None:
+  one = _source(instructions, name)
+  if one is None or one.opcode != "constant" or not re.fullmatch(r"-?\d+", one.operands):
+    return None
+  return int(one.operands)
+
+
+def _tuple_index(instructions: dict[str, _Instruction], name: str) -> int | None:
+  """Which part of the argument of a computation a name is."""
+  one = _source(instructions, name)
+  if one is None or one.opcode != "get-tuple-element":
+    return None
+  whole = instructions.get(_operand_names(one)[0])
+  if whole is None or whole.opcode != "parameter":
+    return None
+  return int(_found(r"\bindex=(\d+)", one.attributes))
+
+
+def _tuple_part(one: _Instruction | None, place: int) -> str:
+  """The name of a part of a tuple; empty if it is not made here."""
+  return _operand_names(one)[place] if one is not None and one.opcode == "tuple" else ""
 
 
 def _found(pattern: str, text: str, otherwise: str = "") -> str:

@@ -11,8 +11,8 @@ from vswin_jax.pods.targets import Target, parse_target
 
 _GIB = 2**30
 NOTE = (
-  "Bounds from the compiler's counts and the chips' published peaks, not measurements: a real step "
-  "takes longer."
+  "Not measured: computing can't take less time, the rest are estimates (bytes count as moved also "
+  "where they\nstay in faster memory; links are those that every chip of the slice has)."
 )
 
 
@@ -32,9 +32,11 @@ class Result:
     arguments: bytes of state and batch, part of `memory`.
     flops: None if the compiler counts none; likewise `bytes_accessed`.
     loops: parts of the program of which the compiler counts the operations and bytes of one run.
+    unknown_loops: of these, such as collectives are counted once of as well.
     largest: clips a device that fit; None: not searched for.
     is_largest: one more was seen not to fit.
     advice: what was compiled and fits where this does not.
+    failed: what was tried and did not compile for another reason than memory, and why.
   """
 
   model: str
@@ -55,9 +57,11 @@ class Result:
   bytes_accessed: float | None
   collectives: tuple[Collective, ...]
   loops: int = 0
+  unknown_loops: int = 0
   largest: int | None = None
   is_largest: bool = False
   advice: tuple[str, ...] = ()
+  failed: tuple[str, ...] = ()
 
   @property
   def target(self) -> Target:
@@ -78,10 +82,10 @@ class Result:
 
   @property
   def estimate(self) -> Estimate | None:
-    """None if the compiler gave no counts."""
-    if not self.flops or not self.bytes_accessed:
+    """None if the compiler gave no counts, or those of one run of loops."""
+    if not self.flops or not self.bytes_accessed or self.loops:
       return None
-    return estimate(self.target.chip, self.flops, self.bytes_accessed, self.collectives)
+    return estimate(self.target, self.flops, self.bytes_accessed, self.collectives)
 
 
 def write_row(path: pathlib.Path, result: Result, **more) -> None:
@@ -95,11 +99,11 @@ def read_row(row: dict) -> Result:
   names = {field.name for field in dataclasses.fields(Result)}
   values = {name: value for name, value in row.items() if name in names}
   values["collectives"] = tuple(Collective(**one) for one in row["collectives"])
-  return Result(**values | {"advice": tuple(row.get("advice", ()))})
+  return Result(**values | {name: tuple(row.get(name, ())) for name in ("advice", "failed")})
 
 
 def describe(result: Result) -> str:
-  """A block of lines."""
+  """A block of lines: what compiling gave, without `describe_search`."""
   chip = result.target.chip
   lines = [
     f"{result.model} on {result.target.describe()}: {result.batch_size} clips a step, "
@@ -111,40 +115,63 @@ def describe(result: Result) -> str:
       f"chips; the smallest that can, and is as large, is {result.batch_size}: "
       f"--config.train.batch_size={result.batch_size}"
     )
-  if result.fits:
-    lines.append(
-      f"memory       {_gib(result.memory)} of {_gib(chip.memory)} GiB a chip, of which "
-      f"{_gib(result.arguments)} are state and batch: fits"
-    )
-  else:
+  if not result.fits:
     size = result.needed or result.memory
     needs = f"needs {_gib(size)} GiB a chip, there are {_gib(chip.memory)}"
-    what = "; ".join(result.advice) or "nothing that was tried does"
     lines.append(f"does not fit: {needs if size else _gib(chip.memory) + ' GiB are too few'}")
-    lines.append(f"what fits:   {what}")
+    return "\n".join(lines)
+  lines.append(
+    f"memory       {_gib(result.memory)} of {_gib(chip.memory)} GiB a chip, of which "
+    f"{_gib(result.arguments)} are state and batch: fits"
+  )
+  lines += [f"             {_collective(one)}" for one in result.collectives]
+  return "\n".join([*lines, *_describe_times(result)])
+
+
+def describe_search(result: Result) -> str:
+  """What was tried besides: the largest batch, and what fits if the step does not."""
+  lines = []
   if result.largest is not None:
     lines.append(f"largest      {_largest(result)}")
-  lines += [f"             {_collective(one)}" for one in result.collectives]
-  bounds = result.estimate
-  if bounds is None:
-    return "\n".join([*lines, "no operations are counted for this machine: no times are estimated"])
-  slow, fast = bounds.efficiencies
-  times = [_time(result.num_steps * step) for step in (bounds.overlapped, bounds.in_turn)]
-  lines += [
-    f"work         {result.flops / 1e9:,.4g} GFLOP a chip and step, "
-    f"{result.bytes_accessed / 1e9:.3g} GB read and written in its memory",
-    f"bounds       computing {_ms(bounds.compute)}, memory {_ms(bounds.memory)}, links "
-    f"{_ms(bounds.links)}, network between slices {_ms(bounds.network)}",
-    f"a step       {_ms(bounds.overlapped)} if collectives are hidden, {_ms(bounds.in_turn)} if "
-    f"none is; scaling efficiency {slow:.1%} to {fast:.1%}",
-    f"the run      {result.num_steps:,} steps, {result.epochs:g} epochs: at least {times[0]}, "
-    f"{times[1]}",
+  if not result.fits:
+    lines.append(f"what fits    {'; '.join(result.advice) or 'nothing that was tried does'}")
+  lines += [f"not compiled {line}" for line in result.failed]
+  if lines and result.effort != "quick":
+    lines.append("             (tried with quick effort: full effort may need other memory)")
+  return "\n".join(lines)
+
+
+def _describe_times(result: Result) -> list[str]:
+  if not result.flops or not result.bytes_accessed:
+    return ["no operations are counted for this machine: no times are estimated"]
+  more = "more than " if result.loops else ""
+  lines = [
+    f"work         {more}{result.flops / 1e9:,.4g} GFLOP a chip and step, "
+    f"{more}{result.bytes_accessed / 1e9:.3g} GB read and written in its memory"
   ]
-  if result.loops:
-    lines.append(
-      f"{result.loops} loops count as if they ran once, so work and bounds are lower than they are"
-    )
-  return "\n".join([*lines, NOTE])
+  times = result.estimate
+  if times is None:
+    unknown = "their collectives count as often as they run"
+    if result.unknown_loops:
+      unknown = f"of {result.unknown_loops} also the collectives, since no one knows how often"
+    return [
+      *lines,
+      f"no times     {result.loops} loops count as if they ran once ({unknown}): neither time nor "
+      "scaling efficiency follows",
+    ]
+  seconds = [_time(result.num_steps * step) for step in (times.compute, times.overlapped)]
+  return [
+    *lines,
+    f"each alone   computing at least {_ms(times.compute)}, memory {_ms(times.memory)}, links "
+    f"{_ms(times.links)}, network between slices {_ms(times.network)}",
+    f"a step       about {_ms(times.overlapped)} if collectives are hidden, "
+    f"{_ms(times.in_turn)} if none is",
+    f"scaling      efficiency {_range(times.efficiencies)}; {_range(times.compute_efficiencies)} "
+    "of a step that only computes",
+    f"the run      {result.num_steps:,} steps, {result.epochs:g} epochs: at least {seconds[0]}, "
+    f"about {seconds[1]}",
+    NOTE,
+  ]
 
 
 def table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
@@ -155,7 +182,8 @@ def table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
   """
   head = (
     "config | machine | clips a step (a chip) | memory GiB | largest a chip | GFLOP | GB moved "
-    "| MB sent | step at least, ms | scaling efficiency | epochs: at least"
+    "| MB sent | computing at least, ms | step, ms (estimate) | scaling efficiency (estimate) "
+    "| the same if it only computes | epochs: at least, estimate"
   )
   lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
   for result, name in zip(results, names or [one.model for one in results], strict=True):
@@ -171,21 +199,30 @@ def _cells(result: Result) -> list[str]:
   if not result.fits:
     size = result.needed or result.memory
     memory = f"**{_gib(size) if size else 'more'} > {_gib(chip.memory)}**"
-    return [result.topology, clips, memory, largest, *[""] * 6]
+    return [result.topology, clips, memory, largest, *["-"] * 8]
+  more = "+" if result.loops else ""
+  sent = f"{result.sent / 1e6:,.0f}{'+' if result.unknown_loops else ''}"
   cells = [result.topology, clips, f"{_gib(result.memory)} of {_gib(chip.memory)}", largest]
-  bounds = result.estimate
-  if bounds is None:
-    return [*cells, "", "", f"{result.sent / 1e6:,.0f}", "", "", ""]
-  slow, fast = bounds.efficiencies
+  if not result.flops or not result.bytes_accessed:
+    return [*cells, "-", "-", sent, *["-"] * 5]
+  cells += [f"{result.flops / 1e9:,.4g}{more}", f"{result.bytes_accessed / 1e9:.3g}{more}", sent]
+  times = result.estimate
+  if times is None:
+    return [*cells, *["-"] * 5]
+  seconds = [_time(result.num_steps * step) for step in (times.compute, times.overlapped)]
   return [
     *cells,
-    f"{result.flops / 1e9:,.4g}{'+' if result.loops else ''}",
-    f"{result.bytes_accessed / 1e9:.3g}",
-    f"{result.sent / 1e6:,.0f}",
-    f"{bounds.overlapped * 1e3:.3g}",
-    f"{slow:.1%}" if slow == fast else f"{slow:.1%} - {fast:.1%}",
-    f"{result.epochs:g}: {_time(result.num_steps * bounds.overlapped)}",
+    f"{times.compute * 1e3:.3g}",
+    f"{times.overlapped * 1e3:.3g}",
+    _range(times.efficiencies),
+    _range(times.compute_efficiencies),
+    f"{result.epochs:g}: {seconds[0]}, {seconds[1]}",
   ]
+
+
+def _range(efficiencies: tuple[float, float]) -> str:
+  slow, fast = efficiencies
+  return f"{slow:.1%} - {fast:.1%}"
 
 
 def _largest(result: Result) -> str:

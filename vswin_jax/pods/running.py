@@ -16,8 +16,15 @@ from vswin_jax.pods.compiling import Compiled, compile_step
 from vswin_jax.pods.data_facts import DataFacts, data_facts
 from vswin_jax.pods.devices import devices_of
 from vswin_jax.pods.fitting import largest_that_fits
-from vswin_jax.pods.program import count_loops, read_collectives
-from vswin_jax.pods.results import NOTE, Result, describe, table, write_row
+from vswin_jax.pods.program import read_collectives, read_loops
+from vswin_jax.pods.results import (
+  NOTE,
+  Result,
+  describe,
+  describe_search,
+  table,
+  write_row,
+)
 from vswin_jax.pods.targets import Target, parse_targets
 
 RESULTS_FILE = "compile.jsonl"
@@ -37,12 +44,13 @@ def run(
 
   Args:
     topologies: names as `parse_target` reads them, with commas between.
-    workdir: where results are added to `RESULTS_FILE`; None: nowhere.
+    workdir: where results are added to `RESULTS_FILE`, a line as soon as the step is compiled and
+      one more after what is tried besides; None: nowhere.
     effort: of the compiler for what is asked for, "quick" or "full"; what is tried besides, the
       largest batch and what would fit, takes the quick one.
     search: for the largest number of clips a device.
     explicit: keys of `config` that hold against the weights that it starts from.
-    say: is given what there is to read.
+    say: is given what there is to read, when it is known.
 
   Raises:
     TargetError: an unknown machine, or no compiler for it.
@@ -53,22 +61,36 @@ def run(
   targets = parse_targets(topologies)
   config = settle_model(config, explicit)
   facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
+  rows = None
+  if workdir is not None:
+    folder = local_path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / RESULTS_FILE
   results = []
   for target in targets:
     result = compile_for(config, target, facts, effort=effort)
+    _keep(result, rows, say, describe)
     if search or not result.fits:
       result = search_largest(config, target, facts, result)
-    if not result.fits:
-      result = add_advice(config, target, facts, result)
-    if workdir is not None:
-      folder = local_path(workdir)
-      folder.mkdir(parents=True, exist_ok=True)
-      write_row(folder / RESULTS_FILE, result)
-    say(describe(result) + "\n")
+      if not result.fits:
+        result = add_advice(config, target, facts, result)
+      _keep(result, rows, say, describe_search)
+    say("")
     results.append(result)
   if len(results) > 1:
     say(f"{table(results)}\n\n{NOTE}")
   return results
+
+
+def _keep(
+  result: Result,
+  rows: pathlib.Path | None,
+  say: Callable[[str], None],
+  words: Callable[[Result], str],
+) -> None:
+  say(words(result))
+  if rows is not None:
+    write_row(rows, result)
 
 
 def settle_model(
@@ -139,6 +161,7 @@ def plan_for(
 
 def result_of(plan: Plan, target: Target, wanted_batch_size: int, compiled: Compiled) -> Result:
   config = plan.settings.config
+  loops = read_loops(compiled.text) if compiled.text else []
   return Result(
     model=config.model.name,
     topology=target.name,
@@ -159,7 +182,8 @@ def result_of(plan: Plan, target: Target, wanted_batch_size: int, compiled: Comp
     collectives=tuple(read_collectives(compiled.text, target.slices, target.slice_size))
     if compiled.text
     else (),
-    loops=count_loops(compiled.text),
+    loops=len(loops),
+    unknown_loops=loops.count(None),
   )
 
 
@@ -172,18 +196,52 @@ def search_largest(
 ) -> Result:
   """The result with the largest number of clips a device that fit, found with quick effort.
 
+  A number that does not compile for another reason than memory counts as too large, and is said.
+
   Args:
     known: bytes by clips a device that are known besides; None: more than there are.
   """
   parts = config.train.accumulate
+  failed = {}
 
   def peak_memory(clips: int) -> int | None:
-    return compile_for(config, target, facts, clips_per_device=clips * parts).memory
+    size, why = _try(config, target, facts, clips * parts)
+    if why:
+      failed[clips] = f"{clips * parts} clips a chip: {why}"
+    return size
 
-  memory = {**(known or {}), result.clips_per_device: result.memory}
+  # The run must have a step.
+  clips = config.train.epochs * facts.num_videos * config.train.repeats
+  most = int(clips) // (target.num_devices * parts)
+  memory = {**(known or {}), result.clips_per_device: _size(result)}
   tried = {clips // parts: size for clips, size in memory.items()}
-  found = largest_that_fits(peak_memory, target.chip.memory, tried)
-  return dataclasses.replace(result, largest=found.clips * parts, is_largest=found.is_largest)
+  found = largest_that_fits(peak_memory, target.chip.memory, tried, most=most)
+  return dataclasses.replace(
+    result,
+    largest=found.clips * parts,
+    is_largest=found.is_largest and found.clips + 1 not in failed,
+    failed=(*result.failed, *failed.values()),
+  )
+
+
+def _try(
+  config: config_dict.ConfigDict, target: Target, facts: DataFacts, clips_per_device: int | None
+) -> tuple[int | None, str]:
+  """Bytes of a step, also of one that needs more than there are if the compiler says how many; and
+  why it did not compile, if that was something else."""
+  try:
+    result = compile_for(config, target, facts, clips_per_device=clips_per_device)
+  except (ConfigError, jax.errors.JaxRuntimeError) as error:
+    return None, " ".join(str(error).split())[:200]
+  return _size(result), ""
+
+
+def _size(result: Result) -> int | None:
+  """Bytes at the peak, also if they are more than there are; None: more, no one says how many."""
+  if result.memory is None and result.needed is not None:
+    # Messages give rounded numbers.
+    return max(result.needed, result.target.chip.memory + 1)
+  return result.memory
 
 
 def add_advice(
@@ -197,20 +255,41 @@ def add_advice(
   recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
   less = {"model.rematerialisation": recompute}
   shared = {"mesh.fsdp": target.slice_size}
-  advice = []
-  if result.largest:
-    batch_size = result.largest * result.num_devices
-    advice.append(f"--config.train.batch_size={batch_size} ({result.largest} clips a chip)")
-  tried = [less] * (result.rematerialisation != recompute)
-  tried += [shared] * (config.mesh.fsdp < target.slice_size)
-  tried += [less | shared] * (len(tried) == 2)
-  for changes in tried:
-    if len(changes) > 1 and len(advice) > bool(result.largest):
-      break  # one of them is enough
+  advice, failed = [], []
+
+  def helps(changes: dict) -> bool:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
-    memory = compile_for(changed, target, facts).memory
-    if memory is not None and memory <= target.chip.memory:
-      flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
-      advice.append(f"{flags} ({memory / 2**30:.2f} GiB)")
-  return dataclasses.replace(result, advice=tuple(advice))
+    size, why = _try(changed, target, facts, None)
+    flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+    if why:
+      failed.append(f"{flags}: {why}")
+    fits = size is not None and size <= target.chip.memory
+    if fits:
+      advice.append(f"{flags} ({size / 2**30:.2f} GiB)")
+    return fits
+
+  # The sum over the parts takes memory too, so more parts may be needed.
+  kept = any(helps({"train.accumulate": parts}) for parts in _parts(config, result)[:2])
+  tried = [less] * (result.rematerialisation != recompute)
+  tried += [shared] * (config.mesh.fsdp < target.slice_size)
+  helped = [helps(changes) for changes in tried]
+  if not kept and not any(helped) and len(tried) == 2:
+    helps(less | shared)
+  if result.largest:
+    batch_size = result.largest * result.num_devices
+    advice.append(
+      f"--config.train.batch_size={batch_size} ({result.largest} clips a chip; changes the recipe, "
+      "whose rates go with its batch)"
+    )
+  return dataclasses.replace(result, advice=tuple(advice), failed=(*result.failed, *failed))
+
+
+def _parts(config: config_dict.ConfigDict, result: Result) -> list[int]:
+  """Numbers of parts, the fewest first, into which the clips of a device can be cut so that a part
+  is no larger than what fits."""
+  at_once = (result.largest or 0) // config.train.accumulate
+  clips = result.clips_per_device
+  return [
+    parts for parts in range(2, clips + 1) if clips % parts == 0 and clips // parts <= at_once
+  ]

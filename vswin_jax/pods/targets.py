@@ -32,6 +32,8 @@ class Chip:
     flops: peak bfloat16 operations a second.
     memory_bandwidth: bytes a second.
     link_bandwidth: bytes a second that one chip can send to others of its slice, over all links.
+    wraps: a slice of which every axis is a multiple of this many chips has its ends joined; 0:
+      chips are joined by switches, and use all links in any slice.
     network_bandwidth: bytes a second that one chip can send to other slices: its share of the
       network cards of its host.
     dimensions: of the grid of a slice.
@@ -48,18 +50,19 @@ class Chip:
   network_bandwidth: float
   dimensions: int
   largest_slice: int
+  wraps: int
   cores_in_name: bool = False
 
 
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip("v4", "tpu", int(30.75 * _GIB), 275e12, 1200e9, 300e9, 3.125e9, 3, 4096, True),
-    Chip("v5e", "tpu", int(15.75 * _GIB), 197e12, 819e9, 200e9, 3.125e9, 2, 256),
-    Chip("v5p", "tpu", int(95.74 * _GIB), 459e12, 2765e9, 600e9, 6.25e9, 3, 6144, True),
-    Chip("v6e", "tpu", int(31.25 * _GIB), 918e12, 1638e9, 400e9, 12.5e9, 2, 256),
+    Chip("v4", "tpu", int(30.75 * _GIB), 275e12, 1200e9, 300e9, 3.125e9, 3, 4096, 4, True),
+    Chip("v5e", "tpu", int(15.75 * _GIB), 197e12, 819e9, 200e9, 3.125e9, 2, 256, 16),
+    Chip("v5p", "tpu", int(95.74 * _GIB), 459e12, 2765e9, 600e9, 6.25e9, 3, 6144, 4, True),
+    Chip("v6e", "tpu", int(31.25 * _GIB), 918e12, 1638e9, 400e9, 12.5e9, 2, 256, 16),
     # JAX takes three quarters of a GPU's memory unless told otherwise.
-    Chip("h100", "cuda", int(0.75 * 84942979072), 989e12, 3352e9, 450e9, 50e9, 3, 2**20),
+    Chip("h100", "cuda", int(0.75 * 84942979072), 989e12, 3352e9, 450e9, 50e9, 3, 2**20, 0),
   )
 }
 
@@ -86,6 +89,16 @@ class Target:
   @property
   def num_devices(self) -> int:
     return self.slices * self.slice_size
+
+  @property
+  def link_bandwidth(self) -> float:
+    """Bytes a second that the chip with the fewest links can send in its slice: one at a corner
+    where ends are not joined."""
+    if not self.chip.wraps:
+      return self.chip.link_bandwidth
+    joined = not any(size % self.chip.wraps for size in self.grid)
+    links = sum(2 if joined else 1 for size in self.grid if size > 1)
+    return self.chip.link_bandwidth * links / (2 * self.chip.dimensions)
 
   def describe(self) -> str:
     grid = "x".join(map(str, self.grid))
@@ -133,7 +146,9 @@ def parse_target(name: str) -> Target:
     grid = _grid_of_product(name, chip, int(parts["count"]))
   if chip.platform == "cuda":
     return _gpu_target(name, chip, grid, slices, is_product=bool(parts["count"]))
-  if slices < 1 or 0 in grid or len(grid) != chip.dimensions:
+  if slices < 1:
+    raise TargetError(f"topology {name!r} has no slices; there is one at least, as 1*v5e:8x8")
+  if 0 in grid or len(grid) != chip.dimensions:
     raise TargetError(
       f"topology {name!r}: a slice of {chip.name} has {chip.dimensions} axes, such as "
       f"{chip.name}:{'x'.join(['4'] * chip.dimensions)}"
@@ -159,11 +174,16 @@ def chips_per_host(target: Target) -> tuple[int, int, int]:
 
 def _gpu_target(name, chip, grid, slices, is_product) -> Target:
   if is_product:
-    hosts, rest = divmod(math.prod(grid), 8)
-    grid = (1, hosts, 8) if hosts and not rest else (1, 1, math.prod(grid))
+    number = math.prod(grid)
+    grid = (1, number // 8, 8) if number > 8 and number % 8 == 0 else (1, 1, number)
   if len(grid) != 3 or 0 in grid or slices < 1:
     raise TargetError(
       f"topology {name!r}: GPUs are slices x hosts x GPUs of a host, such as {chip.name}:1x2x8"
+    )
+  if grid[2] > 8:
+    raise TargetError(
+      f"topology {name!r} has a host of {grid[2]} GPUs; a host has 8 at most, and several have 8 "
+      f"each, such as {chip.name}-16 or {chip.name}:1x2x8"
     )
   return Target(name, chip, grid[1:], slices * grid[0])
 
