@@ -47,17 +47,21 @@ def command(data_dir, workdir, layout, *options, restarts=0) -> list[str]:
   ]
 
 
-def start(data_dir, workdir, layout, *options, **launch) -> subprocess.Popen:
-  variables = os.environ | {
+def environment(data_dir) -> dict[str, str]:
+  """Programs are compiled once for all runs."""
+  return os.environ | {
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONPATH": str(ROOT),
   }
+
+
+def start(data_dir, workdir, layout, *options, **launch) -> subprocess.Popen:
   return subprocess.Popen(
     command(data_dir, workdir, layout, *options, **launch),
     cwd=ROOT,
-    env=variables,
+    env=environment(data_dir),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -155,9 +159,9 @@ def test_a_killed_process_ends_all_and_all_are_started_again(alone, tiny_data_di
 )
 def test_an_error_in_one_process_ends_all_with_what_it_said(when, status, word):
   """Left alone, the others would wait for it in a collective operation, or for its end."""
-  processes = bare_processes(3, ["-m", "tests.failing_process"], lambda port, number: [
-    port, "3", number, when
-  ])  # fmt: skip
+  processes = bare_processes(
+    3, "tests.failing_process", lambda port, number: [port, "3", number, when], os.environ
+  )
   messages = [process.communicate(timeout=120)[1] for process in processes]
   assert [process.returncode for process in processes] == [status] * 3, messages
   assert sum(word in message for message in messages) == 2
@@ -165,11 +169,14 @@ def test_an_error_in_one_process_ends_all_with_what_it_said(when, status, word):
 
 @pytest.mark.slow
 def test_survivors_of_a_killed_process_end_by_themselves(tiny_data_dir, tmp_path):
-  processes = bare_processes(2, ["-m", "vswin_jax.main"], lambda port, number: [
-    *OPTIONS, f"--config.data.dir={tiny_data_dir}", f"--workdir={tmp_path}",
-    f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={number}",
-    "--heartbeat_timeout=5",
-  ])  # fmt: skip
+  def arguments(port: str, number: str) -> list[str]:
+    return [
+      *OPTIONS, f"--config.data.dir={tiny_data_dir}", f"--workdir={tmp_path}",
+      f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={number}",
+      "--heartbeat_timeout=5",
+    ]  # fmt: skip
+
+  processes = bare_processes(2, "vswin_jax.main", arguments, environment(tiny_data_dir))
   wait_for(tmp_path / "checkpoints" / "3", processes[0])
   processes[1].kill()
   _, message = processes[0].communicate(timeout=60)
@@ -177,15 +184,15 @@ def test_survivors_of_a_killed_process_end_by_themselves(tiny_data_dir, tmp_path
   assert processes[0].returncode in (-signal.SIGABRT, 70), message
 
 
-def bare_processes(count: int, program: list[str], arguments) -> list[subprocess.Popen]:
+def bare_processes(count: int, module: str, arguments, variables) -> list[subprocess.Popen]:
   """Processes that nobody watches; `arguments` are those of a port and a number."""
   with socket.create_server(("localhost", 0)) as server:
     port = str(server.getsockname()[1])
   return [
     subprocess.Popen(
-      [sys.executable, *program, *arguments(port, str(number))],
+      [sys.executable, "-m", module, *arguments(port, str(number))],
       cwd=ROOT,
-      env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+      env={**variables, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
       stderr=subprocess.PIPE,
       text=True,
     )

@@ -30,7 +30,7 @@ def tiny_model(**options):
     "video_swin_t",
     num_classes=CLASSES,
     embed_dim=32,
-    depths=(2, 2),
+    depths=(2, 1),
     num_heads=(2, 4),
     window_size=(4, 4, 4),
     **{"drop_path_rate": 0.2, "head_dropout_rate": 0.3} | options,
@@ -78,7 +78,7 @@ def single():
   return run()
 
 
-@pytest.mark.parametrize("devices, fsdp", [(2, 1), (8, 1), (4, 2), (8, 8)])
+@pytest.mark.parametrize("devices, fsdp", [(8, 1), (4, 2), (8, 8)])
 def test_devices_and_layouts_change_losses_only_by_rounding(single, devices, fsdp):
   history, state, _ = run(devices, fsdp)
   for actual, expected in zip(history, single[0]):
@@ -218,7 +218,7 @@ def test_normalisation_is_in_float32():
   np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices, multi_label", [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize("devices, multi_label", [(4, False), (4, True)])
 def test_views_are_averaged_as_probabilities(devices, multi_label):
   graph, params = split_model(tiny_model())
   mesh = sharding.make_mesh(1, jax.devices()[:devices])
