@@ -48,8 +48,10 @@ def start(
   # NumPy draws the order of the data.
   versions = {module.__name__: module.__version__ for module in (jax, np, vswin_jax)}
   call_roll(cluster, timeout=start_timeout, facts=dict(facts or {}) | versions)
-  # Used on CPUs alone, where nothing else connects processes.
+  # For CPUs alone: there nothing else connects processes, and programs that run at the same time
+  # would meet those of other processes in another order, and wait for each other.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(
     cluster.coordinator,
     cluster.num_processes,

@@ -7,6 +7,7 @@ can be read but are not what was written are noticed. All processes of a run com
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import re
@@ -158,21 +159,39 @@ def fingerprints(arrays: dict) -> dict[str, int]:
   The words of an array are summed modulo 2**32, each times an odd number that its place decides:
   no change of one word goes unnoticed, nor does one of places except by a rare chance.
   """
-  numbers = jax.device_get([_fingerprint(arrays[path]) for path in arrays])
+  # Each process works on what it holds: no program waits for another process while it does.
+  numbers = np.array([_of_own_parts(arrays[path]) for path in arrays], np.uint32)
+  if jax.process_count() > 1:
+    numbers = multihost_utils.process_allgather(numbers).sum(0, dtype=np.uint32)
   return {path: int(number) for path, number in zip(arrays, numbers)}
 
 
-@jax.jit
-def _fingerprint(array: jax.Array) -> jax.Array:
-  if array.dtype == jnp.bool_:
-    array = array.astype(jnp.uint8)
+def _of_own_parts(array: jax.Array) -> int:
+  """What the parts of an array that lie here, each of them once in a run, add to its number."""
+  array = jnp.asarray(array)
+  total = 0
+  for part in array.addressable_shards:
+    if part.replica_id == 0:
+      starts = [along.indices(size)[0] for along, size in zip(part.index, array.shape)]
+      total += int(_fingerprint(part.data, np.array(starts, np.uint32), array.shape))
+  return total % 2**32
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _fingerprint(part: jax.Array, starts: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Of a part of an array of some shape that begins at some places along its axes."""
+  if part.dtype == jnp.bool_:
+    part = part.astype(jnp.uint8)
   # Of 8 bytes two words are made, along an axis of their own.
-  word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-  words = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+  word = {1: jnp.uint8, 2: jnp.uint16}.get(part.dtype.itemsize, jnp.uint32)
+  words = jax.lax.bitcast_convert_type(part, word).astype(jnp.uint32)
+  sizes = (*shape, *words.shape[len(shape) :])
   place, stride = jnp.zeros((), jnp.uint32), 1
   for axis in reversed(range(words.ndim)):
-    place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)
-    stride *= words.shape[axis]
+    start = starts[axis] if axis < len(shape) else 0
+    along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) + start
+    place += along * np.uint32(stride % 2**32)
+    stride *= sizes[axis]
   # Neighbours get unlike numbers, otherwise those of swapped words would often make up for each
   # other.
   place *= np.uint32(0x9E3779B1)
