@@ -88,7 +88,7 @@ def processes_of_run(workdir) -> dict[int, int]:
   found = {}
   for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
     try:
-      arguments = path.read_bytes().decode().split("\0")
+      arguments = path.read_bytes().decode(errors="replace").split("\0")
     except OSError:
       continue
     number = [a.partition("=")[2] for a in arguments if a.startswith("--process_id=")]

@@ -123,6 +123,7 @@ def test_quickstart_for_tpus(environment):
 
   config = config.copy_and_resolve_references()
   config.model.update({"depths": (1,), "num_heads": (1,)})
+  config.train.epochs = 64
   large = running.compile_for(config, target, facts, clips_per_device=65_536)
   assert not large.fits
   assert "does not fit: " in describe(large)
