@@ -76,8 +76,9 @@ compilation_cache() {
   fi
 }
 
-# Statuses that say that the command itself is wrong: another start would end the same way.
-is_user_error() { (($1 == 1 || $1 == 2)); }
+# Statuses that say that the command itself is wrong, those of `vswin_jax/command_line.py`: another
+# start would end the same way.
+is_user_error() { [[ $1 == 1 || $1 == 2 ]]; }
 
 # The status of a run that was asked to stop and has saved: neither its end nor a fault.
 # shellcheck disable=SC2034  # for the scripts that source this

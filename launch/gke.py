@@ -17,7 +17,7 @@ import yaml
 from absl import app, flags
 
 from vswin_jax.checks import check_at_least, fields
-from vswin_jax.command_line import parse_config_flags
+from vswin_jax.command_line import MAY_PASS, UNEXPECTED, parse_config_flags
 from vswin_jax.pods.targets import Target, TargetError, parse_target
 
 # Chip -> the label of its nodes, and what XPK calls it.
@@ -207,7 +207,7 @@ def xpk_command(job: Job, *, cluster: str, zone: str = "", project: str = "") ->
     *(f"--tpu-type={_product(target)}", f"--num-slices={target.slices}"),
     *(["--spot"] if job.spot else []),
     *([f"--env={_CACHE_VARIABLE}={job.cache}"] if job.cache else []),
-    *(f"--max-restarts={job.max_restarts}", "--restart-on-exit-codes=70,75"),
+    *(f"--max-restarts={job.max_restarts}", f"--restart-on-exit-codes={UNEXPECTED},{MAY_PASS}"),
     f"--docker-image={job.image}",
     *(f"--termination-grace-period-seconds={job.grace_seconds}", f"--command={inside}"),
   ]

@@ -20,12 +20,10 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
-from vswin_jax.command_line import parse_config_flags
+from vswin_jax.command_line import USER_ERRORS, parse_config_flags
 
 PLATFORMS = ("cpu", "gpu")
 
-# Statuses that say that the command itself is wrong: another start would end the same way.
-_USER_ERRORS = (1, 2)
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -124,8 +122,8 @@ def run(job: Job) -> int:
 
   Returns:
     0: all processes ended well. Otherwise the status of the process that began the trouble, as a
-    shell gives it (128 + signal): at once if it was 1 or 2, which speak of the command itself, else
-    when there were enough starts.
+    shell gives it (128 + signal): at once if it is one of `command_line.USER_ERRORS`, else when
+    there were enough starts.
 
   Raises:
     LaunchError: as in `processes_of`.
@@ -133,7 +131,7 @@ def run(job: Job) -> int:
   with _stop_requests() as requests:
     for start in range(job.restarts + 1):
       status = _run_once(job, requests)
-      if status == 0 or status in _USER_ERRORS or requests:
+      if status == 0 or status in USER_ERRORS or requests:
         break
       if start == job.restarts:
         _say(f"started {start + 1} times: giving up")

@@ -41,25 +41,28 @@ fi
 nodes=${SLURM_JOB_NUM_NODES:-1}
 processes=${PROCESSES_PER_NODE:-1}
 if [[ $processes == gpus ]]; then
-  processes=${SLURM_GPUS_ON_NODE:-}
-  [[ $processes ]] || fail "PROCESSES_PER_NODE=gpus in a job without GPUs; give --gpus-per-node"
+  processes=${SLURM_GPUS_ON_NODE:-0}
+  ((processes)) || fail "PROCESSES_PER_NODE=gpus in a job without GPUs; give --gpus-per-node"
 elif [[ $processes != 1 ]]; then
   fail "PROCESSES_PER_NODE must be 1 or gpus, got '$processes'"
+fi
+cpus=${SLURM_CPUS_ON_NODE:-}
+if [[ $cpus ]] && ((cpus < processes)); then
+  fail "$processes processes on a node need a CPU each at least, but the job has $cpus there;" \
+    "give --exclusive, or more --cpus-per-task"
 fi
 cache=$(compilation_cache "${arguments[@]}")
 
 # Sets `command`, that of start number $1.
 set_command() {
   command=(
-    # Another port at every start, none of those that the system gives away.
     env "JAX_COMPILATION_CACHE_DIR=$cache"
+    # Another port at every start, none of those that the system gives away.
     "JAX_COORDINATOR_PORT=$((10000 + (${SLURM_JOB_ID:-0} * 16 + $1) % 20000))"
     srun "--nodes=$nodes" "--ntasks=$((nodes * processes))" "--ntasks-per-node=$processes"
   )
   # Otherwise a task would get one core, and decode video with it.
-  if [[ ${SLURM_CPUS_ON_NODE:-} ]]; then
-    command+=("--cpus-per-task=$((SLURM_CPUS_ON_NODE / processes))")
-  fi
+  if [[ $cpus ]]; then command+=("--cpus-per-task=$((cpus / processes))"); fi
   # Processes find their GPUs by themselves and have to see them all.
   command+=(--gpu-bind=none --kill-on-bad-exit=1)
   command+=("${PYTHON:-python}" -m vswin_jax.main "--stop_status=$STOPPED" "${arguments[@]}")
@@ -124,6 +127,7 @@ for ((start = 0; start <= restarts; start++)); do
   status=${first:-$status}
   say "the run ended with status $status"
   if is_user_error "$status" || ((status == STOPPED)); then break; fi
+  if ((start == restarts)); then say "started $((start + 1)) times: giving up"; fi
 done
 
 end_asking

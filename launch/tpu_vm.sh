@@ -73,6 +73,7 @@ case $command in
 esac
 [[ $zone ]] || fail "give --zone, as in --zone=us-west4-a"
 check_count --slices "$slices"
+((slices)) || fail "--slices must be at least 1, got 0"
 check_count --restarts "$restarts"
 check_count --recreations "$recreations"
 check_count --poll "$poll"
@@ -120,11 +121,12 @@ kill_run() { on_all bash -c "if [[ -x $worker ]]; then $worker kill; fi"; }
 # How many times what fails is tried: machines have started by then, connections stand again.
 tries=5
 
+# Prints how to give another command for the same slice.
+how_to() { quoted "$0" "$1" "--name=$name" "--zone=$zone" ${project:+"--project=$project"}; }
+
 # give_up REASON [STATUS]
 give_up() {
-  say "$1; as long as the slice is there it costs: $(
-    quoted "$0" delete "--name=$name" "--zone=$zone" ${project:+"--project=$project"}
-  )"
+  say "$1; as long as the slice is there it costs: $(how_to delete)"
   exit "${2:-1}"
 }
 
@@ -275,15 +277,16 @@ print_log() {
   if [[ $text ]]; then printf '%s\n' "$text"; fi
 }
 
-# Follows the run until it ends for good (status 0, 1 or 2, or because it was asked to), or is lost
-# with its slice. Sets `run`, empty if it is lost.
+# Follows the run until it ends for good (well, as a wrong command, or because it was asked to), or is
+# lost with its slice. Sets `run`, empty if it is lost. Gives up if worker 0 stays out of reach on a
+# slice that is there: the run may be going on.
 follow() {
   local starts=0 patience=10 line=1
   run=running
   while :; do
     if [[ $run == running ]]; then print_log; fi
     read_run
-    case $run in "ended 0" | "ended 1" | "ended 2") return ;; esac
+    if [[ $run == "ended 0" ]] || is_user_error "${run#ended }"; then return; fi
     read_state
     if [[ $state != ACTIVE ]]; then
       say "$name is ${state:-gone}"
@@ -295,7 +298,13 @@ follow() {
       # The system of a VM that is preempted asks the run to stop, and then can't be reached, before
       # the slice is said to be gone.
       "" | "ended $STOPPED")
-        if ((--patience < 0)); then return; fi
+        if ((--patience < 0)); then
+          if [[ -z $run ]]; then
+            say "worker 0 can't be reached; see why, then give the same command again: $(how_to status)"
+            give_up "the slice is ACTIVE and is kept, with whatever runs on it"
+          fi
+          return
+        fi
         ;;
       *)
         say "the run: $run"
@@ -311,8 +320,7 @@ follow() {
           run=""
           return
         fi
-        run=running
-        line=1
+        run=running patience=10 line=1
         continue
         ;;
     esac

@@ -1,10 +1,12 @@
 """How commands end: one line, and a status that says whether the same command may succeed."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
-from vswin_jax.command_line import one_line_errors
+from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS, one_line_errors
 from vswin_jax.training.loop import LostWorkerError
 
 
@@ -27,6 +29,12 @@ def test_errors_end_in_one_line_and_their_status(error, status, capsys):
   assert (1 if isinstance(code, str) else code) == status
   line = code if isinstance(code, str) else capsys.readouterr().err.rstrip("\n")
   assert line == f"error: {error}"
+
+
+def test_a_command_line_that_python_refuses_is_a_user_error(tmp_path):
+  ended = subprocess.run([sys.executable, tmp_path / "missing.py"], capture_output=True)
+  assert ended.returncode in USER_ERRORS
+  assert not {0, UNEXPECTED, MAY_PASS}.intersection(USER_ERRORS)
 
 
 def test_other_errors_keep_their_traceback():

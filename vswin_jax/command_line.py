@@ -1,17 +1,20 @@
 """How the commands of this package end when something goes wrong.
 
-Exit status 1 says that the command has to be changed, `UNEXPECTED` and `MAY_PASS` that the same
-command may succeed.
+Exit statuses of `USER_ERRORS` say that the command has to be changed, `UNEXPECTED` and `MAY_PASS`
+that the same command may succeed. What launches runs goes by them.
 """
 
 import ast
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 
 from absl import app, flags
 
+# 1 is how these commands end, 2 how Python does if its own command line is wrong.
+USER_ERRORS = (1, 2)
 UNEXPECTED = 70
 MAY_PASS = 75
 # Of the errors of an operating system, those that stay until somebody does something.
@@ -38,7 +41,7 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
   except (OSError, *errors) as error:
     status = getattr(error, "exit_status", 1)
     # Without a number it is no error of the operating system, but of a library that says it so.
-    if isinstance(error, OSError) and error.errno and not isinstance(error, _LASTING):
+    if isinstance(error, OSError) and error.errno and may_pass(error):
       status = MAY_PASS
     line = f"error: {' '.join(str(error).split()) if isinstance(error, OSError) else error}"
     if status == 1:
@@ -47,6 +50,26 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
     sys.exit(status)
   except KeyboardInterrupt:
     sys.exit(f"error: interrupted; {interrupted}")
+
+
+@contextlib.contextmanager
+def unexpected_errors() -> Iterator[None]:
+  """Ends the program with the status `UNEXPECTED` after the traceback of an error."""
+  try:
+    yield
+  except Exception:
+    traceback.print_exc()
+    sys.exit(UNEXPECTED)
+
+
+def may_pass(error: BaseException | None) -> bool:
+  """Whether what files, disks or networks raised may be gone at the next try: not if it, or its
+  cause, stays until somebody does something."""
+  while error is not None:
+    if isinstance(error, _LASTING):
+      return False
+    error = error.__cause__
+  return True
 
 
 def refuse_arguments(arguments: list[str]) -> None:

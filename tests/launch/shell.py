@@ -13,7 +13,9 @@ folder={folder}
 name={name}
 # How many times it was called before.
 call=$(grep --count "^$name " "$folder/calls" || true)
-{{ printf '%s' "$name"; printf ' %q' "$@"; echo; }} >>"$folder/calls"
+# In one piece, since others are called at the same time.
+printf -v arguments ' %q' "$@"
+echo "$name$arguments" >>"$folder/calls"
 # take FILE: the next line of a file of answers.
 take() {{ head -n 1 "$folder/$1"; sed -i 1d "$folder/$1"; }}
 {body}

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launch import gke
+from vswin_jax.command_line import USER_ERRORS
 from vswin_jax.pods import targets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -141,7 +142,7 @@ def test_wrong_commands_fail_the_whole_and_faults_start_it_again(gpu_nodes):
   assert rule["onExitCodes"] == {
     "containerName": container["name"],
     "operator": "In",
-    "values": [1, 2],
+    "values": list(USER_ERRORS),
   }
   [policy] = manifest["spec"]["failurePolicy"]["rules"]
   assert (policy["action"], policy["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])

@@ -5,6 +5,7 @@ import shlex
 import sys
 
 from tests.launch.shell import ROOT
+from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS
 
 PAGE = (ROOT / "launch" / "README.md").read_text()
 
@@ -40,6 +41,12 @@ def test_launchers_take_the_commands(cluster):
 def test_files_that_are_named_exist():
   for name in re.findall(r"\b(?:launch|configs)/\w+\.\w+", PAGE):
     assert (ROOT / name).exists(), name
+
+
+def test_statuses_are_those_of_the_library():
+  said = dict(re.findall(r"^\| ([\d, ]+) \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE))
+  assert said[", ".join(map(str, USER_ERRORS))] == "ends everything at once"
+  assert said[str(UNEXPECTED)] == said[str(MAY_PASS)] == "all are started again"
 
 
 def test_what_is_computed():

@@ -9,6 +9,7 @@ import sysconfig
 import pytest
 
 from tests.launch.shell import ROOT
+from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 LAUNCHERS = [path for path in SCRIPTS if path.name != "common.sh"]
@@ -55,12 +56,23 @@ def test_quotes_are_those_of_a_shell(cluster):
   assert words.stdout.split("|")[4] == argument
 
 
+def test_errors_of_the_user_are_those_of_the_library(cluster):
+  ended = cluster.run(
+    "bash",
+    "-c",
+    "source launch/common.sh; "
+    'for status in {0..255}; do if is_user_error "$status"; then echo "$status"; fi; done',
+  )
+  assert (ended.returncode, ended.stderr) == (0, "")
+  assert tuple(map(int, ended.stdout.split())) == USER_ERRORS
+
+
 def fake_python(cluster, body: str) -> str:
   cluster.answer("python_of_run", body)
   return str(cluster.folder / "programs" / "python_of_run")
 
 
-@pytest.mark.parametrize("status", [0, 1, 70, 134])
+@pytest.mark.parametrize("status", [0, 134, *USER_ERRORS, UNEXPECTED, MAY_PASS])
 def test_run_once_has_the_status_of_the_run(cluster, status):
   python = fake_python(cluster, f"echo said; echo complained >&2; exit {status}")
   file = cluster.folder / "status"

@@ -2,11 +2,13 @@
 
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
 
 from tests.launch.test_shell_scripts import ARGUMENTS, QUOTED
+from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS
 
 JOB = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_ON_NODE": "96"}
 KILLED = 'echo "srun: error: n1: task 2: Killed" >&2; exit 137'
@@ -20,10 +22,14 @@ KILLED = 'echo "srun: error: n1: task 2: Killed" >&2; exit 137'
       {"PROCESSES_PER_NODE": "gpus", "SLURM_GPUS_ON_NODE": "8"},
       "--nodes=4 --ntasks=32 --ntasks-per-node=8 --cpus-per-task=12",
     ),
+    (
+      {"PROCESSES_PER_NODE": "gpus", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "8"},
+      "--nodes=4 --ntasks=32 --ntasks-per-node=8 --cpus-per-task=1",
+    ),
   ],
 )
 def test_dry_run(cluster, variables, processes):
-  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, "--dry_run", **JOB, **variables)
+  ended = cluster.run("launch/slurm.sh", *ARGUMENTS, "--dry_run", **{**JOB, **variables})
   assert (ended.returncode, ended.stderr) == (0, "")
   assert ended.stdout == (
     "env 'JAX_COMPILATION_CACHE_DIR=my runs/a/compilation_cache' JAX_COORDINATOR_PORT=10672 "
@@ -65,11 +71,12 @@ def test_restarts_are_bounded(cluster):
   cluster.answer("srun", KILLED)
   ended = cluster.run("launch/slurm.sh", *ARGUMENTS, **JOB, RESTARTS="1")
   assert ended.returncode == 137
+  assert ended.stderr.splitlines()[-1] == "launch: started 2 times: giving up"
   assert len(cluster.calls("srun")) == 2
   assert cluster.calls("scontrol") == []
 
 
-@pytest.mark.parametrize("status", [1, 2])
+@pytest.mark.parametrize("status", USER_ERRORS)
 def test_wrong_commands_are_not_started_again(cluster, status):
   # `srun` gives the status of those that it killed because of the first.
   cluster.answer(
@@ -83,7 +90,7 @@ def test_wrong_commands_are_not_started_again(cluster, status):
   assert len(cluster.calls("srun")) == 1
 
 
-@pytest.mark.parametrize("status", [70, 75])
+@pytest.mark.parametrize("status", [UNEXPECTED, MAY_PASS])
 def test_other_statuses_are_started_again(cluster, status):
   cluster.answer(
     "srun",
@@ -94,31 +101,37 @@ def test_other_statuses_are_started_again(cluster, status):
   assert len(cluster.calls("srun")) == 2
 
 
-WAIT_FOR_SCANCEL = "echo training; until [[ -f $folder/asked ]]; do sleep 0.02; done"
+def trains(cluster, signal_number: int, status: int, **variables: str) -> subprocess.Popen:
+  """A run that has got a signal and ends with this status once there is a file `asked`."""
+  cluster.answer(
+    "srun", f"echo training; until [[ -f $folder/asked ]]; do sleep 0.02; done; exit {status}"
+  )
+  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB, **variables)
+  assert process.stdout.readline() == "training\n"
+  process.send_signal(signal_number)
+  return process
+
+
+def near_the_time_limit(
+  cluster, status: int, scancel: str = 'touch "$folder/asked"', **variables: str
+) -> tuple[int, str]:
+  """The status and the words of a launcher whose run ends with this one when it is asked to."""
+  cluster.answer("scancel", scancel)
+  process = trains(cluster, signal.SIGUSR1, status, **variables)
+  _, errors = process.communicate(timeout=20)
+  return process.returncode, errors
 
 
 @pytest.mark.parametrize("status", [143, 134])
 def test_near_the_time_limit_the_run_saves_and_the_job_queues_again(cluster, status):
-  cluster.answer("srun", f"{WAIT_FOR_SCANCEL}; exit {status}")
-  cluster.answer("scancel", 'touch "$folder/asked"')
-  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB, SLURM_RESTART_COUNT="1")
-  assert process.stdout.readline() == "training\n"
-  process.send_signal(signal.SIGUSR1)
-  _, errors = process.communicate(timeout=20)
-  assert process.returncode == 0
-  assert errors == "launch: time is nearly up: saving\nlaunch: back to the queue\n"
+  ended = near_the_time_limit(cluster, status, SLURM_RESTART_COUNT="1")
+  assert ended == (0, "launch: time is nearly up: saving\nlaunch: back to the queue\n")
   assert cluster.calls("sc") == ["scancel --signal=TERM 42", "scontrol requeue 42"]
   assert len(cluster.calls("srun")) == 1
 
 
 def test_a_run_that_was_at_its_end_does_not_queue_again(cluster):
-  cluster.answer("srun", WAIT_FOR_SCANCEL)
-  cluster.answer("scancel", 'touch "$folder/asked"')
-  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB)
-  process.stdout.readline()
-  process.send_signal(signal.SIGUSR1)
-  process.communicate(timeout=20)
-  assert process.returncode == 0
+  assert near_the_time_limit(cluster, 0) == (0, "launch: time is nearly up: saving\n")
   assert cluster.calls("scontrol") == []
 
 
@@ -139,16 +152,9 @@ def test_the_time_limit_between_two_starts(cluster):
 
 
 def test_tasks_that_are_only_starting_are_asked_once_more(cluster):
-  cluster.answer(
-    "srun", "echo training; until [[ -f $folder/asked ]]; do sleep 0.02; done; exit 143"
-  )
-  cluster.answer("scancel", 'if ((call > 1)); then touch "$folder/asked"; fi')
   cluster.answer("sleep", 'if [[ $1 == 10 ]]; then set -- 0.01; fi; exec /bin/sleep "$1"')
-  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB)
-  process.stdout.readline()
-  process.send_signal(signal.SIGUSR1)
-  process.communicate(timeout=20)
-  assert process.returncode == 0
+  scancel = 'if ((call > 1)); then touch "$folder/asked"; fi'
+  assert near_the_time_limit(cluster, 143, scancel)[0] == 0
   assert len(cluster.calls("scancel")) >= 3
   assert len(cluster.calls("srun")) == 1
 
@@ -162,24 +168,14 @@ def test_tasks_that_were_asked_by_others_are_not_started_again(cluster):
 
 
 def test_the_queue_is_not_for_ever(cluster):
-  cluster.answer("srun", f"{WAIT_FOR_SCANCEL}; exit 143")
-  cluster.answer("scancel", 'touch "$folder/asked"')
-  process = cluster.start(
-    "launch/slurm.sh", *ARGUMENTS, **JOB, SLURM_RESTART_COUNT="2", REQUEUES="2"
-  )
-  process.stdout.readline()
-  process.send_signal(signal.SIGUSR1)
-  _, errors = process.communicate(timeout=20)
-  assert process.returncode == 1
+  status, errors = near_the_time_limit(cluster, 143, SLURM_RESTART_COUNT="2", REQUEUES="2")
+  assert status == 1
   assert errors.splitlines()[-1] == "error: queued 3 times: giving up"
   assert cluster.calls("scontrol") == []
 
 
 def test_a_job_that_is_cancelled_is_not_started_again(cluster):
-  cluster.answer("srun", f"{WAIT_FOR_SCANCEL}; exit 143")
-  process = cluster.start("launch/slurm.sh", *ARGUMENTS, **JOB)
-  process.stdout.readline()
-  process.send_signal(signal.SIGTERM)
+  process = trains(cluster, signal.SIGTERM, 143)
   # The tasks are told by SLURM itself.
   time.sleep(0.1)
   assert process.poll() is None
@@ -199,6 +195,16 @@ def test_a_job_that_is_cancelled_is_not_started_again(cluster):
     (
       {**JOB, "PROCESSES_PER_NODE": "gpus"},
       "PROCESSES_PER_NODE=gpus in a job without GPUs; give --gpus-per-node",
+    ),
+    (
+      {
+        **JOB,
+        "PROCESSES_PER_NODE": "gpus",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_CPUS_ON_NODE": "7",
+      },
+      "8 processes on a node need a CPU each at least, but the job has 7 there; give --exclusive, "
+      "or more --cpus-per-task",
     ),
     ({**JOB, "PROCESSES_PER_NODE": "3"}, "PROCESSES_PER_NODE must be 1 or gpus, got '3'"),
     ({**JOB, "REQUEUES": "-1"}, "REQUEUES must be a whole number, got '-1'"),

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.launch.test_shell_scripts import ARGUMENTS, QUOTED
+from vswin_jax.command_line import USER_ERRORS
 
 ZONE = ("--name=k4", "--zone=us-west4-a")
 TPUS = "gcloud compute tpus"
@@ -36,6 +37,8 @@ esac
 """
 KILL = f"bash -c 'if [[ -x {WORKER} ]]; then {WORKER} kill; fi'"
 STATUS = f"bash -c 'if [[ -x {WORKER} ]]; then {WORKER} status; else echo not started; fi'"
+DESCRIBE = f"{TPUS} queued-resources describe k4 '--format=value(state.state)' --zone=us-west4-a"
+DELETE = f"{TPUS} queued-resources delete k4 --force --quiet --zone=us-west4-a"
 COSTS = (
   "as long as the slice is there it costs: launch/tpu_vm.sh delete --name=k4 --zone=us-west4-a"
 )
@@ -68,6 +71,10 @@ def everything(cluster, states, runs, *options, failing=()):
   return ended, steps
 
 
+def gcloud_calls(cluster, text: str) -> list[str]:
+  return [call for call in cluster.calls("gcloud") if text in call]
+
+
 def ssh(worker: str, command: str, node: str = "k4") -> str:
   quoted = command.replace("'", "'\\''")
   return (
@@ -79,11 +86,10 @@ def ssh(worker: str, command: str, node: str = "k4") -> str:
 def test_dry_run_of_everything(cluster):
   command = ("launch/tpu_vm.sh", "all", *ZONE, "--spot", "--bucket=my-data", "--dry_run")
   ended = cluster.run(*command, "--project=p", "--", *ARGUMENTS, TMPDIR="/tmp")
-  describe = f"{TPUS} queued-resources describe k4 '--format=value(state.state)' --zone=us-west4-a"
   expected = [
     f"{TPUS} queued-resources create k4 --node-id=k4 --accelerator-type=v5litepod-64 "
     "--runtime-version=v2-alpha-tpuv5-lite --spot --zone=us-west4-a",
-    describe,
+    DESCRIBE,
     "git -C launch/.. archive --format=tar.gz --output=/tmp/k4.tar.gz HEAD",
     f"{TPUS} tpu-vm scp /tmp/k4.tar.gz k4:vswin_jax.tar.gz --worker=all --zone=us-west4-a",
     ssh("all", f"bash -c '{UNPACK}'"),
@@ -91,7 +97,7 @@ def test_dry_run_of_everything(cluster):
     ssh("all", f"{WORKER} run {QUOTED}"),
     ssh("0", f"{WORKER} log 1"),
     ssh("0", STATUS),
-    f"{TPUS} queued-resources delete k4 --force --quiet --zone=us-west4-a",
+    DELETE,
   ]
   gcloud = [line + " --project=p" if line.startswith("gcloud") else line for line in expected]
   assert (ended.returncode, ended.stderr) == (0, "")
@@ -123,15 +129,8 @@ def test_dry_run_of_everything(cluster):
     ("log", ["--slices=2"], [ssh("0", f"{WORKER} log", "k4-0")]),
     ("stop", [], [ssh("0", f"{WORKER} stop")]),
     ("kill", [], [ssh("all", KILL)]),
-    (
-      "status",
-      [],
-      [
-        f"{TPUS} queued-resources describe k4 '--format=value(state.state)' --zone=us-west4-a",
-        ssh("0", STATUS),
-      ],
-    ),
-    ("delete", [], [f"{TPUS} queued-resources delete k4 --force --quiet --zone=us-west4-a"]),
+    ("status", [], [DESCRIBE, ssh("0", STATUS)]),
+    ("delete", [], [DELETE]),
   ],
 )
 def test_dry_runs_of_single_steps(cluster, command, options, expected):
@@ -150,7 +149,7 @@ def test_a_run_that_ends_well_leaves_no_slice(cluster):
     "launch: k4 is WAITING_FOR_RESOURCES",
     "launch: k4 is PROVISIONING",
   ]
-  [unpacking] = [call for call in cluster.calls("gcloud") if "tar\\ -xzf" in call]
+  [unpacking] = gcloud_calls(cluster, "tar\\ -xzf")
   assert "--worker=all" in unpacking
 
 
@@ -166,7 +165,7 @@ def test_a_run_that_fails_is_started_again_on_all_workers(cluster):
     "launch: the run: ended 134",
     "launch: starting it again on all workers (1 of 3)",
   ]
-  [kill] = [call for call in cluster.calls("gcloud") if "kill" in call]
+  [kill] = gcloud_calls(cluster, "kill")
   assert "--worker=all" in kill
 
 
@@ -181,7 +180,7 @@ def test_restarts_are_bounded(cluster):
   ]
 
 
-@pytest.mark.parametrize("status", [1, 2])
+@pytest.mark.parametrize("status", USER_ERRORS)
 def test_wrong_commands_are_not_started_again(cluster, status):
   ended, steps = everything(cluster, ["-", "ACTIVE"], [f"ended {status}"])
   assert ended.returncode == status
@@ -232,6 +231,26 @@ def test_a_run_that_was_asked_to_stop_stays_stopped(cluster):
   ended, steps = everything(cluster, ["-", *["ACTIVE"] * 12], ["ended 143"] * 11)
   assert ended.returncode == 143
   assert steps.count("run") == 1 and "delete" not in steps
+
+
+def test_a_slice_whose_worker_stays_out_of_reach_is_kept(cluster):
+  ended, steps = everything(cluster, ["-", *["ACTIVE"] * 12], ["?"] * 11)
+  assert ended.returncode == 1
+  assert steps == ["describe", *NEW, "log", *["status", "describe"] * 11]
+  assert ended.stderr.splitlines() == [
+    "launch: worker 0 can't be reached; see why, then give the same command again: "
+    "launch/tpu_vm.sh status --name=k4 --zone=us-west4-a",
+    f"launch: the slice is ACTIVE and is kept, with whatever runs on it; {COSTS}",
+  ]
+
+
+@pytest.mark.parametrize("between, starts", [("running", 1), ("ended 134", 2)])
+def test_a_worker_may_be_out_of_reach_for_a_while(cluster, between, starts):
+  # Twice as long as can be, each time counted anew.
+  runs = [*["?"] * 10, between, *["?"] * 10, "ended 0"]
+  ended, steps = everything(cluster, ["-", *["ACTIVE"] * 22], runs)
+  assert ended.returncode == 0
+  assert steps.count("create") == 1 and steps.count("run") == starts
 
 
 def test_a_lost_connection_is_taken_up_again(cluster):
@@ -289,8 +308,8 @@ def test_a_log_goes_on_where_it_was_cut(cluster):
   cluster.write("log_names", "a", "b")
   ended, _ = everything(cluster, ["-", "ACTIVE", "ACTIVE"], ["running", "ended 0"])
   assert ended.stdout == "first\nsecond\nthi\nthird\nfourth\n"
-  logs = [call for call in cluster.calls("gcloud") if "worker.sh\\ log" in call]
-  assert ["log\\ 1 " in logs[0], "log\\ 3 " in logs[1], len(logs)] == [True, True, 2]
+  first, second = gcloud_calls(cluster, "worker.sh\\ log")
+  assert "log\\ 1 " in first and "log\\ 3 " in second
 
 
 @pytest.mark.parametrize("failing", [" scp ", "worker.sh install", "worker.sh run"])
@@ -343,6 +362,7 @@ def test_a_slice_that_was_created_in_spite_of_an_error_is_used(cluster):
       "unknown option '--zones=a'; arguments of the run come after --; see --help",
     ),
     (["create", *ZONE, "--slices=two"], "--slices must be a whole number, got 'two'"),
+    (["create", *ZONE, "--slices=0"], "--slices must be at least 1, got 0"),
     (
       ["run", *ZONE],
       "give the arguments of the run after --, as in -- --config=... --workdir=gs://...",
