@@ -1,20 +1,21 @@
 """Which processes belong to a run, as the user, SLURM, a TPU pod or Kubernetes say."""
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 from jax._src import cloud_tpu_init, clusters
 
-from vswin_jax.distributed.errors import StartupError
+from vswin_jax.distributed.errors import PassingStartupError, StartupError
 
 _FLAGS = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
-
-
 # What srun tells its tasks, besides their number.
 _OF_A_STEP = ("SLURM_JOB_ID", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
+# The number of a pod of an indexed Kubernetes job.
+_POD_NUMBER = "JOB_COMPLETION_INDEX"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +67,36 @@ def find_cluster(
   Args:
     coordinator: what the user says; likewise `num_processes`, `process_id` (in an indexed
       Kubernetes job that of its pod). Without any of them: what SLURM, a TPU pod or Kubernetes say.
+      A `num_processes` of 1 without the others: this process runs alone, whatever they say.
     timeout: seconds to wait for the name of the coordinator, where it has to be asked for.
 
   Raises:
-    StartupError: what was given is not enough, or makes no sense.
+    StartupError: what was given is not enough, or makes no sense; `PassingStartupError` where
+      whoever had to be asked did not answer.
   """
+  if (coordinator, num_processes, process_id) == (None, 1, None):
+    return None
   if coordinator is not None or num_processes is not None or process_id is not None:
-    if process_id is None and "JOB_COMPLETION_INDEX" in environment:
-      process_id = _number(environment, "JOB_COMPLETION_INDEX")
+    if process_id is None and _POD_NUMBER in environment:
+      process_id = _number(environment, _POD_NUMBER)
     if coordinator is None or num_processes is None or process_id is None:
       raise StartupError(f"a run of several processes needs {_FLAGS} together")
     return Cluster(coordinator, num_processes, process_id)
   if "SLURM_PROCID" in environment and _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
     return _of_slurm(environment)
   on_tpu = cloud_tpu_init.running_in_cloud_tpu_vm and jax.config.jax_platforms != "cpu"
-  if on_tpu or "JOB_COMPLETION_INDEX" in environment:
-    return _found_by_jax(timeout)
+  in_pod = _POD_NUMBER in environment
+  if not on_tpu and not in_pod:
+    return None
+  kind = _kind_of_cluster()
+  if kind is not None:
+    return _as_jax_says(kind, timeout)
+  if in_pod:
+    raise StartupError(
+      f"this is pod {environment[_POD_NUMBER]} of an indexed Kubernetes job, and nothing here says "
+      "who the others are; give --coordinator=HOST:PORT of pod 0 and --num_processes=N, or "
+      "--num_processes=1 alone where each pod is a run of its own"
+    )
   return None
 
 
@@ -95,28 +110,41 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     ) from error
 
 
-def _found_by_jax(timeout: float) -> Cluster | None:
-  """A TPU pod, or an indexed job of Kubernetes where its Python package is there."""
-  try:
+def _kind_of_cluster() -> type[clusters.ClusterEnv] | None:
+  """What JAX takes this machine for: a host of TPUs, or, if their Python package is there, a pod of
+  Kubernetes."""
+  with _asking():
     kinds = clusters.ClusterEnv._cluster_types
-    kind = next(
+    return next(
       (kind for kind in kinds if not kind.opt_in_only_method and kind.is_env_present()), None
     )
-    if kind is None or kind.get_process_count() < 2:
-      return None
+
+
+def _as_jax_says(kind: type[clusters.ClusterEnv], timeout: float) -> Cluster | None:
+  with _asking():
     count = kind.get_process_count()
+    if count < 2:
+      return None
     address = kind.get_coordinator_address(
       timeout_secs=int(timeout), override_coordinator_port=None
     )
     number = kind.get_process_id()
     # Of several slices, each knows its own workers only.
     workers = getattr(kind, "_get_worker_list_in_slice", tuple)()
+  return Cluster(address, count, number, tuple(workers) if len(workers) == count else ())
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[None]:
+  """Says where errors come from that JAX meets when it asks the cloud."""
+  try:
+    yield
   except Exception as error:  # of the cloud's services, of many kinds
-    raise StartupError(
+    # They fail now and then, and a host may get its name after others have started.
+    raise PassingStartupError(
       "this looks like a host of a TPU pod or of Kubernetes, but the others can't be found: "
       f"{type(error).__name__}: {error}; give {_FLAGS}"
     ) from error
-  return Cluster(address, count, number, tuple(workers) if len(workers) == count else ())
 
 
 def _of_slurm(environment: Mapping[str, str]) -> Cluster:

@@ -7,11 +7,15 @@ class StartupError(ValueError):
   """Processes that do not belong together; one line says which, and what to do."""
 
 
-class MissingProcessError(StartupError):
-  """Processes that did not come in time."""
+class PassingStartupError(StartupError):
+  """What may be over when all start again: a process that is late, a port that is in use."""
 
   exit_status = MAY_PASS
 
 
 class DifferenceError(ValueError):
   """Processes that see different things, where they must see the same."""
+
+  # Options were compared before; files on a shared disk may look to a host as they were a moment
+  # ago.
+  exit_status = MAY_PASS

@@ -4,16 +4,52 @@ Process 0 calls it at the coordinator's address, before JAX listens there: whoev
 there or of other settings is named, where JAX itself would wait, or abort without a word about it.
 """
 
+import dataclasses
 import json
 import socket
 import time
 
 from vswin_jax.distributed.clusters import Cluster
-from vswin_jax.distributed.errors import MissingProcessError, StartupError
+from vswin_jax.distributed.errors import PassingStartupError, StartupError
 from vswin_jax.training.progress import logger
 
 # Seconds between two words about who is still missing.
 _PATIENCE = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Verdict:
+  """What came of a roll call.
+
+  Attributes:
+    error: why the run can't start; empty: all are there.
+    may_pass: whether the same command may succeed.
+  """
+
+  error: str = ""
+  may_pass: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Process:
+  """Another process, as process 0 sees it: what it reported, and over which connection."""
+
+  report: dict
+  connection: socket.socket
+
+  @property
+  def number(self) -> int:
+    return self.report["process"]
+
+  def is_there(self) -> bool:
+    """Whether it still waits for the verdict."""
+    self.connection.setblocking(False)
+    try:
+      return self.connection.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:  # silence
+      return True
+    except OSError:
+      return False
 
 
 def call_roll(cluster: Cluster, *, timeout: float, facts: dict[str, str]) -> None:
@@ -21,7 +57,7 @@ def call_roll(cluster: Cluster, *, timeout: float, facts: dict[str, str]) -> Non
 
   Raises:
     StartupError: in every process that is there, naming those that are not
-      (`MissingProcessError`), those of other `facts`, or numbers that two processes have.
+      (`PassingStartupError`), those of other `facts`, or numbers that two processes have.
   """
   own = {
     "process": cluster.process_id,
@@ -31,44 +67,44 @@ def call_roll(cluster: Cluster, *, timeout: float, facts: dict[str, str]) -> Non
   }
   deadline = time.monotonic() + timeout
   call = _lead if cluster.process_id == 0 else _follow
-  verdict, is_missing = call(cluster, own, deadline, timeout)
-  if verdict:
-    raise (MissingProcessError if is_missing else StartupError)(verdict)
+  verdict = call(cluster, own, deadline, timeout)
+  if verdict.error:
+    raise (PassingStartupError if verdict.may_pass else StartupError)(verdict.error)
 
 
-def _lead(cluster: Cluster, own: dict, deadline: float, timeout: float) -> tuple[str, bool]:
-  """Process 0: collects the others and tells them what came of it.
-
-  Returns:
-    An error or "", and whether it is that processes are missing.
-  """
-  connections: list[socket.socket] = []
+def _lead(cluster: Cluster, own: dict, deadline: float, timeout: float) -> _Verdict:
+  """Process 0: collects the others and tells them what came of it."""
+  others: list[_Process] = []
   # What the others are told if this process ends here.
-  verdict = "process 0 ended while the roll was called", True
+  verdict = _Verdict("process 0 ended while the roll was called", may_pass=True)
   try:
-    verdict = _collect(cluster, own, deadline, timeout, connections)
+    verdict = _collect(cluster, own, deadline, timeout, others)
   finally:
-    for connection in connections:
-      with connection:
-        _send(connection, {"verdict": verdict})
+    for other in others:
+      with other.connection:
+        _send(other.connection, dataclasses.asdict(verdict))
   return verdict
 
 
 def _collect(
-  cluster: Cluster, own: dict, deadline: float, timeout: float, connections: list[socket.socket]
-) -> tuple[str, bool]:
-  """Waits for the others; adds their connections to a list."""
-  present = {0: own}
+  cluster: Cluster, own: dict, deadline: float, timeout: float, others: list[_Process]
+) -> _Verdict:
+  """Waits for the others, and keeps those that are there in a list."""
   said = time.monotonic()
   with _listen(cluster) as server:
-    while len(present) < cluster.num_processes:
+    while True:
+      _drop_those_that_left(others)
+      present = {0, *(other.number for other in others)}
       missing = [number for number in range(cluster.num_processes) if number not in present]
+      if not missing:
+        return _Verdict()
       names = ", ".join(map(cluster.name, missing))
       if time.monotonic() > deadline:
-        return (
+        return _Verdict(
           f"{len(present)} of {cluster.num_processes} processes started within {timeout:g} s; "
-          f"missing: {names}. Start the same command on every host, or raise --start_timeout"
-        ), True
+          f"missing: {names}. Start the same command on every host, or raise --start_timeout",
+          may_pass=True,
+        )
       if time.monotonic() > said + _PATIENCE:
         said = time.monotonic()
         logger.info(
@@ -82,16 +118,23 @@ def _collect(
         connection, _ = server.accept()
       except TimeoutError:
         continue
-      other = _receive(connection, 5.0)
-      if not _is_of_a_process(other):  # some other program
+      report = _receive(connection, 5.0)
+      if not _is_of_a_process(report):  # some other program
         connection.close()
         continue
-      connections.append(connection)
-      conflict = _conflict(present, own, other)
+      # One that was started again has its number from one that left just now.
+      _drop_those_that_left(others)
+      conflict = _conflict(own, others, report)
+      others.append(_Process(report, connection))
       if conflict:
-        return conflict, False
-      present[other["process"]] = other
-  return "", False
+        return _Verdict(conflict)
+
+
+def _drop_those_that_left(others: list[_Process]) -> None:
+  for other in list(others):
+    if not other.is_there():
+      others.remove(other)
+      other.connection.close()
 
 
 def _is_of_a_process(message: dict | None) -> bool:
@@ -101,20 +144,21 @@ def _is_of_a_process(message: dict | None) -> bool:
   )
 
 
-def _conflict(present: dict[int, dict], own: dict, other: dict) -> str:
-  """Why a process can't belong to the run, or ""."""
+def _conflict(own: dict, present: list[_Process], other: dict) -> str:
+  """Why the process of a report can't belong to the run, or ""."""
   names = [f"process {facts['process']} on {facts['host']}" for facts in (own, other)]
   if other["processes"] != own["processes"]:
     return (
       f"{names[0]} counts {own['processes']} processes, {names[1]} {other['processes']}; give all "
       "the same --num_processes"
     )
-  if other["process"] in present:
-    first = present[other["process"]]["host"]
-    return (
-      f"two processes have the number {other['process']}, on {first} and on {other['host']}; give "
-      "each its own --process_id, and make sure that no earlier run is left"
-    )
+  for first in (own, *(process.report for process in present)):
+    if first["process"] == other["process"]:
+      return (
+        f"two processes have the number {other['process']}, on {first['host']} and on "
+        f"{other['host']}; give each its own --process_id, and make sure that no earlier run is "
+        "left"
+      )
   for name in sorted(own["facts"].keys() | other["facts"].keys()):
     here, there = own["facts"].get(name), other["facts"].get(name)
     if here != there:
@@ -124,8 +168,8 @@ def _conflict(present: dict[int, dict], own: dict, other: dict) -> str:
   return ""
 
 
-def _follow(cluster: Cluster, own: dict, deadline: float, timeout: float) -> tuple[str, bool]:
-  """Any other process: reports to process 0 and waits for its word; returns as `_lead`."""
+def _follow(cluster: Cluster, own: dict, deadline: float, timeout: float) -> _Verdict:
+  """Any other process: reports to process 0 and waits for its word."""
   reason = ""
   while time.monotonic() < deadline:
     try:
@@ -136,13 +180,13 @@ def _follow(cluster: Cluster, own: dict, deadline: float, timeout: float) -> tup
     except OSError as error:
       answer, reason = None, f" ({error})"
     if answer is not None:
-      verdict, is_missing = answer["verdict"]
-      return verdict, is_missing
+      return _Verdict(**answer)
     time.sleep(0.2)
-  return (
+  return _Verdict(
     f"{cluster.name(0)} does not answer at {cluster.coordinator} within {timeout:g} s{reason}; "
-    "start the same command on its host, check the address, or raise --start_timeout"
-  ), True
+    "start the same command on its host, check the address, or raise --start_timeout",
+    may_pass=True,
+  )
 
 
 def _listen(cluster: Cluster) -> socket.socket:
@@ -152,13 +196,15 @@ def _listen(cluster: Cluster) -> socket.socket:
       return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
   except OSError as error:
-    raise StartupError(
+    # An earlier run may still be ending, and launchers may take another port.
+    raise PassingStartupError(
       f"can't listen at port {port} of this host, the coordinator's: {error}. End the program that "
       "has it, or give another --coordinator (SLURM: JAX_COORDINATOR_PORT)"
     ) from error
 
 
 def _send(connection: socket.socket, message: dict) -> None:
+  connection.settimeout(5.0)
   try:
     connection.sendall(json.dumps(message).encode() + b"\n")
   except OSError as error:
