@@ -22,7 +22,7 @@ def jobs() -> list[Job]:
 
 
 def print_table(results) -> None:
-  from vswin_jax.pods.results import read_row
+  from vswin_jax.pods.results import efficiency_range, read_row
 
   rows = read_rows(results)
   head = (
@@ -45,14 +45,14 @@ def print_table(results) -> None:
       for across in (False, True)
     ]
     times = result.estimate
-    efficiencies = (times.efficiencies, times.compute_efficiencies) if times else ()
+    pairs = (times.efficiencies, times.compute_efficiencies) if times else (None, None)
     cells = [
       str(result.num_devices),
       result.topology,
       "every chip" if job.fsdp == 1 else f"{job.fsdp} chips together",
       f"{result.memory / 2**30:.2f}" if result.fits else "does not fit",
       *[f"{size / 1e6:,.1f}" for size in (*sizes, other, *sent)],
-      *([f"{slow:.1%} - {fast:.1%}" for slow, fast in efficiencies] or ["-", "-"]),
+      *map(efficiency_range, pairs),
     ]
     print("| " + " | ".join(cells) + " |")
 

@@ -8,6 +8,8 @@ size of the group that sums gradients differs.
   python -m benchmarks.pod_table --results=FILE            # compiles what is not in the file
   python -m benchmarks.pod_table --results=FILE --search   # ... and looks for the largest batches
   python -m benchmarks.pod_table --results=FILE --table    # prints the Markdown of docs/pods.md
+
+All of them take --configs and --topologies, names with commas between.
 """
 
 import argparse
@@ -86,7 +88,6 @@ def run_job(job: Job, results: pathlib.Path) -> None:
   prepare_environment()
 
   from vswin_jax.pods import running
-  from vswin_jax.pods.compiling import compile_step
   from vswin_jax.pods.data_facts import data_facts
   from vswin_jax.pods.results import describe, describe_search, read_row, write_row
   from vswin_jax.pods.targets import parse_target
@@ -97,25 +98,26 @@ def run_job(job: Job, results: pathlib.Path) -> None:
   facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
   config.mesh.fsdp = job.fsdp or config.mesh.fsdp
   plan = running.plan_for(config, target, facts, job.clips or None)
-  batch_size = plan.settings.config.train.batch_size
+  batch_size, fsdp = plan.settings.config.train.batch_size, plan.settings.config.mesh.fsdp
   wanted = batch_size if job.clips else config.train.batch_size
   program = one_chip_program(config, target, facts, batch_size)
   compiled = rows.get(dataclasses.replace(job, search=False))
   is_other = job.clips or job.search or target.slices > 1
-  same = None if is_other else same_program(rows, program, target.chip.name, job)
+  same = None if is_other else same_program(rows, program, target.chip.name, fsdp)
   same_as = None
   if compiled:
     result, same_as = read_row(compiled), compiled["same_as"]
   elif same:
-    result = on_other_slice(read_row(same), target, plan, wanted)
+    result = on_other_slice(read_row(same), target, facts, plan, wanted)
     same_as = same["same_as"] or [same["job"]["config"], same["topology"]]
   else:
-    result = running.result_of(plan, target, wanted, compile_step(plan))
+    result = running.compile_plan(plan, target, facts, wanted)
   if job.search:
     known = {}
     for other, row in rows.items():
       found = read_row(row)
-      if other.config == job.config and found.target.chip == target.chip and found.fsdp == 1:
+      is_alike = other.config == job.config and found.target.chip == target.chip
+      if is_alike and found.fsdp == fsdp == 1:
         known[found.clips_per_device] = found.memory
     result = running.search_largest(config, target, facts, result, known)
     if not result.fits:
@@ -127,28 +129,33 @@ def run_job(job: Job, results: pathlib.Path) -> None:
 def one_chip_program(config, target, facts, batch_size: int) -> str:
   """A short name of what a chip runs, the same for what differs in the values of constants."""
   from vswin_jax.pods import running
-  from vswin_jax.pods.compiling import lower_step
+  from vswin_jax.pods.compiling import trace_step
   from vswin_jax.pods.targets import parse_target
 
   config = config.copy_and_resolve_references()
   config.mesh.fsdp = 1
   alone = parse_target(f"{target.chip.name}:{'x'.join(['1'] * target.chip.dimensions)}")
   plan = running.plan_for(config, alone, facts, batch_size // target.num_devices)
-  text = re.sub(r"dense<[^>]*>", "dense<>", lower_step(plan).as_text())
+  text = re.sub(r"dense<[^>]*>", "dense<>", trace_step(plan).lower().as_text())
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def same_program(rows: dict[Job, dict], program: str, chip: str, job: Job) -> dict | None:
-  """A row of which a chip runs the same, the state on every chip of one slice."""
+def same_program(rows: dict[Job, dict], program: str, chip: str, fsdp: int) -> dict | None:
+  """A row of which a chip runs the same, the state on every chip of one slice.
+
+  Args:
+    fsdp: devices that share one copy of the state of what is to be compiled.
+  """
   for other, row in rows.items():
     is_chip = other.topology.startswith((f"{chip}:", f"{chip}-"))
-    if row["program"] == program and is_chip and max(job.fsdp, row["fsdp"]) < 2:
+    if row["program"] == program and is_chip and max(fsdp, row["fsdp"]) < 2:
       return row
   return None
 
 
-def on_other_slice(found, target, plan, wanted_batch_size: int):
-  """A result on a slice where a chip runs the same: another group sums the gradients."""
+def on_other_slice(found, target, facts, plan, wanted_batch_size: int):
+  """A result on a slice where a chip runs the same: another group sums the gradients. What was
+  tried besides was tried on the first slice alone."""
   from vswin_jax.pods.program import wire_bytes
 
   devices, train = target.num_devices, plan.settings.config.train
@@ -166,32 +173,39 @@ def on_other_slice(found, target, plan, wanted_batch_size: int):
     wanted_batch_size=wanted_batch_size,
     epochs=train.epochs,
     num_steps=plan.num_steps,
+    num_videos=facts.num_videos,
+    videos_source=facts.source,
     seconds=0.0,
     collectives=collectives,
+    largest=None,
+    is_largest=False,
+    advice=(),
+    failed=(),
   )
 
 
-def print_table(results: pathlib.Path) -> None:
+def table_rows(
+  rows: dict[Job, dict], topologies: list[str], names: list[str]
+) -> list[tuple[Job, dict]]:
+  """What the table shows of a file: of a config on a machine its search, else the plain row."""
+  found = []
+  for topology in topologies:
+    for name in names:
+      jobs = (Job(name, topology, search=True), Job(name, topology))
+      found += [(job, rows[job]) for job in jobs if job in rows][:1]
+  return found
+
+
+def print_table(results: pathlib.Path, topologies: list[str], names: list[str]) -> None:
   from vswin_jax.pods.results import read_row, table
 
-  rows = read_rows(results)
-  names, found, shared = [], [], {}
-  largest = {}
-  for job, row in rows.items():
-    if row["largest"] is not None:
-      place = job.config, read_row(row).target.chip.name
-      largest[place] = {name: row[name] for name in ("largest", "is_largest")}
-  for topology in TOPOLOGIES:
-    for name in config_names():
-      row = rows.get(Job(name, topology))
-      if row:
-        result = read_row(row)
-        names.append(f"`{name}`")
-        more = largest.get((name, result.target.chip.name), {})
-        found.append(dataclasses.replace(result, **more))
-        if row["same_as"]:
-          shared.setdefault(tuple(row["same_as"]), []).append(f"`{name}` on {topology}")
-  print(table(found, names))
+  found = table_rows(read_rows(results), topologies, names)
+  print(table([read_row(row) for _, row in found], [f"`{job.config}`" for job, _ in found]))
+  shared = {}
+  for job, row in found:
+    if row["same_as"]:
+      others = shared.setdefault(tuple(row["same_as"]), [])
+      others.append(f"`{job.config}` on {job.topology}")
   for (config, topology), others in shared.items():
     print(f"\nA chip runs what it runs of `{config}` on {topology}: {', '.join(others)}.")
 
@@ -212,15 +226,13 @@ def main():
   given = parser.parse_args()
   if given.job:
     run_job(Job(**given.job), given.results)
-  elif given.table:
-    print_table(given.results)
+    return
+  names = given.configs.split(",") if given.configs else config_names()
+  topologies = given.topologies.split(",")
+  if given.table:
+    print_table(given.results, topologies, names)
   else:
-    names = given.configs.split(",") if given.configs else config_names()
-    jobs = [
-      Job(name, topology, search=given.search)
-      for topology in given.topologies.split(",")
-      for name in names
-    ]
+    jobs = [Job(name, topology, search=given.search) for topology in topologies for name in names]
     run_jobs(jobs, given.results)
 
 

@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from vswin_jax import create_model
 from vswin_jax.models.cost import count_macs
@@ -27,6 +29,75 @@ def test_products_convolutions_and_loops_are_counted():
   with pytest.raises(ValueError, match="a loop whose length depends on values"):
     square = matrix[:, :6]
     count_macs(lambda x: jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ x, x), square)
+
+
+def test_gradients_of_what_is_computed_again_are_counted():
+  """Forwards one product, backwards two, and the first once more for the gradient."""
+  x, kernel = jnp.zeros((5, 6)), jnp.zeros((6, 7))
+
+  @jax.custom_vjp
+  def product(x, kernel):
+    return x @ kernel
+
+  product.defvjp(
+    lambda x, kernel: (x @ kernel, (x, kernel)),
+    lambda saved, change: (change @ saved[1].T, saved[0].T @ change),
+  )
+
+  def loss(x, kernel):
+    return jnp.sin(jnp.cos(product(x, kernel))).sum()
+
+  size = 5 * 6 * 7
+  assert count_macs(loss, x, kernel) == size
+  assert count_macs(jax.jit(jax.value_and_grad(loss, (0, 1))), x, kernel) == 3 * size
+  assert count_macs(jax.value_and_grad(jax.checkpoint(loss), (0, 1)), x, kernel) == 4 * size
+
+
+def test_what_nothing_needs_is_not_counted():
+  def work(matrix):
+    unused = matrix @ matrix
+    jnp.sin(unused @ matrix)
+    return matrix @ jnp.cos(matrix @ matrix)
+
+  assert count_macs(work, jnp.zeros((3, 3))) == 2 * 27
+
+
+def test_zeros_between_the_steps_of_a_convolution_are_not_counted():
+  """The gradient of its input takes as many products as it does; that of its kernel too."""
+  image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 2, 3, 5))
+
+  def convolve(image, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(image, kernel, (2, 2), "VALID", dimension_numbers=layout)
+
+  size = 2 * 4 * 4 * 5 * 2 * 2 * 3
+  gradients = jax.grad(lambda *inputs: (convolve(*inputs) ** 2).sum(), (0, 1))
+  forwards, backwards = count_macs(convolve, image, kernel), count_macs(gradients, image, kernel)
+  assert forwards == size
+  assert backwards == 3 * size
+
+
+def test_branches_and_parts_of_devices_are_counted():
+  mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+  x, kernel = jnp.zeros((16, 6)), jnp.zeros((6, 7))
+  whole, parts = P(), P(("a", "b"))
+  mapped = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(parts, whole), out_specs=parts)
+  assert count_macs(mapped, x, kernel) == 16 * 6 * 7
+  # Devices along "b" do the same, each of them.
+  mapped = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P("a"), whole), out_specs=P("a"))
+  assert count_macs(mapped, x, kernel) == 4 * 16 * 6 * 7
+  one_axis = jax.shard_map(
+    jnp.matmul, mesh=mesh, in_specs=(P("a"), whole), out_specs=P("a"), axis_names={"a"}
+  )
+  assert count_macs(jax.jit(one_axis), x, kernel) == 16 * 6 * 7
+
+  def known_loop(x, kernel):
+    return jax.lax.fori_loop(0, 3, lambda _, total: total + x @ kernel, jnp.zeros((16, 7)))
+
+  assert count_macs(known_loop, x, kernel) == 3 * 16 * 6 * 7
+  square = jnp.zeros((6, 6))
+  chosen = [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x]
+  assert count_macs(lambda x, i: jax.lax.switch(i, chosen, x), square, 0) == 2 * 6**3
 
 
 @pytest.mark.parametrize(("name", "layers"), [("vtn_vit_b", 3), ("vtn_vit_b_1layer", 1)])

@@ -29,6 +29,18 @@ def test_prepared_data_sets_say_themselves(tiny_data_dir):
   assert str(tiny_data_dir) in facts.source
 
 
+def test_what_is_there_and_can_not_be_read_is_said(tmp_path, tiny_data_dir, monkeypatch):
+  with pytest.raises(DatasetError, match="has no split 'trian'; it has train"):
+    data_facts("tiny_motion", str(tiny_data_dir), "trian")
+  (tmp_path / "kinetics400" / "1.0.0").mkdir(parents=True)
+  with pytest.raises(DatasetError, match="can't read the data set 'kinetics400'") as error:
+    data_facts("kinetics400", str(tmp_path), "train")
+  assert "knows without the data" not in str(error.value)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  with pytest.raises(DatasetError, match="can't read the data set"):
+    data_facts("kinetics400", "~", "train")
+
+
 def test_others_end_in_one_line(tmp_path):
   with pytest.raises(DatasetError) as error:
     data_facts("my_videos", str(tmp_path), "train")

@@ -74,6 +74,20 @@ def test_what_can_not_be_hidden(slow):
   np.testing.assert_allclose(bounds.efficiencies, (0.2, 0.25))
 
 
+def test_what_is_not_known_leaves_the_rest():
+  bounds = estimate(WHOLE, 5e12, None, COLLECTIVES)
+  whole = estimate(WHOLE, 5e12, 30e9, COLLECTIVES)
+  assert (bounds.compute, bounds.links, bounds.network) == (0.05, whole.links, whole.network)
+  assert bounds.memory is bounds.alone is bounds.overlapped is bounds.in_turn is None
+  assert bounds.efficiencies is None
+  assert bounds.compute_efficiencies == whole.compute_efficiencies
+
+  bounds = estimate(WHOLE, 5e12, 30e9, None)
+  assert (bounds.compute, bounds.alone) == (0.05, 0.05)
+  assert bounds.links is bounds.network is bounds.overlapped is bounds.in_turn is None
+  assert bounds.efficiencies is bounds.compute_efficiencies is None
+
+
 def test_one_device_loses_nothing():
   bounds = estimate(Target("x:1x1", CHIP, (1, 1)), 5e12, 30e9, ())
   assert bounds.efficiencies == bounds.compute_efficiencies == (1.0, 1.0)

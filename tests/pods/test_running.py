@@ -8,35 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from tests.pods.small_config import small_config
 from vswin_jax.models.parameters import flatten
 from vswin_jax.plan import ConfigError
 from vswin_jax.pods import running
 from vswin_jax.pods.data_facts import data_facts
 from vswin_jax.pods.program import Collective
-from vswin_jax.pods.results import describe, describe_search, read_row, table
+from vswin_jax.pods.results import Result, describe, describe_search, read_row, table
 from vswin_jax.pods.targets import TargetError, parse_target
-from vswin_jax.recipes import quickstart_config
-
-
-def small_config(**values):
-  """A model of few operations on the generated clips."""
-  config = quickstart_config("video_swin_t")
-  changes = {
-    "model.embed_dim": 8,
-    "model.depths": (1,),
-    "model.num_heads": (1,),
-    "model.window_size": (2, 4, 4),
-    "clip.num_frames": 4,
-    "train.batch_size": 16,
-    "data.dir": "/no/such/folder",
-  }
-  config.update_from_flattened_dict(changes | values)
-  return config
-
-
-@pytest.fixture
-def cpu_devices(monkeypatch):
-  monkeypatch.setattr(running, "devices_of", lambda target: jax.devices()[: target.num_devices])
 
 
 def facts_of(config):
@@ -64,6 +43,7 @@ def test_the_step_and_its_collectives(cpu_devices, tmp_path):
   assert result.arguments < result.memory < 2**30
   assert result.flops > 0
   assert result.num_steps == 6 * 4096 // 16
+  assert (result.num_videos, result.accumulate) == (4096, 1)
   assert (result.batch_size, result.clips_per_device) == (16, 2)
 
   (line,) = (tmp_path / "new" / "compile.jsonl").read_text().splitlines()
@@ -71,6 +51,9 @@ def test_the_step_and_its_collectives(cpu_devices, tmp_path):
   text = "\n".join(said)
   assert "video_swin_t on 8 v5e chips (one slice of 2x4): 16 clips a step, 2 a chip" in text
   assert "all-reduce over 8 chips" in text
+  # The compiler of the CPU writes random numbers as loops.
+  assert 0 < result.product_flops < result.flops
+  assert "6 epochs of 4,096 videos (as the library makes it): at least" in text
 
 
 @pytest.mark.slow
@@ -87,8 +70,12 @@ def test_fsdp_cuts_the_state(cpu_devices):
 
 def test_a_batch_that_can_not_be_divided_becomes_one_that_can():
   result = fake_result(batch_size=256, wanted_batch_size=64, topology="v5e-256", num_devices=256)
-  assert "--config.train.batch_size=256" in describe(result)
+  said = describe(result)
+  assert "train.batch_size=64 can't be divided among 256 chips; the smallest that can" in said
+  assert "--config.train.batch_size=256" in said
   assert "256* (1)" in table([result])
+  parts = dataclasses.replace(result, num_devices=64, topology="v5e-64", accumulate=4)
+  assert "can't be divided among 64 chips with 4 parts each; " in describe(parts)
 
 
 def test_the_plan_takes_the_next_batch(cpu_devices):
@@ -99,8 +86,8 @@ def test_the_plan_takes_the_next_batch(cpu_devices):
   assert config.train.batch_size == 12
 
 
-def test_several_machines_give_a_table(monkeypatch):
-  fake_compiler(monkeypatch, lambda clips, _: clips * 2**30)
+def test_several_machines_give_a_table(fake_compiler):
+  fake_compiler(lambda clips, _: clips * 2**30)
   said = []
   results = running.run(small_config(), "v5e:2x2,v6e-8", search=False, say=said.append)
   assert len(results) == 2
@@ -130,28 +117,47 @@ def fake_result(**values):
     "bytes_accessed": 819e7,
     "collectives": (),
   }
-  return running.Result(**fields | values)
+  return Result(**fields | values)
 
 
-def fake_compiler(monkeypatch, memory):
-  """`compile_for` with memory as a function of clips a device and config."""
+@pytest.fixture
+def fake_compiler(monkeypatch, cpu_devices):
+  """Takes the place of compiling: memory as a function of clips a device and at once, and config.
 
-  def compile_for(config, target, facts, *, clips_per_device=None, effort="quick"):
-    clips = clips_per_device or config.train.batch_size // target.num_devices
-    size = memory(clips // config.train.accumulate, config)
-    fits = size <= target.chip.memory
-    return fake_result(
-      batch_size=clips * target.num_devices,
-      fsdp=config.mesh.fsdp,
-      memory=int(size) if fits else None,
-      needed=None if fits else int(size),
-    )
+  Returns `use(memory)`.
+  """
 
-  monkeypatch.setattr(running, "compile_for", compile_for)
+  def use(memory):
+    def result_for(config, target) -> Result:
+      clips = config.train.batch_size // target.num_devices
+      size = memory(clips // config.train.accumulate, config)
+      fits = size <= target.chip.memory
+      return fake_result(
+        topology=target.name,
+        num_devices=target.num_devices,
+        batch_size=config.train.batch_size,
+        fsdp=config.mesh.fsdp,
+        memory=int(size) if fits else None,
+        needed=None if fits else int(size),
+      )
+
+    def compile_plan(plan, target, *_):
+      return result_for(plan.settings.config, target)
+
+    def compile_for(config, target, facts, *, clips_per_device=None):
+      config = config.copy_and_resolve_references()
+      if clips_per_device is not None:
+        config.train.batch_size = clips_per_device * target.num_devices
+      return result_for(config, target)
+
+    monkeypatch.setattr(running, "compile_plan", compile_plan)
+    monkeypatch.setattr(running, "compile_for", compile_for)
+
+  return use
 
 
-def test_the_largest_batch_is_searched(monkeypatch):
-  fake_compiler(monkeypatch, lambda clips, _: (1 + 2 * clips) * 2**30)
+def test_the_largest_batch_is_searched(fake_compiler):
+  fake_compiler(lambda clips, _: (1 + 2 * clips) * 2**30)
   said = []
   (result,) = running.run(small_config(), "v5e:2x2", say=said.append)
   assert (result.largest, result.is_largest) == (7, True)
@@ -159,12 +165,12 @@ def test_the_largest_batch_is_searched(monkeypatch):
   assert "quick effort" not in said[1]  # as all of it
 
 
-def test_what_does_not_fit_says_what_would(monkeypatch):
+def test_what_does_not_fit_says_what_would(fake_compiler):
   def memory(clips, config):
     per_clip = 1 if config.model.rematerialisation == "block" else 6
     return (4 / config.mesh.fsdp + per_clip * clips) * 2**30
 
-  fake_compiler(monkeypatch, memory)
+  fake_compiler(memory)
   said = []
   (result,) = running.run(small_config(), "v5e:2x2", say=said.append)
   assert not result.fits
@@ -180,46 +186,44 @@ def test_what_does_not_fit_says_what_would(monkeypatch):
   assert "**28.00 > 15.75**" in table([result])
 
 
-def test_more_parts_are_tried_where_their_sum_takes_memory(monkeypatch):
+def test_more_parts_are_tried_where_their_sum_takes_memory(fake_compiler):
   """Of four clips two fit at once, but not beside a sum of their gradients."""
 
   def memory(clips, config):
     return (2 + 6 * clips + 3 * (config.train.accumulate > 1)) * 2**30
 
-  fake_compiler(monkeypatch, memory)
+  fake_compiler(memory)
   (result,) = running.run(small_config(), "v5e:2x2", say=lambda text: None)
   assert result.largest == 2
   assert result.advice[0] == "--config.train.accumulate=4 (11.00 GiB)"
 
 
-def test_both_are_tried_where_neither_is_enough(monkeypatch):
+def test_both_are_tried_where_neither_is_enough(fake_compiler):
   def memory(clips, config):
     less = config.model.rematerialisation == "block"
     return (20 / config.mesh.fsdp + (1 if less else 20) * clips) * 2**30
 
-  fake_compiler(monkeypatch, memory)
+  fake_compiler(memory)
   (result,) = running.run(small_config(), "v5e:2x2", say=lambda text: None)
   assert result.largest == 0
   both = "--config.model.rematerialisation=block --config.mesh.fsdp=4 (9.00 GiB)"
   assert result.advice == (both,)
 
 
-def test_nothing_fits(monkeypatch):
-  fake_compiler(monkeypatch, lambda clips, config: 2**40)
+def test_nothing_fits(fake_compiler):
+  fake_compiler(lambda clips, config: 2**40)
   said = []
   running.run(small_config(), "v5e:2x2", say=said.append)
   assert "nothing that was tried does" in said[1]
   assert "not even one clip a chip fits" in said[1]
 
 
-def test_what_is_compiled_is_kept_whatever_comes_after(monkeypatch, tmp_path):
+def test_what_is_compiled_is_kept_whatever_comes_after(fake_compiler, monkeypatch, tmp_path):
   """An error of a try is said of that try; the largest batch leaves one step at least."""
-  fake_compiler(monkeypatch, lambda clips, _: clips * 2**20)
+  fake_compiler(lambda clips, _: clips * 2**20)
   compile_small = running.compile_for
-  tried = []
 
-  def compile_for(config, target, facts, *, clips_per_device=None, effort="quick"):
-    tried.append(clips_per_device)
+  def compile_for(config, target, facts, *, clips_per_device=None):
     if clips_per_device == 8:
       raise jax.errors.JaxRuntimeError("INTERNAL: of\nthe compiler")
     return compile_small(config, target, facts, clips_per_device=clips_per_device)
@@ -239,8 +243,8 @@ def test_what_is_compiled_is_kept_whatever_comes_after(monkeypatch, tmp_path):
   assert (result.largest, result.is_largest) == (10, False)
 
 
-def test_a_folder_that_can_not_be_is_said_first(monkeypatch, tmp_path):
-  monkeypatch.setattr(running, "compile_for", None)
+def test_a_folder_that_can_not_be_is_said_first(cpu_devices, monkeypatch, tmp_path):
+  monkeypatch.setattr(running, "compile_plan", None)
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError):
     running.run(small_config(), "v5e:2x2", workdir=tmp_path / "file" / "folder")
@@ -257,18 +261,51 @@ def test_numbers_by_hand():
   assert "loops" not in text
 
 
-def test_loops_leave_no_times():
-  sent = (Collective("all-reduce", False, 4, 1, 10**7, 15e6),)
-  result = fake_result(loops=2, collectives=sent)
+SENT = (Collective("all-reduce", False, 4, 1, 10**7, 15e6),)
+
+
+def last_cells(result):
+  """Those of the row of a result after its memory and largest batch."""
+  return [cell.strip(" |") for cell in table([result]).splitlines()[-1].split(" | ")[5:]]
+
+
+def test_loops_leave_what_products_and_collectives_tell():
+  """20 ms of products; 15 MB over half of a corner's 100 GB/s, 0.15 ms. A thousand steps."""
+  result = fake_result(loops=2, collectives=SENT, product_flops=394e10)
   text = describe(result)
-  assert "2 loops count as if they ran once (their collectives count as often as they run)" in text
-  assert "efficiency of" not in text and "the run" not in text
-  cells = table([result]).splitlines()[-1].split(" | ")
-  assert cells[-8:-5] == ["1,970+", "8.19+", "15"]
-  assert [cell.strip(" |") for cell in cells[-5:]] == ["-"] * 5
-  unknown = dataclasses.replace(result, unknown_loops=1)
-  assert "of 1 also the collectives" in describe(unknown)
-  assert "| 15+ |" in table([unknown])
+  assert "work         more than 3,940 GFLOP a chip and step, more than 8.19 GB" in text
+  assert "the compiler counts one run of each loop (2 in all): operations are those of" in text
+  assert "; collectives count as often as they run" in text
+  assert "computing at least 20 ms, links 0.15 ms, network between slices 0 ms" in text
+  assert "a step  " not in text
+  assert "efficiency 99.3% - 100.0% of a step that only computes" in text
+  assert "the run      1,000 steps, 30 epochs: at least 20 s\n" in text
+  assert "Not measured" in text
+  efficiency = "99.3% - 100.0%"
+  assert last_cells(result) == ["3,940+", "8.19+", "15", "20", "-", "-", efficiency, "30: 20 s, -"]
+
+
+def test_collectives_that_no_one_counts_leave_the_bound():
+  result = fake_result(loops=2, unknown_loops=1, collectives=SENT, product_flops=394e10)
+  text = describe(result)
+  assert "how often 1 of them run is not known: collectives count once" in text
+  assert "computing at least 20 ms\n" in text
+  assert "efficiency" not in text
+  assert "the run      1,000 steps, 30 epochs: at least 20 s\n" in text
+  assert last_cells(result) == ["3,940+", "8.19+", "15+", "20", "-", "-", "-", "30: 20 s, -"]
+
+
+def test_loops_without_products_leave_no_times():
+  """As in rows that were written before products were counted."""
+  result = fake_result(loops=2, collectives=SENT)
+  row = dataclasses.asdict(result)
+  for name in ("product_flops", "accumulate", "num_videos", "videos_source", "error"):
+    del row[name]
+  assert read_row(json.loads(json.dumps(row))) == result
+  text = describe(result)
+  assert "(2 in all): no times follow; collectives count as often as they run" in text
+  assert "efficiency" not in text and "the run" not in text
+  assert last_cells(result) == ["1,970+", "8.19+", "15", *["-"] * 5]
 
 
 def test_the_effort_of_what_is_tried_is_said():
@@ -276,11 +313,60 @@ def test_the_effort_of_what_is_tried_is_said():
   assert "full effort may need other memory" in describe_search(result)
 
 
-def test_machines_without_counts_get_no_times():
-  result = fake_result(topology="h100:1x1x8", num_devices=8, flops=None, bytes_accessed=None)
+def test_machines_without_counts():
+  """Ten times the products of a second at the peak of an H100, in a thousand steps."""
+  nothing = {"topology": "h100:1x1x8", "num_devices": 8, "flops": None, "bytes_accessed": None}
+  result = fake_result(**nothing)
   assert result.estimate is None
   assert "no times are estimated" in describe(result)
-  assert table([result]).splitlines()[-1].count("|") == table([result]).splitlines()[0].count("|")
+  assert last_cells(result) == ["-", "-", "0", *["-"] * 5]
+
+  result = dataclasses.replace(result, product_flops=989e10)
+  text = describe(result)
+  assert "work         more than 9,890 GFLOP a chip and step\n" in text
+  assert "the compiler counts nothing: operations are those of products before compilation" in text
+  assert "computing at least 10 ms, links 0 ms" in text
+  efficiency = "100.0% - 100.0%"
+  assert last_cells(result) == ["9,890+", "-", "0", "10", "-", "-", efficiency, "30: 10 s, -"]
+
+
+def test_counts_of_whole_steps_are_the_compilers():
+  result = fake_result(product_flops=100e10)
+  assert describe(result) == describe(fake_result())
+  assert result.estimate == fake_result().estimate
+
+
+def test_a_compiler_that_fails_is_said_and_the_others_go_on(fake_compiler, monkeypatch, tmp_path):
+  fake_compiler(lambda clips, _: clips * 2**20)
+  compile_small = running.compile_plan
+
+  def compile_plan(plan, target, *more):
+    if target.name == "v5e:2x2":
+      raise jax.errors.JaxRuntimeError("INTERNAL: of\nthe compiler")
+    return compile_small(plan, target, *more)
+
+  monkeypatch.setattr(running, "compile_plan", compile_plan)
+  said = []
+  failed, other = running.run(small_config(), "v5e:2x2,v5e:2x4", workdir=tmp_path, say=said.append)
+  assert not failed.fits
+  assert failed.error == "INTERNAL: of the compiler"
+  assert failed.largest is None
+  head = "video_swin_t on 4 v5e chips (one slice of 2x2): 16 clips a step, 4 a chip"
+  assert said[0] == f"{head}\nnot compiled: INTERNAL: of the compiler"
+  assert other.fits
+  assert other.largest
+  first, second = said[-1].splitlines()[2:4]
+  assert "| v5e:2x2 | 16 (4) | **not compiled** |" in first
+  assert first.count("|") == second.count("|")
+  line = (tmp_path / "compile.jsonl").read_text().splitlines()[0]
+  assert read_row(json.loads(line)) == failed
+
+
+def test_what_does_not_fit_a_later_machine_is_said_first(cpu_devices, monkeypatch):
+  monkeypatch.setattr(running, "compile_plan", None)
+  config = small_config(**{"mesh.fsdp": 4})
+  with pytest.raises(ConfigError, match="can't form groups of 4"):
+    running.run(config, "v5e:2x2,v5e-1")
 
 
 def test_unknown_model_and_machine_end_in_one_line():
@@ -293,9 +379,8 @@ def test_unknown_model_and_machine_end_in_one_line():
   assert "\n" not in str(error.value)
 
 
-def test_accumulated_parts_are_searched_together(monkeypatch):
-  fake_compiler(monkeypatch, lambda clips, _: (1 + clips / 3) * 2**30)
+def test_accumulated_parts_are_searched_together(fake_compiler):
+  fake_compiler(lambda clips, _: (1 + clips / 3) * 2**30)
   config = small_config(**{"train.accumulate": 4})
   (result,) = running.run(config, "v5e:2x2", say=lambda text: None)
   assert (result.largest, result.is_largest) == (4 * 44, True)
-  assert dataclasses.replace(result, largest=None).largest is None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.checks import check_choices
+from vswin_jax.models.cost import count_program_macs
 from vswin_jax.plan import Plan
 from vswin_jax.training import sharding
 
@@ -28,6 +29,7 @@ class Compiled:
     arguments: bytes of the state and the batch, part of `memory`.
     flops: operations; None if the compiler counts none.
     bytes_accessed: read and written in the device's memory; None likewise.
+    product_flops: see `product_flops`.
     text: the compiled program in HLO.
   """
 
@@ -38,6 +40,7 @@ class Compiled:
   arguments: int | None = None
   flops: float | None = None
   bytes_accessed: float | None = None
+  product_flops: float | None = None
   text: str = ""
 
 
@@ -59,9 +62,19 @@ def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def lower_step(plan: Plan) -> jax.stages.Lowered:
+def trace_step(plan: Plan) -> jax.stages.Traced:
   """The training step before compilation, the very one that training runs."""
-  return plan.jitted_train_step().lower(plan.state_shapes(), batch_shapes(plan))
+  return plan.jitted_train_step().trace(plan.state_shapes(), batch_shapes(plan))
+
+
+def product_flops(traced: jax.stages.Traced, num_devices: int) -> float | None:
+  """Operations of one device for the matrix products and convolutions of a step whose batch the
+  devices share, loops and what is computed twice to save memory included; None: a loop's length
+  depends on values."""
+  try:
+    return 2 * count_program_macs(traced.jaxpr) / num_devices
+  except ValueError:
+    return None
 
 
 def compile_step(plan: Plan, effort: str = "quick") -> Compiled:
@@ -69,17 +82,22 @@ def compile_step(plan: Plan, effort: str = "quick") -> Compiled:
 
   Args:
     effort: one of `EFFORTS`; only the compiler of TPUs tells them apart.
+
+  Raises:
+    JaxRuntimeError: the compiler fails, and not for want of memory.
   """
   check_choices(EFFORTS, effort=effort)
   start = time.monotonic()
-  lowered = lower_step(plan)
-  on_tpu = plan.settings.mesh.devices.flat[0].platform == "tpu"
+  traced, mesh = trace_step(plan), plan.settings.mesh
+  flops = product_flops(traced, mesh.size)
+  on_tpu = mesh.devices.flat[0].platform == "tpu"
   try:
-    compiled = lowered.compile(_QUICK if effort == "quick" and on_tpu else None)
+    compiled = traced.lower().compile(_QUICK if effort == "quick" and on_tpu else None)
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not lacks_memory(str(error)):
       raise
-    return Compiled(effort, time.monotonic() - start, needed=needed_memory(str(error)))
+    seconds, needed = time.monotonic() - start, needed_memory(str(error))
+    return Compiled(effort, seconds, needed=needed, product_flops=flops)
   costs = compiled.cost_analysis() or {}
   memory = compiled.memory_analysis()
   return Compiled(
@@ -89,15 +107,26 @@ def compile_step(plan: Plan, effort: str = "quick") -> Compiled:
     arguments=memory.argument_size_in_bytes,
     flops=costs.get("flops"),
     bytes_accessed=costs.get("bytes accessed"),
+    product_flops=flops,
     text=compiled.as_text(),
   )
 
 
+def lacks_memory(message: str) -> bool:
+  """Whether a compiler fails because a device has too little memory. The small memories of its
+  cores can be too small as well, for a program of any number of clips."""
+  if "RESOURCE_EXHAUSTED" not in message:
+    return False
+  space = re.search(r"in memory space (\w+)", message)
+  if space:
+    return space[1].lower() == "hbm"
+  return bool(re.search(r"memory on HBM|available HBM|out of memory", message, re.IGNORECASE))
+
+
 def needed_memory(message: str) -> int | None:
   """The bytes of which a compiler says that there are not as many; None if it does not say."""
-  needed = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message) or re.search(
-    r"\(([\d.]+)([KMGT]?)\) exceeds", message
-  )
+  needed = re.search(r"used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message, re.IGNORECASE)
+  needed = needed or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
   units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   return int(float(needed[1]) * units[needed[2]]) if needed else None
 

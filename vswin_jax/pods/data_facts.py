@@ -1,6 +1,8 @@
 """What a plan needs to know of a data set, also of those that are not at hand."""
 
 import dataclasses
+import os
+import pathlib
 
 from vswin_jax.data import generated
 from vswin_jax.data.label_names import label_names
@@ -31,21 +33,24 @@ class DataFacts:
 
 
 def data_facts(name: str, data_dir: str, split: str) -> DataFacts:
-  """The facts of a prepared data set, else the published ones.
+  """The facts of a prepared data set or, where it has no folder, the published ones.
 
   Raises:
-    DatasetError: the data set is neither at hand nor known.
+    DatasetError: the data set is neither at hand nor known, or can't be read.
   """
+  is_here = pathlib.Path(os.path.expanduser(data_dir), name.partition(":")[0]).is_dir()
+  known = _known(name)
+  if known and not is_here:
+    return known
   try:
     records = open_records(name, data_dir, split)
   except DatasetError as error:
-    known = _known(name)
-    if known is None:
-      raise DatasetError(
-        f"{error}; compiling needs to know its classes and videos, and knows without the data only "
-        f"{', '.join(sorted([*_TRAINING_VIDEOS, *generated.BUILDERS]))}"
-      ) from error
-    return known
+    if is_here:
+      raise
+    raise DatasetError(
+      f"{error}; compiling needs to know its classes and videos, and knows without the data only "
+      f"{', '.join(sorted([*_TRAINING_VIDEOS, *generated.BUILDERS]))}"
+    ) from error
   return DataFacts(
     len(records.class_names), len(records), records.multi_label, f"the data set in {data_dir}"
   )

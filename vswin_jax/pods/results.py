@@ -11,8 +11,8 @@ from vswin_jax.pods.targets import Target, parse_target
 
 _GIB = 2**30
 NOTE = (
-  "Not measured: computing can't take less time, the rest are estimates (bytes count as moved also "
-  "where they\nstay in faster memory; links are those that every chip of the slice has)."
+  "Not measured: computing can't take less time, the rest are estimates. Bytes count as moved\n"
+  "also where they stay in faster memory; links are those that every chip of the slice has."
 )
 
 
@@ -31,12 +31,17 @@ class Result:
     memory: bytes at the peak; None: more than there are, `needed` if the compiler says.
     arguments: bytes of state and batch, part of `memory`.
     flops: None if the compiler counts none; likewise `bytes_accessed`.
+    product_flops: of matrix products and convolutions, before compilation; None: not counted.
     loops: parts of the program of which the compiler counts the operations and bytes of one run.
     unknown_loops: of these, such as collectives are counted once of as well.
+    accumulate: parts of a batch, one after the other.
+    num_videos: of the training split; None: not kept.
+    videos_source: where that number is from, in words.
     largest: clips a device that fit; None: not searched for.
     is_largest: one more was seen not to fit.
     advice: what was compiled and fits where this does not.
     failed: what was tried and did not compile for another reason than memory, and why.
+    error: why the step itself did not compile, if not for want of memory.
   """
 
   model: str
@@ -58,10 +63,15 @@ class Result:
   collectives: tuple[Collective, ...]
   loops: int = 0
   unknown_loops: int = 0
+  product_flops: float | None = None
+  accumulate: int = 1
+  num_videos: int | None = None
+  videos_source: str = ""
   largest: int | None = None
   is_largest: bool = False
   advice: tuple[str, ...] = ()
   failed: tuple[str, ...] = ()
+  error: str = ""
 
   @property
   def target(self) -> Target:
@@ -81,11 +91,28 @@ class Result:
     return sum(one.wire_bytes for one in self.collectives)
 
   @property
+  def counts_all(self) -> bool:
+    """Whether the compiler counts operations and bytes, and of the whole step."""
+    return bool(self.flops and self.bytes_accessed and not self.loops)
+
+  @property
+  def least_flops(self) -> float | None:
+    """The compiler's count of operations if it is that of the whole step, else that of the products
+    before compilation, which is smaller, or whatever was counted."""
+    return self.flops if self.counts_all else self.product_flops or self.flops
+
+  @property
   def estimate(self) -> Estimate | None:
-    """None if the compiler gave no counts, or those of one run of loops."""
-    if not self.flops or not self.bytes_accessed or self.loops:
+    """None if nothing counts the operations of the whole step; without the times of what is not
+    counted."""
+    if not self.counts_all and not self.product_flops:
       return None
-    return estimate(self.target, self.flops, self.bytes_accessed, self.collectives)
+    return estimate(
+      self.target,
+      self.least_flops,
+      self.bytes_accessed if self.counts_all else None,
+      None if self.unknown_loops else self.collectives,
+    )
 
 
 def write_row(path: pathlib.Path, result: Result, **more) -> None:
@@ -105,14 +132,18 @@ def read_row(row: dict) -> Result:
 def describe(result: Result) -> str:
   """A block of lines: what compiling gave, without `describe_search`."""
   chip = result.target.chip
-  lines = [
+  head = (
     f"{result.model} on {result.target.describe()}: {result.batch_size} clips a step, "
-    f"{result.clips_per_device} a chip; compiled in {result.seconds:.0f} s, {result.effort} effort"
-  ]
+    f"{result.clips_per_device} a chip"
+  )
+  if result.error:
+    return f"{head}\nnot compiled: {result.error}"
+  lines = [f"{head}; compiled in {result.seconds:.0f} s, {result.effort} effort"]
   if result.batch_size != result.wanted_batch_size:
+    parts = f" with {result.accumulate} parts each" if result.accumulate > 1 else ""
     lines.append(
       f"train.batch_size={result.wanted_batch_size} can't be divided among {result.num_devices} "
-      f"chips; the smallest that can, and is as large, is {result.batch_size}: "
+      f"chips{parts}; the smallest that can, and is as large, is {result.batch_size}: "
       f"--config.train.batch_size={result.batch_size}"
     )
   if not result.fits:
@@ -142,36 +173,67 @@ def describe_search(result: Result) -> str:
 
 
 def _describe_times(result: Result) -> list[str]:
-  if not result.flops or not result.bytes_accessed:
+  if not result.least_flops:
     return ["no operations are counted for this machine: no times are estimated"]
-  more = "more than " if result.loops else ""
-  lines = [
-    f"work         {more}{result.flops / 1e9:,.4g} GFLOP a chip and step, "
-    f"{more}{result.bytes_accessed / 1e9:.3g} GB read and written in its memory"
-  ]
+  more = "" if result.counts_all else "more than "
+  work = f"{more}{result.least_flops / 1e9:,.4g} GFLOP a chip and step"
+  if result.bytes_accessed:
+    work += f", {more}{result.bytes_accessed / 1e9:.3g} GB read and written in its memory"
+  lines = [f"work         {work}"]
   times = result.estimate
+  if not result.counts_all:
+    lines.append(f"not counted  {_not_counted(result)}")
   if times is None:
-    unknown = "their collectives count as often as they run"
-    if result.unknown_loops:
-      unknown = f"of {result.unknown_loops} also the collectives, since no one knows how often"
-    return [
-      *lines,
-      f"no times     {result.loops} loops count as if they ran once ({unknown}): neither time nor "
-      "scaling efficiency follows",
-    ]
-  seconds = [_time(result.num_steps * step) for step in (times.compute, times.overlapped)]
-  return [
-    *lines,
-    f"each alone   computing at least {_ms(times.compute)}, memory {_ms(times.memory)}, links "
-    f"{_ms(times.links)}, network between slices {_ms(times.network)}",
-    f"a step       about {_ms(times.overlapped)} if collectives are hidden, "
-    f"{_ms(times.in_turn)} if none is",
-    f"scaling      efficiency {_range(times.efficiencies)}; {_range(times.compute_efficiencies)} "
-    "of a step that only computes",
-    f"the run      {result.num_steps:,} steps, {result.epochs:g} epochs: at least {seconds[0]}, "
-    f"about {seconds[1]}",
-    NOTE,
-  ]
+    return lines
+  known = {
+    "computing at least": times.compute,
+    "memory": times.memory,
+    "links": times.links,
+    "network between slices": times.network,
+  }
+  alone = ", ".join(f"{name} {_ms(time)}" for name, time in known.items() if time is not None)
+  lines.append(f"each alone   {alone}")
+  if times.overlapped is not None:
+    lines.append(
+      f"a step       about {_ms(times.overlapped)} if collectives are hidden, "
+      f"{_ms(times.in_turn)} if none is"
+    )
+  if times.compute_efficiencies is not None:
+    first = "" if times.efficiencies is None else f"{efficiency_range(times.efficiencies)}; "
+    lines.append(
+      f"scaling      efficiency {first}{efficiency_range(times.compute_efficiencies)} of a step "
+      "that only computes"
+    )
+  epochs = f"{result.epochs:g} epochs"
+  if result.num_videos:
+    epochs += f" of {result.num_videos:,} videos ({result.videos_source})"
+  least, about = _run_times(result, times)
+  run = f"{result.num_steps:,} steps, {epochs}: at least {least}"
+  if about:
+    run += f", about {about}"
+  return [*lines, f"the run      {run}", NOTE]
+
+
+def _not_counted(result: Result) -> str:
+  """What the compiler leaves out, and what is taken for it."""
+  instead = "no times follow"
+  if result.product_flops:
+    instead = "operations are those of products before compilation"
+  if not result.loops:
+    return f"the compiler counts nothing: {instead}"
+  collectives = "collectives count as often as they run"
+  if result.unknown_loops:
+    unknown = f"how often {result.unknown_loops} of them run is not known"
+    collectives = f"{unknown}: collectives count once"
+  return (
+    f"the compiler counts one run of each loop ({result.loops} in all): {instead}; {collectives}"
+  )
+
+
+def _run_times(result: Result, times: Estimate) -> tuple[str, str]:
+  """Of all steps: at least, and about; empty if not known."""
+  about = "" if times.overlapped is None else _time(result.num_steps * times.overlapped)
+  return _time(result.num_steps * times.compute), about
 
 
 def table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
@@ -196,33 +258,34 @@ def _cells(result: Result) -> list[str]:
   raised = "" if result.batch_size == result.wanted_batch_size else "*"
   clips = f"{result.batch_size}{raised} ({result.clips_per_device})"
   largest = "" if result.largest is None else f"{result.largest}{'' if result.is_largest else '+'}"
+  if result.error:
+    return [result.topology, clips, "**not compiled**", largest, *["-"] * 8]
   if not result.fits:
     size = result.needed or result.memory
     memory = f"**{_gib(size) if size else 'more'} > {_gib(chip.memory)}**"
     return [result.topology, clips, memory, largest, *["-"] * 8]
-  more = "+" if result.loops else ""
-  sent = f"{result.sent / 1e6:,.0f}{'+' if result.unknown_loops else ''}"
   cells = [result.topology, clips, f"{_gib(result.memory)} of {_gib(chip.memory)}", largest]
-  if not result.flops or not result.bytes_accessed:
-    return [*cells, "-", "-", sent, *["-"] * 5]
-  cells += [f"{result.flops / 1e9:,.4g}{more}", f"{result.bytes_accessed / 1e9:.3g}{more}", sent]
+  more = "" if result.counts_all else "+"
+  counts = ((result.least_flops, ",.4g"), (result.bytes_accessed, ".3g"))
+  cells += [f"{count / 1e9:{form}}{more}" if count else "-" for count, form in counts]
+  cells.append(f"{result.sent / 1e6:,.0f}{'+' if result.unknown_loops else ''}")
   times = result.estimate
   if times is None:
     return [*cells, *["-"] * 5]
-  seconds = [_time(result.num_steps * step) for step in (times.compute, times.overlapped)]
+  least, about = _run_times(result, times)
   return [
     *cells,
     f"{times.compute * 1e3:.3g}",
-    f"{times.overlapped * 1e3:.3g}",
-    _range(times.efficiencies),
-    _range(times.compute_efficiencies),
-    f"{result.epochs:g}: {seconds[0]}, {seconds[1]}",
+    "-" if times.overlapped is None else f"{times.overlapped * 1e3:.3g}",
+    efficiency_range(times.efficiencies),
+    efficiency_range(times.compute_efficiencies),
+    f"{result.epochs:g}: {least}, {about or '-'}",
   ]
 
 
-def _range(efficiencies: tuple[float, float]) -> str:
-  slow, fast = efficiencies
-  return f"{slow:.1%} - {fast:.1%}"
+def efficiency_range(efficiencies: tuple[float, float] | None) -> str:
+  """A cell of a table, or words: a pair of `Estimate`; "-" if it is not known."""
+  return "-" if efficiencies is None else "{:.1%} - {:.1%}".format(*efficiencies)
 
 
 def _largest(result: Result) -> str:

@@ -61,16 +61,23 @@ def run(
   targets = parse_targets(topologies)
   config = settle_model(config, explicit)
   facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
+  # All before the first is compiled: what does not fit the last is not said after hours.
+  plans = [plan_for(config, target, facts) for target in targets]
   rows = None
   if workdir is not None:
     folder = local_path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / RESULTS_FILE
   results = []
-  for target in targets:
-    result = compile_for(config, target, facts, effort=effort)
+  for target, plan in zip(targets, plans, strict=True):
+    try:
+      result = compile_plan(plan, target, facts, config.train.batch_size, effort)
+    except jax.errors.JaxRuntimeError as error:
+      failed = Compiled(effort, seconds=0.0)
+      result = result_of(plan, target, facts, config.train.batch_size, failed)
+      result = dataclasses.replace(result, error=_one_line(error))
     _keep(result, rows, say, describe)
-    if search or not result.fits:
+    if not result.error and (search or not result.fits):
       result = search_largest(config, target, facts, result)
       if not result.fits:
         result = add_advice(config, target, facts, result)
@@ -130,11 +137,23 @@ def compile_for(
 
   Raises:
     TargetError, ConfigError: as `run`.
+    JaxRuntimeError: as `compile_plan`.
   """
   plan = plan_for(config, target, facts, clips_per_device)
+  return compile_plan(plan, target, facts, config.train.batch_size, effort)
+
+
+def compile_plan(
+  plan: Plan, target: Target, facts: DataFacts, wanted_batch_size: int, effort: str = "quick"
+) -> Result:
+  """Compiles the training step of a plan from `plan_for`.
+
+  Raises:
+    JaxRuntimeError: the compiler fails, and not for want of memory.
+  """
   compiled = compile_step(plan, effort)
   jax.clear_caches()  # no step is compiled twice, and the programs are large
-  return result_of(plan, target, config.train.batch_size, compiled)
+  return result_of(plan, target, facts, wanted_batch_size, compiled)
 
 
 def plan_for(
@@ -159,7 +178,9 @@ def plan_for(
   )
 
 
-def result_of(plan: Plan, target: Target, wanted_batch_size: int, compiled: Compiled) -> Result:
+def result_of(
+  plan: Plan, target: Target, facts: DataFacts, wanted_batch_size: int, compiled: Compiled
+) -> Result:
   config = plan.settings.config
   loops = read_loops(compiled.text) if compiled.text else []
   return Result(
@@ -184,6 +205,10 @@ def result_of(plan: Plan, target: Target, wanted_batch_size: int, compiled: Comp
     else (),
     loops=len(loops),
     unknown_loops=loops.count(None),
+    product_flops=compiled.product_flops,
+    accumulate=config.train.accumulate,
+    num_videos=facts.num_videos,
+    videos_source=facts.source,
   )
 
 
@@ -232,8 +257,12 @@ def _try(
   try:
     result = compile_for(config, target, facts, clips_per_device=clips_per_device)
   except (ConfigError, jax.errors.JaxRuntimeError) as error:
-    return None, " ".join(str(error).split())[:200]
+    return None, _one_line(error)
   return _size(result), ""
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())[:200]
 
 
 def _size(result: Result) -> int | None:
@@ -252,9 +281,6 @@ def add_advice(
   Args:
     result: from `search_largest`.
   """
-  recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
-  less = {"model.rematerialisation": recompute}
-  shared = {"mesh.fsdp": target.slice_size}
   advice, failed = [], []
 
   def helps(changes: dict) -> bool:
@@ -271,11 +297,15 @@ def add_advice(
 
   # The sum over the parts takes memory too, so more parts may be needed.
   kept = any(helps({"train.accumulate": parts}) for parts in _parts(config, result)[:2])
-  tried = [less] * (result.rematerialisation != recompute)
-  tried += [shared] * (config.mesh.fsdp < target.slice_size)
-  helped = [helps(changes) for changes in tried]
-  if not kept and not any(helped) and len(tried) == 2:
-    helps(less | shared)
+  more = []
+  recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
+  if result.rematerialisation != recompute:
+    more.append({"model.rematerialisation": recompute})
+  if config.mesh.fsdp < target.slice_size:
+    more.append({"mesh.fsdp": target.slice_size})
+  helped = [kept, *map(helps, more)]
+  if len(more) > 1 and not any(helped):
+    helps(more[0] | more[1])
   if result.largest:
     batch_size = result.largest * result.num_devices
     advice.append(
