@@ -29,7 +29,7 @@ TINY_RUN = [
   "--config.train.average_decay=0.9",
   "--config.schedule.warmup_epochs=0.5",
   "--config.eval_batch_size=8",
-  "--config.loader.num_workers=1",
+  "--config.loader.num_workers=0",
 ]
 TINY = [
   *TINY_RUN,
@@ -111,7 +111,7 @@ def assert_same_run(actual, expected):
 def finished(tiny_data_dir, tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp("finished")
-  result = run(tiny_data_dir, workdir, "--config.loader.num_workers=0")
+  result = run(tiny_data_dir, workdir)
   assert result.returncode == 0, result.stderr
   return workdir, result
 
@@ -256,50 +256,46 @@ def test_an_exported_and_converted_model_is_evaluated_as_the_original(
   assert ours | {"step": original["step"]} == original
 
 
-@pytest.mark.slow
-def test_a_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, tiny_data_dir, tmp_path):
-  """The compiler, too, has to do the same again: nothing that it made is kept."""
-  process = subprocess.Popen(
-    command(tiny_data_dir, tmp_path, "--config.loader.num_workers=2"),
+def start(data_dir, workdir, *options, compile_anew=False) -> subprocess.Popen:
+  return subprocess.Popen(
+    command(data_dir, workdir, *options),
     cwd=ROOT,
-    env=environment(tiny_data_dir, compile_anew=True),
-    stderr=subprocess.DEVNULL,
-  )
-  deadline = time.monotonic() + 240
-  while not (tmp_path / "checkpoints" / "8").exists():
-    assert process.poll() is None
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
-  time.sleep(0.1)
-  process.kill()
-  assert process.wait() == -signal.SIGKILL
-  assert not (tmp_path / "evaluation.json").exists()
-  names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-  complete = max(int(name) for name in names if name.isdigit())
-  assert 8 <= complete < 24
-  result = run(tiny_data_dir, tmp_path, "--config.loader.num_workers=0", compile_anew=True)
-  assert result.returncode == 0, result.stderr
-  assert f"resuming from step {complete} of 24" in result.stderr
-  assert_same_run(tmp_path, finished[0])
-
-
-@pytest.mark.slow
-def test_a_request_to_stop_loses_nothing(finished, tiny_data_dir, tmp_path):
-  process = subprocess.Popen(
-    command(tiny_data_dir, tmp_path),
-    cwd=ROOT,
-    env=environment(tiny_data_dir),
+    env=environment(data_dir, compile_anew=compile_anew),
     stderr=subprocess.PIPE,
     text=True,
   )
-  while not (tmp_path / "checkpoints" / "4").exists():
-    assert process.poll() is None
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_and_stopped_is_bit_identical_to_an_uninterrupted_one(
+  finished, tiny_data_dir, tmp_path
+):
+  """Each time with another number of workers; the compiler, too, has to do the same again."""
+  checkpoints = tmp_path / "checkpoints"
+  process = start(tiny_data_dir, tmp_path, "--config.loader.num_workers=2", compile_anew=True)
+  while not (checkpoints / "8").exists():
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.005)
+  time.sleep(0.1)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert not (tmp_path / "evaluation.json").exists()
+  complete = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+  assert 8 <= complete < 24
+
+  process = start(tiny_data_dir, tmp_path, "--config.loader.num_workers=1")
+  while "resuming from step" not in (tmp_path / "train.log").read_text():
+    assert process.poll() is None, process.communicate()[1]
     time.sleep(0.005)
   process.terminate()
-  _, messages = process.communicate(timeout=120)
-  assert process.returncode == 0
-  stopped = int(re.search(r"asked to stop: saved step (\d+)", messages)[1])
+  _, said = process.communicate(timeout=120)
+  assert process.returncode == 0, said
+  assert f"resuming from step {complete} of 24" in said
+  stopped = int(re.search(r"asked to stop: saved step (\d+)", said)[1])
+
   result = run(tiny_data_dir, tmp_path)
+  assert result.returncode == 0, result.stderr
   assert f"resuming from step {stopped} of 24" in result.stderr
   assert_same_run(tmp_path, finished[0])
 
@@ -379,36 +375,57 @@ def test_resuming_with_another_config_is_said_or_refused(finished, tiny_data_dir
   assert result.stderr.count("\n") <= 2
 
 
-@pytest.mark.parametrize(
-  "options, message",
-  [
-    (["--config.trian.epochs=3"], 'Did you mean "train"'),
-    (["--config.train.epoch=3"], 'Did you mean "epochs"'),
-    (["--config.model.name=video_swin_tt"], "unknown model 'video_swin_tt': did you mean"),
-    (["--config.model.attention=xlaa"], "unknown attention 'xlaa'"),
-    (["--config.clip.frame_order=shuffle"], "unknown frame_order 'shuffle'; choose one of"),
-    (["--config.train.batch_size=0"], "train.batch_size is 0"),
-    (["--config.train.log_every=0"], "train.log_every must be at least 1, got 0"),
-    (["--config.train.epochs=nan"], "train.epochs must be a positive number"),
-    (["--workdir=s3://bucket/run"], "is not a file or folder of this machine"),
-    (["--workdir=gs:///run"], "names no bucket; expected gs://BUCKET/FOLDER"),
-    (["stray"], "unexpected argument 'stray'"),
-    (["--checkpoint=elsewhere"], "--checkpoint goes with --mode=eval"),
-    (["--config=configs/quickstrat.py"], "quickstrat.py"),
-    (["--config.data.name=kinetics400"], "no data set 'kinetics400' under"),
-    (
-      ["--config.optimizer.learning_rate_multipliers=(('x',1.0),)"],
-      "rule 'x' matches no parameter",
-    ),
-    (["--mode=eval"], "there is no checkpoint in"),
-  ],
-)
-def test_bad_input_gets_one_clear_line(tiny_data_dir, tmp_path, options, message):
-  result = run(tiny_data_dir, tmp_path, *options)
-  assert result.returncode == 1, result.stderr
-  assert message in result.stderr
-  assert "Traceback" not in result.stderr
-  assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
+BAD_INPUT = [
+  (["--config.trian.epochs=3"], 'Did you mean "train"'),
+  (["--config.train.epoch=3"], 'Did you mean "epochs"'),
+  (["--config.model.name=video_swin_tt"], "unknown model 'video_swin_tt': did you mean"),
+  (["--config.model.attention=xlaa"], "unknown attention 'xlaa'"),
+  (["--config.clip.frame_order=shuffle"], "unknown frame_order 'shuffle'; choose one of"),
+  (["--config.train.batch_size=0"], "train.batch_size is 0"),
+  (["--config.train.log_every=0"], "train.log_every must be at least 1, got 0"),
+  (["--config.train.epochs=nan"], "train.epochs must be a positive number"),
+  (["--workdir=s3://bucket/run"], "is not a file or folder of this machine"),
+  (["--workdir=gs:///run"], "names no bucket; expected gs://BUCKET/FOLDER"),
+  (["stray"], "unexpected argument 'stray'"),
+  (["--checkpoint=elsewhere"], "--checkpoint goes with --mode=eval"),
+  (["--config=configs/quickstrat.py"], "quickstrat.py"),
+  (["--config.data.name=kinetics400"], "no data set 'kinetics400' under"),
+  (
+    ["--config.optimizer.learning_rate_multipliers=(('x',1.0),)"],
+    "rule 'x' matches no parameter",
+  ),
+  (["--mode=eval"], "there is no checkpoint in"),
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(tiny_data_dir, tmp_path_factory):
+  """Exit statuses and messages of runs with bad input."""
+  folder = tmp_path_factory.mktemp("bad_input")
+  arguments = [
+    command(tiny_data_dir, folder / str(number), *options)[3:]
+    for number, (options, _) in enumerate(BAD_INPUT)
+  ]
+  result = subprocess.run(
+    [sys.executable, "-m", "tests.forked_runs"],
+    cwd=ROOT,
+    env=environment(tiny_data_dir),
+    input=json.dumps(arguments),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(BAD_INPUT)), ids=lambda n: BAD_INPUT[n][1])
+def test_bad_input_gets_one_clear_line(refusals, number):
+  status, said = refusals[number]
+  assert status == 1, said
+  assert BAD_INPUT[number][1] in said
+  assert "Traceback" not in said
+  assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
 
 
 def test_a_recipe_does_not_start_from_random_weights_unasked(tiny_data_dir, tmp_path):

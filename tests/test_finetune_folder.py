@@ -33,7 +33,7 @@ FINE_TUNE = [
   "--config.train.epochs=12.0",
   "--config.eval_batch_size=8",
   "--config.schedule.learning_rate=0.003",
-  "--config.loader.num_workers=1",
+  "--config.loader.num_workers=0",
 ]
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.test_experiment import environment
 from vswin_jax import create_model, load_model
 from vswin_jax.data import transforms
 from vswin_jax.data.clips import ClipSpec, Views, eval_clips
@@ -202,13 +203,17 @@ def test_folders_and_globs_stand_for_their_videos(tmp_path):
   assert find_videos([tmp_path / "no*thing"]) == [str(tmp_path / "no*thing")]
 
 
-def command(checkpoint, *arguments, cwd, **environment) -> subprocess.CompletedProcess:
+def variables(checkpoint) -> dict[str, str]:
+  return environment(checkpoint.parent) | {"PYTHONPATH": ROOT}
+
+
+def command(checkpoint, *arguments, cwd, **more) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, "-m", "vswin_jax.predict", f"--model={checkpoint}", *map(str, arguments)],
     capture_output=True,
     text=True,
     cwd=cwd,
-    env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": ROOT} | environment,
+    env=variables(checkpoint) | more,
   )
 
 
@@ -255,12 +260,13 @@ def test_odd_file_names_and_a_narrow_terminal_stop_nothing(checkpoint, videos, t
   odd = [os.fsdecode(b"bad\xff.mp4"), "gr\u00f6\u00dfe\u65e5.mp4", "$x_{$.mp4"]
   for name in odd:
     shutil.copy(videos[0], tmp_path / name)
-  done = command(checkpoint, "--top=1", *odd, "x" * 400, cwd=tmp_path, PYTHONIOENCODING="ascii")
+  plain = {"cwd": tmp_path, "PYTHONIOENCODING": "ascii"}
+  done = command(checkpoint, "--top=1", "--num_workers=0", *odd, "x" * 400, **plain)
   assert done.returncode == 1, done.stderr
   assert done.stdout.count(" %  ") == 3
-  done = command(checkpoint, "--json", *odd, cwd=tmp_path, PYTHONIOENCODING="ascii")
+  done = command(checkpoint, "--json", "--num_workers=0", *odd, **plain)
   assert [json.loads(line)["video"] for line in done.stdout.splitlines()] == odd
-  done = command(checkpoint, "--whole", *odd, cwd=tmp_path, PYTHONIOENCODING="ascii")
+  done = command(checkpoint, "--whole", "--num_workers=0", *odd, **plain)
   assert done.returncode == 0, done.stderr
   assert len(list(tmp_path.glob("*.timeline.png"))) == 3
 
@@ -311,7 +317,7 @@ def test_the_python_call_needs_no_flags_and_no_guard(checkpoint, videos, tmp_pat
     capture_output=True,
     text=True,
     cwd=tmp_path,
-    env=os.environ | {"PYTHONPATH": ROOT},
+    env=variables(checkpoint),
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip() in LABELS

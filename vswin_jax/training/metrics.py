@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 
-from tensorboardX import SummaryWriter
-
 from vswin_jax.local_files import file_path, replacing
 
 
@@ -18,6 +16,9 @@ class MetricsWriter:
   """
 
   def __init__(self, directory: str | os.PathLike, step: int, *, evaluates_again: bool = False):
+    # Where PyTorch is installed this loads it too, which takes seconds.
+    from tensorboardX import SummaryWriter
+
     directory = pathlib.Path(directory)
     self.path = directory / "metrics.jsonl"
 
@@ -44,10 +45,10 @@ class MetricsWriter:
     self._events.close()
 
 
-def has_scores(directory: str | os.PathLike, step: int) -> bool:
-  """Whether the metrics of a run hold those of an evaluation of a step."""
+def read_scores(directory: str | os.PathLike) -> dict[int, dict[str, float]]:
+  """The metrics of the evaluations of a run, by step."""
   lines = read_metrics(pathlib.Path(directory) / "metrics.jsonl")
-  return any(line["step"] == step and _is_of_an_evaluation(line) for line in lines)
+  return {line["step"]: line for line in lines if _is_of_an_evaluation(line)}
 
 
 def _is_of_an_evaluation(line: dict) -> bool:
