@@ -30,7 +30,7 @@ def bucket():
 def test_a_local_folder_is_used_as_it_is(tmp_path):
   with open_run_folder(tmp_path / "a" / "run") as folder:
     assert folder.path == folder.local == tmp_path / "a" / "run"
-    assert folder.local.is_dir() and folder.name == str(tmp_path / "a" / "run")
+    assert folder.local.is_dir() and folder.path == tmp_path / "a" / "run"
     assert folder.checkpoints == tmp_path / "a" / "run" / "checkpoints"
     (folder.local / "train.log").write_text("line")
     folder.publish()
@@ -46,7 +46,7 @@ def test_a_folder_that_can_not_be_made_is_one_line(tmp_path):
 
 def test_small_files_go_to_the_bucket_and_come_back(bucket):
   with open_run_folder("gs://first/runs/one") as folder:
-    assert folder.name == "gs://first/runs/one"
+    assert str(folder.path) == "gs://first/runs/one"
     assert os.fspath(folder.checkpoints) == "gs://first/runs/one/checkpoints"
     assert list(folder.local.iterdir()) == []
     (folder.local / "config.json").write_text('{"seed": 3}')
@@ -87,7 +87,7 @@ def test_an_error_leaves_the_log_in_the_bucket(bucket):
 
 
 def test_only_the_first_process_writes(bucket):
-  with open_run_folder("gs://third/run", is_primary=False) as folder:
+  with open_run_folder("gs://third/run", is_first=False) as folder:
     (folder.local / "train.log").write_text("another")
     folder.publish()
   assert not any(key.startswith("third/") for key in bucket)

@@ -18,14 +18,14 @@ from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
 from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
-from vswin_jax.distributed.agreement import check_same, check_shared, of_first
+from vswin_jax.distributed.agreement import check_same, check_shared, is_first, of_first
 from vswin_jax.distributed.errors import DifferenceError, StartupError
 from vswin_jax.local_files import AnyPath, LocalPathError, file_path
 from vswin_jax.plan import ConfigError, Plan, Settings, make_plan, read_settings
 from vswin_jax.run_folder import RunFolder, RunFolderError, open_run_folder
 from vswin_jax.training import checkpointing, loop, sharding
 from vswin_jax.training.evaluation import Evaluation, EvaluationError, evaluate
-from vswin_jax.training.metrics import MetricsWriter, has_scores
+from vswin_jax.training.metrics import MetricsWriter, read_scores
 from vswin_jax.training.progress import logger, set_up_logging
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import Stopped, StopRequest
@@ -128,9 +128,9 @@ def run(
   """
   set_up_logging(process=jax.process_index())
   source = starting_point.source_of(config, file_path(workdir), mode, checkpoint)
-  with StopRequest() as stop, open_run_folder(workdir, is_primary=_is_first()) as folder:
+  with StopRequest() as stop, open_run_folder(workdir, is_first=is_first()) as folder:
     check_shared(folder.path)
-    log = folder.local / f"{mode}.log" if _is_first() else None
+    log = folder.local / f"{mode}.log" if is_first() else None
     set_up_logging(log, process=jax.process_index())
     config = starting_point.settle(
       config, source, mode=mode, workdir=folder.path, explicit=explicit
@@ -157,11 +157,6 @@ def shared_values(config: config_dict.ConfigDict) -> dict[str, str]:
     for key, value in flat_values(config).items()
     if key != "data.dir" and not key.startswith("loader.")
   }
-
-
-def _is_first() -> bool:
-  """Whether this process writes what a run leaves besides checkpoints."""
-  return jax.process_index() == 0
 
 
 def _build(config: config_dict.ConfigDict, folder: RunFolder, mode: str) -> Experiment:
@@ -193,14 +188,16 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
       state, facts = checkpointing.restore(saved, plan.state_shapes())
       starting_point.check_facts(directory, facts, experiment.facts, resuming=True)
     start_step = int(state.step)
-    left_evaluation = facts.get("left_evaluation", False) and not of_first(
-      has_scores(folder.local, start_step)
-    )
+    evaluated = read_scores(folder.local)
+    left_evaluation = facts.get("left_evaluation", False) and not of_first(start_step in evaluated)
+    # What was saved before it was evaluated does not know its score.
+    for step in evaluated.keys() - saved.scores.keys():
+      checkpointing.note_score(saved, step, main_score(evaluated[step]))
     if start_step >= plan.num_steps and not left_evaluation:
       logger.info("training is complete at step %d of %s", start_step, directory)
       return start_step
     if start_step:
-      if _is_first():
+      if is_first():
         run_files.warn_of_changes(folder.local, config)
       logger.info("resuming from step %d of %d, %s", start_step, plan.num_steps, directory)
 
@@ -220,7 +217,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
     def evaluate_state(state: TrainState) -> dict[str, float]:
       scores = _validate(experiment, eval_step, stop, state)
       if int(state.step) == start_step:  # saved before it was evaluated
-        saved.scores[start_step] = main_score(scores)
+        checkpointing.note_score(saved, start_step, main_score(scores))
       return scores
 
     batch_sharding = sharding.batch_sharding(experiment.mesh)
@@ -269,7 +266,7 @@ def _metrics_writer(
   experiment: Experiment, start_step: int, evaluates_again: bool
 ) -> Iterator[Callable]:
   """What keeps the metrics of a step: in the first process a file, in others nothing."""
-  if not _is_first():
+  if not is_first():
     yield lambda step, values: None
     return
   writer = MetricsWriter(experiment.folder.local, start_step, evaluates_again=evaluates_again)
@@ -294,17 +291,17 @@ def main_score(scores: dict[str, float]) -> float:
 def _new_state(experiment: Experiment, source: AnyPath | None) -> TrainState:
   """The state before the first step: random, or with the weights of a folder."""
   config = experiment.config
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.plan.state_shapes())
-  state = jax.jit(experiment.plan.create_state, out_shardings=shardings)()
+  plan = experiment.plan
+  state = jax.jit(plan.create_state, out_shardings=plan.state_shardings())()
   if source is not None:
     state = starting_point.with_weights_of(source, state, experiment.class_names)
-  if _is_first():
+  if is_first():
     run_files.write_config(experiment.folder.local, config)
   logger.info(
     "training %s from %s: %d steps of %d clips on %d device(s)",
     config.model.name,
     source or "random weights",
-    experiment.plan.num_steps,
+    plan.num_steps,
     config.train.batch_size,
     experiment.mesh.size,
   )
@@ -347,7 +344,7 @@ def _evaluate(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Eva
   eval_step = experiment.plan.jitted_eval_step()
   result = _evaluate_versions(experiment, eval_step, {"test": params}, test, stop)["test"]
   logger.info(result.describe())
-  if _is_first():
+  if is_first():
     training = facts.get("training")
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
     is_own = source == experiment.folder.path

@@ -6,10 +6,14 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, Union
 
-# A `pathlib.Path` or, in a bucket, an `etils.epath.Path`, which is used alike.
-AnyPath: TypeAlias = pathlib.PurePath
+if TYPE_CHECKING:
+  # Not needed by those that decode videos.
+  from etils import epath
+
+# The second, for what is in a bucket, is used alike.
+AnyPath: TypeAlias = Union[pathlib.Path, "epath.Path"]
 
 _BUCKETS = "gs://"
 
@@ -39,7 +43,6 @@ def file_path(name: str | os.PathLike) -> AnyPath:
       f"{name} is in a bucket, and gcsfs, which reads those, is not installed: "
       "pip install 'vswin_jax[gcs]'"
     )
-  # Not needed by those that decode videos.
   from etils import epath
 
   return epath.Path(name)

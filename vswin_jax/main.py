@@ -10,7 +10,12 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vswin_jax.command_line import one_line_errors, parse_config_flags, refuse_arguments
+from vswin_jax.command_line import (
+  one_line_errors,
+  parse_config_flags,
+  refuse_arguments,
+  unexpected_errors,
+)
 
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
@@ -107,7 +112,7 @@ def _run() -> None:
   one_line = functools.partial(
     one_line_errors, "the same command resumes from the last checkpoint", experiment.USER_ERRORS
   )
-  with one_line():
+  with unexpected_errors(), one_line():
     processes.start(
       clusters.find_cluster(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_START_TIMEOUT.value

@@ -70,6 +70,10 @@ class Plan:
     shapes = jax.eval_shape(self.create_state)
     return sharding.with_shardings(shapes, sharding.state_shardings(self.settings.mesh, shapes))
 
+  def state_shardings(self) -> TrainState:
+    """How the state lies on the devices, leaf by leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes())
+
   def jitted_train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """See `make_train_step`; the state is donated."""
     config, mesh = self.settings.config, self.settings.mesh
@@ -88,8 +92,7 @@ class Plan:
       average_decay=config.train.average_decay,
       log_every=config.train.log_every,
     )
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes())
-    out_shardings = (state_shardings, sharding.replicated(mesh))
+    out_shardings = (self.state_shardings(), sharding.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
   def jitted_eval_step(self) -> Callable:

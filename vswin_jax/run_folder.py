@@ -11,6 +11,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from vswin_jax.command_line import MAY_PASS, may_pass
 from vswin_jax.local_files import AnyPath, file_path, is_in_bucket
 from vswin_jax.training.checkpoint_contents import in_words
 from vswin_jax.training.checkpointing import checkpoints_of
@@ -21,7 +22,15 @@ _NOT_FETCHED = ("checkpoints", "tensorboard")
 
 
 class RunFolderError(ValueError):
-  """A folder of a run that can't be read or written; one line says which, and why."""
+  """A folder of a run that can't be read or written; one line says which, and why.
+
+  Attributes:
+    exit_status: of the program that it ends.
+  """
+
+  def __init__(self, message: str, cause: BaseException):
+    super().__init__(message)
+    self.exit_status = MAY_PASS if may_pass(cause) else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +40,13 @@ class RunFolder:
   Attributes:
     path: the folder of the run, local or in a bucket.
     local: where its small files are read and written.
-    is_primary: this process, of all of the run, writes them.
+    is_first: this process, of all of the run, writes them.
   """
 
   path: AnyPath
   local: pathlib.Path
-  is_primary: bool = True
+  is_first: bool = True
   _published: dict = dataclasses.field(default_factory=dict, repr=False)
-
-  @property
-  def name(self) -> str:
-    return os.fspath(self.path)
 
   @property
   def checkpoints(self) -> AnyPath:
@@ -58,7 +63,7 @@ class RunFolder:
       logger.warning("%s; it is tried again later", error)
 
   def _publish(self) -> None:
-    if self.local == self.path or not self.is_primary:
+    if self.local == self.path or not self.is_first:
       return
     for file in sorted(self.local.rglob("*")):
       if not file.is_file() or file.name.startswith("."):
@@ -71,19 +76,19 @@ class RunFolder:
       try:
         target.write_bytes(file.read_bytes())
       except Exception as error:
-        raise RunFolderError(f"can't write {target}: {in_words(error)}") from error
+        raise RunFolderError(f"can't write {target}: {in_words(error)}", error) from error
       self._published[file] = version
 
 
 @contextlib.contextmanager
-def open_run_folder(workdir: str | os.PathLike, *, is_primary: bool = True) -> Iterator[RunFolder]:
+def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Iterator[RunFolder]:
   """Opens the folder of a run; one that does not exist is made.
 
   At the end of the context, also that of an error, the small files are published.
 
   Args:
     workdir: a local folder, or "gs://bucket/folder".
-    is_primary: this process, of all of the run, writes the small files.
+    is_first: this process, of all of the run, writes the small files.
 
   Raises:
     LocalPathError: the name of neither.
@@ -94,11 +99,11 @@ def open_run_folder(workdir: str | os.PathLike, *, is_primary: bool = True) -> I
     try:
       path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise RunFolderError(f"can't make the folder of the run: {error}") from error
-    yield RunFolder(path, path, is_primary)
+      raise RunFolderError(f"can't make the folder of the run: {error}", error) from error
+    yield RunFolder(path, path, is_first)
     return
   with tempfile.TemporaryDirectory(prefix="vswin_jax_run_") as temporary:
-    folder = RunFolder(path, pathlib.Path(temporary), is_primary)
+    folder = RunFolder(path, pathlib.Path(temporary), is_first)
     _fetch(folder)
     try:
       yield folder
@@ -123,5 +128,6 @@ def _fetch(folder: RunFolder) -> None:
   except Exception as error:
     raise RunFolderError(
       f"can't read {folder.path}: {in_words(error)}. Check the name of the bucket, and that this "
-      "machine may read and write it"
+      "machine may read and write it",
+      error,
     ) from error

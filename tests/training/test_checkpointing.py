@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
+from vswin_jax.command_line import MAY_PASS
 from vswin_jax.training import checkpoint_contents, checkpointing
 from vswin_jax.training.checkpointing import CheckpointError, open_checkpoints
 from vswin_jax.training.progress import logger
@@ -83,6 +85,28 @@ def test_a_checkpoint_is_kept_if_anything_asks_for_it(tmp_path, options, kept):
   save_all(tmp_path / "checkpoints", [40, 50, 60], scores, **options)
   assert checkpointing.complete_steps(tmp_path / "checkpoints") == kept
   assert checkpointing.newest_step(tmp_path / "checkpoints") == 60
+
+
+def test_a_checkpoint_that_is_scored_later_counts(tmp_path):
+  with open_checkpoints(tmp_path / "checkpoints", keep=1, keep_best=1) as checkpoints:
+    for step, score in ((10, None), (20, 0.5), (30, 0.1)):
+      checkpointing.save(checkpoints, state_at(step), FACTS, score)
+      if step == 10:
+        checkpointing.note_score(checkpoints, 10, 0.9)
+    checkpointing.note_score(checkpoints, 30, float("nan"))
+    assert checkpoints.scores == {10: 0.9, 20: 0.5, 30: 0.1}
+  assert checkpointing.complete_steps(tmp_path / "checkpoints") == [10, 30]
+
+
+def test_saving_leaves_the_counter_of_requests_to_stop_alone(tmp_path, monkeypatch):
+  """All processes agree by it when to stop; a step in it would make them miss each other."""
+  steps = []
+  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", steps.append)
+  save_all(tmp_path / "checkpoints", [10, 20], keep=1)
+  assert steps == []
+  with ocp.training.Checkpointer(tmp_path / "others") as orbax:
+    orbax.save(10, state_at(10))
+  assert set(steps) == {10}
 
 
 def test_looking_for_checkpoints_changes_nothing(tmp_path):
@@ -218,9 +242,12 @@ def test_an_error_that_passes_is_no_damage(tmp_path, monkeypatch, error):
     raise error
 
   monkeypatch.setattr(ocp, "load", load)
-  with pytest.raises(CheckpointError, match=r"can't read .*/20: .*Nothing says that it is damaged"):
+  message = r"can't read .*/20: .*Nothing says that it is damaged"
+  with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
       checkpointing.restore(checkpoints, shapes_of(state_at(0)))
+  # Rights do not come by themselves.
+  assert getattr(raised.value, "exit_status", 1) == (1 if error.args[0] == 13 else MAY_PASS)
   assert checkpointing.complete_steps(directory) == [10, 20]
 
 
@@ -320,16 +347,18 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, capfd, at_the_e
   directory = tmp_path / "checkpoints"
   action = "finish writing" if at_the_end else "write"
   message = rf"can't {action} a checkpoint in {directory}: .*File too large.*step 10 is there; make"
-  with pytest.raises(CheckpointError, match=message):
+  with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
       checkpointing.save(checkpoints, state_at(10), FACTS)
       checkpoints.orbax.wait()
-      with small_disk(20_000):
+      # Room for what is tried before a save starts.
+      with small_disk(70_000):
         checkpointing.save(checkpoints, state_at(20), FACTS)
         while checkpoints.orbax.is_saving_in_progress():
           pass
       if not at_the_end:
         checkpointing.save(checkpoints, state_at(30), FACTS)
+  assert raised.value.exit_status == MAY_PASS
   assert checkpointing.complete_steps(directory) == [10]
   assert "Traceback" not in capfd.readouterr().err
   # With more room the same steps are saved, and nothing is left of the attempt.
@@ -338,6 +367,19 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, capfd, at_the_e
     assert_same(state, state_at(10))
     checkpointing.save(checkpoints, state_at(15), FACTS)
   assert sorted(path.name for path in directory.iterdir()) == ["10", "15"]
+
+
+def test_a_disk_that_was_full_before_is_told_at_once(tmp_path):
+  with pytest.raises(CheckpointError, match=r"can't write a checkpoint in .*: .*File too large"):
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+      with small_disk(1000):
+        checkpointing.save(checkpoints, state_at(10), FACTS)
+  params = {"head": {"kernel": np.random.default_rng(0).normal(size=(300, 200))}}
+  with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large") as raised:
+    with small_disk(70_000):
+      checkpointing.write_params(tmp_path / "weights", params, FACTS)
+  assert "incomplete" not in str(raised.value)
+  assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 def test_a_place_that_can_not_be_written_is_told(tmp_path):
@@ -365,7 +407,7 @@ def test_weights_are_written_with_fingerprints(tmp_path):
 
 
 _PROCESS = """
-import contextlib, pathlib, sys
+import contextlib, os, pathlib, sys
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 address, process, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
@@ -432,7 +474,9 @@ try:
   raise AssertionError("nobody noticed")
 except checkpointing.CheckpointError as error:
   assert "File too large" in str(error) and "step 20 is there" in str(error), error
-print("done")
+print("done", flush=True)
+# As runs end after an error.
+os._exit(0)
 """
 
 

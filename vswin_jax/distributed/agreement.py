@@ -19,6 +19,11 @@ from vswin_jax.local_files import AnyPath
 _TOKEN = "processes_of_this_run"
 
 
+def is_first() -> bool:
+  """Whether this process, of all of the run, writes what the run leaves besides checkpoints."""
+  return jax.process_index() == 0
+
+
 def of_first(number: int) -> int:
   """The number that process 0 has."""
   if jax.process_count() == 1:
@@ -57,7 +62,7 @@ def check_shared(folder: AnyPath) -> None:
     return
   token = of_first(secrets.randbelow(2**31))
   file = folder / f".{_TOKEN}"
-  if jax.process_index() == 0:
+  if is_first():
     file.write_text(str(token))
   multihost_utils.sync_global_devices("vswin_jax/token")
   try:
@@ -65,7 +70,7 @@ def check_shared(folder: AnyPath) -> None:
   except OSError:
     sees_it = False
   seen = multihost_utils.process_allgather(np.bool_(sees_it))
-  if jax.process_index() == 0:
+  if is_first():
     with contextlib.suppress(OSError):
       file.unlink()
   if not seen.all():

@@ -14,7 +14,7 @@ import numpy as np
 from jax._src import distributed as jax_distributed
 
 import vswin_jax
-from vswin_jax.command_line import UNEXPECTED
+from vswin_jax.command_line import UNEXPECTED, unexpected_errors
 from vswin_jax.distributed.clusters import Cluster
 from vswin_jax.distributed.roll_call import call_roll
 
@@ -48,8 +48,8 @@ def start(
   # NumPy draws the order of the data.
   versions = {module.__name__: module.__version__ for module in (jax, np, vswin_jax)}
   call_roll(cluster, timeout=start_timeout, facts=dict(facts or {}) | versions)
-  # For CPUs alone: there nothing else connects processes, and programs that run at the same time
-  # would meet those of other processes in another order, and wait for each other.
+  # For CPUs alone: there nothing else connects processes, and one program after the other keeps
+  # what they send each other in one order.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(
@@ -73,29 +73,25 @@ def ending_together() -> Iterator[None]:
   `SystemExit` in any process, all end with its status.
   """
   client = jax_distributed.global_state.client
+  if client is None:
+    with unexpected_errors():
+      yield
+    return
   ended = threading.Event()
   watcher = threading.Thread(target=_watch, args=(client, ended), daemon=True)
-  if client is not None:
-    watcher.start()
+  watcher.start()
   try:
     yield
-    if client is not None:
-      # Watched: those that still work may fail.
-      client.wait_at_barrier("vswin_jax/end", _LONGEST_END)
+    # Watched: those that still work may fail.
+    client.wait_at_barrier("vswin_jax/end", _LONGEST_END)
   except BaseException as error:
     if isinstance(error, SystemExit) and not error.code:
       raise
-    if client is None:
-      if isinstance(error, SystemExit | KeyboardInterrupt):
-        raise
-      traceback.print_exc()
-      sys.exit(UNEXPECTED)
     ended.set()
     _leave(_tell(client, error))
-  if client is not None:
-    ended.set()
-    watcher.join()
-    jax.distributed.shutdown()
+  ended.set()
+  watcher.join()
+  jax.distributed.shutdown()
 
 
 def _tell(client, error: BaseException) -> int:

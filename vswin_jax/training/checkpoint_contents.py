@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -22,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from vswin_jax.command_line import MAY_PASS, may_pass
 from vswin_jax.models.parameters import flatten, parameter_path
 
 # Where Orbax keeps what is said about a checkpoint, and what this library adds to the facts there.
@@ -42,12 +44,20 @@ _PASSING_CODES = re.compile(
   r"|CANCELLED)\b"
 )
 
+_ORBAX_FILES = os.path.join("orbax", "checkpoint", "")
+
 # Room for a reason that a process tells the others, in bytes.
 _REASON_SIZE = 1000
 
 
 class CheckpointError(ValueError):
   """A checkpoint that is missing or does not fit; the message says what to do."""
+
+
+class StorageError(CheckpointError):
+  """A checkpoint that can't be read or written now; the same may succeed later."""
+
+  exit_status = MAY_PASS
 
 
 class DamagedError(Exception):
@@ -160,21 +170,21 @@ def fingerprints(arrays: dict) -> dict[str, int]:
   no change of one word goes unnoticed, nor does one of places except by a rare chance.
   """
   # Each process works on what it holds: no program waits for another process while it does.
-  numbers = np.array([_of_own_parts(arrays[path]) for path in arrays], np.uint32)
+  parts = jax.device_get([_of_own_parts(array) for array in arrays.values()])
+  numbers = np.array([sum(map(int, found)) % 2**32 for found in parts], np.uint32)
   if jax.process_count() > 1:
     numbers = multihost_utils.process_allgather(numbers).sum(0, dtype=np.uint32)
   return {path: int(number) for path, number in zip(arrays, numbers)}
 
 
-def _of_own_parts(array: jax.Array) -> int:
-  """What the parts of an array that lie here, each of them once in a run, add to its number."""
-  array = jnp.asarray(array)
-  total = 0
+def _of_own_parts(array: jax.Array) -> list[jax.Array]:
+  """What each part of an array that lies here, and counts once in a run, adds to its number."""
+  array, found = jnp.asarray(array), []
   for part in array.addressable_shards:
     if part.replica_id == 0:
       starts = [along.indices(size)[0] for along, size in zip(part.index, array.shape)]
-      total += int(_fingerprint(part.data, np.array(starts, np.uint32), array.shape))
-  return total % 2**32
+      found.append(_fingerprint(part.data, np.array(starts, np.uint32), array.shape))
+  return found
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -212,11 +222,16 @@ def _checksum(facts: dict) -> int:
   return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
+# How a process tells the others of an error, those that count more first.
+_KINDS = {CheckpointError: b"C", StorageError: b"S", DamagedError: b"D"}
+
+
 def together(action: Callable):
   """Runs an action in every process of the run; all get its result, or all the same error.
 
   Raises:
     CheckpointError: as one of the processes did; else
+    StorageError: likewise; else
     DamagedError: likewise.
   """
   error = None
@@ -235,15 +250,19 @@ def _first_error(error: Exception | None) -> Exception | None:
   """The error of the first of all processes that had one."""
   note = np.zeros(_REASON_SIZE, np.uint8)
   if error is not None:
-    kind = b"C" if isinstance(error, CheckpointError) else b"D"
-    text = (kind + str(error).encode())[:_REASON_SIZE]
+    text = (_KINDS[type(error)] + str(error).encode())[:_REASON_SIZE]
     note[: len(text)] = np.frombuffer(text, np.uint8)
   notes = [bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(note)]
-  for kind, of_kind in ((b"C", CheckpointError), (b"D", DamagedError)):
+  for kind, mark in _KINDS.items():
     for text in notes:
-      if text.startswith(kind):
-        return of_kind(text[1:].decode(errors="replace"))
+      if text.startswith(mark):
+        return kind(text[1:].decode(errors="replace"))
   return None
+
+
+def failure(text: str, cause: BaseException) -> CheckpointError:
+  """The error of what files, disks or networks raised."""
+  return (StorageError if may_pass(cause) else CheckpointError)(text)
 
 
 def in_words(error: BaseException) -> str:
@@ -252,7 +271,9 @@ def in_words(error: BaseException) -> str:
     error = error.__cause__
   # TensorStore says all that it knows of a file in brackets behind the reason.
   text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0]
-  return f"{type(error).__name__}: {text}"[:400]
+  text = f"{type(error).__name__}: {text}"
+  # What happened comes first, and why it did last.
+  return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
 
 
 @contextlib.contextmanager
@@ -260,12 +281,14 @@ def quiet() -> Iterator[list[BaseException]]:
   """Keeps back what Orbax and its event loop print about errors that are raised as well.
 
   Yields:
-    A list that the errors come to as they happen, also in the background.
+    A list that the errors come to as they happen, also in the background; of contexts within each
+    other that of the inner one.
   """
   errors: list[BaseException] = []
 
-  def is_of_others(record: logging.LogRecord) -> bool:
-    if "orbax" not in record.pathname:
+  def collect(record: logging.LogRecord) -> bool:
+    """A filter that keeps what Orbax says from all handlers."""
+    if _ORBAX_FILES not in record.pathname:
       return record.name != "asyncio"
     if record.levelno >= logging.ERROR and record.exc_info and record.exc_info[1]:
       errors.append(record.exc_info[1])
@@ -288,7 +311,7 @@ def quiet() -> Iterator[list[BaseException]]:
   uncaught, unraisable_hook = sys.excepthook, sys.unraisablehook
   loggers = [logging.getLogger(name) for name in (None, "absl", "asyncio")]
   for each in loggers:
-    each.addFilter(is_of_others)
+    each.filters.insert(0, collect)
   sys.excepthook, sys.unraisablehook = print_uncaught, print_unraisable
   try:
     with warnings.catch_warnings():
@@ -297,7 +320,7 @@ def quiet() -> Iterator[list[BaseException]]:
   finally:
     sys.excepthook, sys.unraisablehook = uncaught, unraisable_hook
     for each in loggers:
-      each.removeFilter(is_of_others)
+      each.removeFilter(collect)
 
 
 @contextlib.contextmanager
@@ -320,9 +343,10 @@ def _reading(path) -> Iterator[None]:
     raise
   except Exception as error:
     if _is_passing(error):
-      raise CheckpointError(
+      raise failure(
         f"can't read {path}: {in_words(error)}. Nothing says that it is damaged; mend the cause "
-        "and try again"
+        "and try again",
+        error,
       ) from error
     raise DamagedError(in_words(error)) from error
 

@@ -27,6 +27,7 @@ from vswin_jax.training.checkpoint_contents import (
   Contents,
   DamagedError,
   arrays_of,
+  failure,
   in_words,
 )
 from vswin_jax.training.newest_checkpoint import (
@@ -86,7 +87,8 @@ def open_checkpoints(
   """Opens the checkpoints of a run for writing; waits for the last save at exit.
 
   A checkpoint is removed when a later one is complete and nothing asks to keep it. In a run of
-  several processes a save that fails in one ends the context in all, and their connection.
+  several processes a save that fails in one ends the context in all; what is left of it waits for
+  the others, so that such processes end by `os._exit` alone.
 
   Args:
     directory: absolute, or in a bucket; in a run of several processes the same for all.
@@ -121,6 +123,8 @@ def open_checkpoints(
         # What an attempt left that failed may fill the disk. In a bucket it bears no mark.
         cleanup_tmp_directories=not is_in_bucket(directory),
       )
+    # It would tell its steps to the counter by which `StopRequest` finds one for all processes.
+    orbax._manager.reached_preemption = lambda step: False
     checkpoints = Checkpoints(directory, orbax, scores, errors)
     try:
       yield checkpoints
@@ -129,10 +133,8 @@ def open_checkpoints(
       # Of two errors the first is told.
       with contextlib.suppress(Exception):
         is_given_up = isinstance(error, CheckpointError) and orbax.is_saving_in_progress()
-        if jax.process_count() > 1 and is_given_up:
-          # Otherwise processes would wait for each other's part of that save, also at their end.
-          jax.distributed.shutdown()
-        orbax.close()
+        if jax.process_count() == 1 or not is_given_up:
+          orbax.close()
       raise
     with _writing(directory, "finish writing a checkpoint"):
       orbax.close()
@@ -164,11 +166,17 @@ def _finish_saving(checkpoints: Checkpoints, action: str) -> None:
 def _read_scores(directory: AnyPath) -> dict[int, float]:
   scores = {}
   for step in complete_steps(directory):
-    with contextlib.suppress(CheckpointError, DamagedError):
+    with contextlib.suppress(DamagedError):
       score = checkpoint_contents.read_facts(path_of(directory, step))[1].get("score")
       if score is not None:
         scores[step] = score
   return scores
+
+
+def note_score(checkpoints: Checkpoints, step: int, score: float | None) -> None:
+  """Keeps the score of a checkpoint, the higher the better; None or not finite: it has none."""
+  if score is not None and math.isfinite(score):
+    checkpoints.scores[step] = float(score)
 
 
 def latest_step(checkpoints: Checkpoints) -> int | None:
@@ -185,20 +193,19 @@ def save(
 
   Args:
     facts: what is needed to use the weights besides them (model, preprocessing, labels); JSON.
-    score: of the state, the higher the better; None or not finite: it is never among the best.
+    score: as in `note_score`; a checkpoint without one is never among the best.
 
   Raises:
     CheckpointError: it can't be written, or the one before could not.
   """
   step = int(state.step)
-  score = float(score) if score is not None and math.isfinite(score) else None
   _finish_saving(checkpoints, "write")
   checkpoint_contents.together(lambda: _check_directory(checkpoints.directory))
   with _writing(checkpoints.directory, "write a checkpoint"):
     _forget_lost(checkpoints)
-    metadata = checkpoint_contents.facts_to_write(state, facts, score)
-    if score is not None:
-      checkpoints.scores[step] = score
+    checkpoints.scores.pop(step, None)
+    note_score(checkpoints, step, score)
+    metadata = checkpoint_contents.facts_to_write(state, facts, checkpoints.scores.get(step))
     checkpoints.orbax.save_async(step, state, force=True, custom_metadata=metadata)
 
 
@@ -218,8 +225,11 @@ def _check_directory(directory: AnyPath) -> None:
     )
   with _writing(directory, "write a checkpoint"):
     directory.mkdir(exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):
-      pass
+    with tempfile.TemporaryFile(dir=directory) as file:
+      # A disk that is full can still take names.
+      file.write(bytes(2**16))
+      file.flush()
+      os.fsync(file.fileno())
 
 
 def _forget_lost(checkpoints: Checkpoints) -> None:
@@ -262,8 +272,6 @@ def restore(checkpoints: Checkpoints, shapes: TrainState) -> tuple[TrainState, d
     checkpoints.orbax.reload()
     for step in damaged:
       checkpoints.scores.pop(step, None)
-    # What was said of those is not about a save.
-    checkpoints.errors.clear()
   return state, contents.facts
 
 
@@ -279,9 +287,10 @@ def _put_aside(directory: AnyPath, steps: list[int]) -> None:
     try:
       path_of(directory, step).rename(target)
     except Exception as error:
-      raise CheckpointError(
+      raise failure(
         f"can't rename the damaged checkpoint {path_of(directory, step)}: {in_words(error)}. Move "
-        "it away and start the same command again"
+        "it away and start the same command again",
+        error,
       ) from error
     logger.warning("the damaged checkpoint of step %d is now %s", step, target)
 
@@ -301,20 +310,18 @@ def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> Non
   directory = local_path(directory)
   check_absent(directory)
   incomplete = directory.with_name(f".{directory.name}.incomplete-{os.getpid()}")
-  try:
-    incomplete.mkdir(parents=True)
-  except OSError as error:
-    raise CheckpointError(f"can't write {directory}: {error}") from error
   state = {"params": params}
   metadata = checkpoint_contents.facts_to_write(state, facts, None)
   try:
+    incomplete.mkdir(parents=True)
     with open_checkpoints(checkpoints_of(incomplete), copy_host_arrays=False) as checkpoints:
       with _writing(checkpoints.directory, "write a checkpoint"):
         checkpoints.orbax.save_async(0, state, custom_metadata=metadata)
+  except (OSError, CheckpointError) as error:
+    raise failure(f"can't write {directory}: {in_words(error)}", error) from error
+  else:
     check_absent(directory)
     os.rename(incomplete, directory)
-  except OSError as error:
-    raise CheckpointError(f"can't write {directory}: {error}") from error
   finally:
     shutil.rmtree(incomplete, ignore_errors=True)
 
@@ -369,7 +376,6 @@ def restore_params(
     CheckpointError: there is no checkpoint, all are damaged, or the newest holds another model.
   """
   directory = file_path(directory)
-  checkpoint_contents.together(lambda: existing_steps(directory))
 
   def prepare(step: int, contents: Contents):
     averages = any(path.startswith("average.") for path in contents.arrays)
@@ -407,8 +413,8 @@ def _writing(directory: AnyPath, action: str) -> Iterator[None]:
   except CheckpointError:
     raise
   except Exception as error:
-    raise CheckpointError(
-      f"can't {action} in {directory}: {in_words(error)}. {_what_is_left(directory)}"
+    raise failure(
+      f"can't {action} in {directory}: {in_words(error)}. {_what_is_left(directory)}", error
     ) from error
 
 

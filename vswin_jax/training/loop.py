@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from vswin_jax.command_line import MAY_PASS
+from vswin_jax.distributed.agreement import is_first
 from vswin_jax.training.progress import Progress, logger, own_logger
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
@@ -74,8 +75,7 @@ def train(
   Raises:
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
   """
-  is_first = jax.process_index() == 0
-  with Progress(start_step, num_steps, batch_size, is_shown=is_first) as progress:
+  with Progress(start_step, num_steps, batch_size, is_shown=is_first()) as progress:
 
     def write(step: int, metrics: dict) -> None:
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -11,7 +11,13 @@ from orbax.checkpoint import v1 as ocp
 
 from vswin_jax.local_files import AnyPath, file_path
 from vswin_jax.training import checkpoint_contents
-from vswin_jax.training.checkpoint_contents import CheckpointError, Contents, DamagedError, in_words
+from vswin_jax.training.checkpoint_contents import (
+  CheckpointError,
+  Contents,
+  DamagedError,
+  failure,
+  in_words,
+)
 from vswin_jax.training.progress import logger
 
 _NAMES = ocp.path.step.standard_name_format()
@@ -29,7 +35,7 @@ def complete_steps(directory: str | os.PathLike) -> list[int]:
   try:
     return sorted(found.step for found in _NAMES.find_all(directory))
   except Exception as error:
-    raise CheckpointError(f"can't read {directory}: {in_words(error)}") from error
+    raise failure(f"can't read {directory}: {in_words(error)}", error) from error
 
 
 def newest_step(directory: str | os.PathLike) -> int | None:
@@ -101,8 +107,6 @@ def _newest_whole(directory: AnyPath, prepare: Callable):
       wanted,
     )
     return step, arrays, contents, list(damaged)
-  if not damaged:
-    raise CheckpointError(f"no complete checkpoint in {directory}")
   raise none_whole(directory, damaged)
 
 
@@ -116,7 +120,7 @@ def none_whole(directory: AnyPath, damaged: dict[int, str]) -> CheckpointError:
 
 def _steps_to_try(directory: AnyPath) -> list[int]:
   """Newest first, as process 0 sees them: other hosts may be shown an older state."""
-  steps = checkpoint_contents.together(lambda: complete_steps(directory))[::-1]
+  steps = checkpoint_contents.together(lambda: existing_steps(directory))[::-1]
   if jax.process_count() == 1:
     return steps
   count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
