@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vswin_jax.command_line import (
+  UNEXPECTED,
   one_line_errors,
   parse_config_flags,
   refuse_arguments,
@@ -51,7 +52,9 @@ _COORDINATOR = flags.DEFINE_string(
   None,
   "HOST:PORT of process 0; SLURM and TPU pods tell it by themselves.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", 1)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Processes of the run; 1 without --coordinator: this one alone.", 1
+)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
 _START_TIMEOUT = flags.DEFINE_float(
   "start_timeout", 300.0, "Seconds within which all processes of the run must have started.", 1.0
@@ -90,7 +93,7 @@ def _compile() -> None:
     "what was compiled is in the workdir, if one was given",
     (*experiment.USER_ERRORS, targets.TargetError),
   ):
-    running.run(
+    results = running.run(
       _CONFIG.value,
       _TOPOLOGY.value,
       workdir=_WORKDIR.value,
@@ -98,6 +101,8 @@ def _compile() -> None:
       search=_SEARCH.value,
       explicit=_explicit_keys(),
     )
+  if any(result.error for result in results):
+    sys.exit(UNEXPECTED)
 
 
 def _explicit_keys() -> list[str]:

@@ -378,7 +378,7 @@ def test_a_disk_that_was_full_before_is_told_at_once(tmp_path):
   with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large") as raised:
     with small_disk(70_000):
       checkpointing.write_params(tmp_path / "weights", params, FACTS)
-  assert "incomplete" not in str(raised.value)
+  assert "resumes" not in str(raised.value)
   assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
