@@ -3,13 +3,15 @@
 python -m tests.layout_table
 """
 
+import os
 import pathlib
+import signal
 import tempfile
 
 import numpy as np
 
 from tests.test_experiment import final_arrays, metrics
-from tests.test_several_processes import run
+from tests.test_several_processes import processes_of_run, run, start, wait_for
 from tests.tiny_motion import prepare
 
 LAYOUTS = ((1, 4), (2, 2), (4, 1))
@@ -27,10 +29,29 @@ def main():
       for fsdp in GROUPS:
         workdir = folder / f"{layout}_{fsdp}"
         run(folder, workdir, layout, f"--config.mesh.fsdp={fsdp}")
-        values = _values(workdir)
-        reference = reference or values
-        errors = [f"{_difference(ours, theirs):.1e}" for ours, theirs in zip(values, reference)]
-        print(f"| {layout[0]} x {layout[1]} | {fsdp} | {' | '.join(errors)} |", flush=True)
+        reference = reference or _values(workdir)
+        _print_row(f"{layout[0]} x {layout[1]} | {fsdp}", workdir, reference)
+    workdir = folder / "handed_on"
+    _hand_on(folder, workdir)
+    _print_row("4 x 1, then 2 x 2, then 1 x 4 | 4, then 2, then 1", workdir, reference)
+
+
+def _hand_on(data_dir: pathlib.Path, workdir: pathlib.Path) -> None:
+  """A run that is stopped twice and goes on with fewer processes."""
+  for layout, fsdp, step in (((4, 1), 4, 3), ((2, 2), 2, 6)):
+    process = start(data_dir, workdir, layout, f"--config.mesh.fsdp={fsdp}")
+    wait_for(workdir / "checkpoints" / str(step), process)
+    os.kill(processes_of_run(workdir)[layout[0] - 1], signal.SIGTERM)
+    output, _ = process.communicate(timeout=240)
+    assert "asked to stop: saved step" in output, output
+  assert "resuming from step" in run(data_dir, workdir, (1, 4))
+
+
+def _print_row(layout: str, workdir: pathlib.Path, reference: list[dict]) -> None:
+  differences = [
+    f"{_difference(ours, theirs):.1e}" for ours, theirs in zip(_values(workdir), reference)
+  ]
+  print(f"| {layout} | {' | '.join(differences)} |", flush=True)
 
 
 def _values(workdir: pathlib.Path) -> list[dict]:

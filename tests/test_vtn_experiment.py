@@ -43,6 +43,8 @@ def test_a_vtn_trains_resumes_and_is_evaluated_on_whole_videos(tiny_data_dir, tm
     "--config.clip.short_side_range=(34,40)",
     "--config.test.whole_frames=16",
     "--config.model.dropout_rate=0.1",
+    "--config.model.num_layers=1",
+    "--config.model.backbone_options.depth=1",
     "--config.model.frames_per_chunk=3",
     "--config.model.rematerialisation=chunk",
     "--config.train.batch_size=8",

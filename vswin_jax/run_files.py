@@ -20,6 +20,7 @@ _FREE_TO_CHANGE = (
   "eval_batch_size",
   "init_from",
   "loader",
+  "mesh",
   "starts_from",
   "test",
   "train.keep",

@@ -29,9 +29,9 @@ def tiny_model(**options):
   return create_model(
     "video_swin_t",
     num_classes=CLASSES,
-    embed_dim=32,
-    depths=(2, 1),
-    num_heads=(2, 4),
+    embed_dim=64,
+    depths=(2,),
+    num_heads=(4,),
     window_size=(4, 4, 4),
     **{"drop_path_rate": 0.2, "head_dropout_rate": 0.3} | options,
   )
