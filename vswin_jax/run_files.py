@@ -13,7 +13,7 @@ from vswin_jax.training.metrics import read_metrics
 from vswin_jax.training.progress import logger
 from vswin_jax.training.report import write_report
 
-# Changing these between two runs in one workdir changes no result.
+# Changing these between two runs in one workdir changes no result by more than rounding.
 _FREE_TO_CHANGE = (
   "data.dir",
   "data.max_failed_share",
