@@ -265,8 +265,8 @@ SENT = (Collective("all-reduce", False, 4, 1, 10**7, 15e6),)
 
 
 def last_cells(result):
-  """Those of the row of a result after its memory and largest batch."""
-  return [cell.strip(" |") for cell in table([result]).splitlines()[-1].split(" | ")[5:]]
+  """Those of the row of a result after its memory; no largest batch was searched."""
+  return [cell.strip(" |") for cell in table([result]).splitlines()[-1].split(" | ")[4:]]
 
 
 def test_loops_leave_what_products_and_collectives_tell():
@@ -306,6 +306,12 @@ def test_loops_without_products_leave_no_times():
   assert "(2 in all): no times follow; collectives count as often as they run" in text
   assert "efficiency" not in text and "the run" not in text
   assert last_cells(result) == ["1,970+", "8.19+", "15", *["-"] * 5]
+
+
+def test_columns_in_which_nothing_stands_are_left_out():
+  searched = fake_result(largest=7, is_largest=True)
+  assert "largest a chip" not in table([fake_result()])
+  assert table([fake_result(), searched]).splitlines()[-1].split(" | ")[4] == "7"
 
 
 def test_the_effort_of_what_is_tried_is_said():

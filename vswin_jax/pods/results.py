@@ -15,6 +15,22 @@ NOTE = (
   "also where they stay in faster memory; links are those that every chip of the slice has."
 )
 
+_COLUMNS = (
+  "config",
+  "machine",
+  "clips a step (a chip)",
+  "memory GiB",
+  "largest a chip",
+  "GFLOP",
+  "GB moved",
+  "MB sent",
+  "computing at least, ms",
+  "step, ms (estimate)",
+  "scaling efficiency (estimate)",
+  "the same if it only computes",
+  "epochs: at least, estimate",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -237,20 +253,16 @@ def _run_times(result: Result, times: Estimate) -> tuple[str, str]:
 
 
 def table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
-  """A Markdown table, a row for each result.
+  """A Markdown table, a row for each result, without columns in which nothing stands.
 
   Args:
     names: of the results, in the first column; None: their models.
   """
-  head = (
-    "config | machine | clips a step (a chip) | memory GiB | largest a chip | GFLOP | GB moved "
-    "| MB sent | computing at least, ms | step, ms (estimate) | scaling efficiency (estimate) "
-    "| the same if it only computes | epochs: at least, estimate"
-  )
-  lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
-  for result, name in zip(results, names or [one.model for one in results], strict=True):
-    lines.append("| " + " | ".join([name, *_cells(result)]) + " |")
-  return "\n".join(lines)
+  names = names or [one.model for one in results]
+  rows = [[name, *_cells(result)] for result, name in zip(results, names, strict=True)]
+  kept = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows)]
+  lines = [_COLUMNS, ["---"] * len(_COLUMNS), *rows]
+  return "\n".join(f"| {' | '.join(line[place] for place in kept)} |" for line in lines)
 
 
 def _cells(result: Result) -> list[str]:
