@@ -122,7 +122,11 @@ kill_run() { on_all bash -c "if [[ -x $worker ]]; then $worker kill; fi"; }
 tries=5
 
 # Prints how to give another command for the same slice.
-how_to() { quoted "$0" "$1" "--name=$name" "--zone=$zone" ${project:+"--project=$project"}; }
+how_to() {
+  local options=("--name=$name" "--zone=$zone" ${project:+"--project=$project"})
+  if ((slices > 1)); then options+=("--slices=$slices"); fi
+  quoted "$0" "$1" "${options[@]}"
+}
 
 # give_up REASON [STATUS]
 give_up() {
@@ -277,9 +281,9 @@ print_log() {
   if [[ $text ]]; then printf '%s\n' "$text"; fi
 }
 
-# Follows the run until it ends for good (well, as a wrong command, or because it was asked to), or is
-# lost with its slice. Sets `run`, empty if it is lost. Gives up if worker 0 stays out of reach on a
-# slice that is there: the run may be going on.
+# Follows the run until it ends for good (well, as a wrong command, or because it was asked to), or
+# is lost with its slice. Sets `run`, empty if it is lost. Gives up if worker 0 stays out of reach on
+# a slice that is there: the run may be going on.
 follow() {
   local starts=0 patience=10 line=1
   run=running
@@ -300,7 +304,8 @@ follow() {
       "" | "ended $STOPPED")
         if ((--patience < 0)); then
           if [[ -z $run ]]; then
-            say "worker 0 can't be reached; see why, then give the same command again: $(how_to status)"
+            say "worker 0 can't be reached; see why, then start \`$command\` again:" \
+              "$(how_to status)"
             give_up "the slice is ACTIVE and is kept, with whatever runs on it"
           fi
           return

@@ -7,7 +7,22 @@ import sys
 import pytest
 
 from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS, one_line_errors
+from vswin_jax.distributed.errors import (
+  DifferenceError,
+  PassingDifferenceError,
+  PassingStartupError,
+  StartupError,
+)
+from vswin_jax.training.checkpoint_contents import failure
 from vswin_jax.training.loop import LostWorkerError
+
+
+class BucketError(Exception):
+  """As gcsfs and Kubernetes raise them."""
+
+  def __init__(self, code: int):
+    super().__init__("an error of a service")
+    self.code = code
 
 
 @pytest.mark.parametrize(
@@ -19,6 +34,15 @@ from vswin_jax.training.loop import LostWorkerError
     (OSError("a library says so"), 1),
     (OSError(errno.EIO, "Input/output error"), 75),
     (LostWorkerError("a data worker died"), 75),
+    (StartupError("two have one number"), 1),
+    (PassingStartupError("one is late"), 75),
+    (DifferenceError("other disks"), 1),
+    (PassingDifferenceError("a stale view"), 75),
+    (failure("can't write", ConnectionError("reset")), 75),
+    (failure("can't write", OSError("Forbidden: gs://runs")), 1),
+    (failure("can't write", ValueError("PERMISSION_DENIED: no rights")), 1),
+    (failure("can't write", BucketError(403)), 1),
+    (failure("can't write", BucketError(503)), 75),
   ],
 )
 def test_errors_end_in_one_line_and_their_status(error, status, capsys):

@@ -30,7 +30,7 @@ def bucket():
 def test_a_local_folder_is_used_as_it_is(tmp_path):
   with open_run_folder(tmp_path / "a" / "run") as folder:
     assert folder.path == folder.local == tmp_path / "a" / "run"
-    assert folder.local.is_dir() and folder.path == tmp_path / "a" / "run"
+    assert folder.local.is_dir()
     assert folder.checkpoints == tmp_path / "a" / "run" / "checkpoints"
     (folder.local / "train.log").write_text("line")
     folder.publish()

@@ -7,6 +7,7 @@ that the same command may succeed. What launches runs goes by them.
 import ast
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ MAY_PASS = 75
 _LASTING = (
   FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
 )  # fmt: skip
+# How buckets and clusters say so, where their libraries raise errors of their own.
+_LASTING_CODES = ("400", "401", "403")
+_LASTING_WORDS = re.compile(r"\b(Forbidden|PERMISSION_DENIED|UNAUTHENTICATED)\b")
 
 
 @contextlib.contextmanager
@@ -66,7 +70,10 @@ def may_pass(error: BaseException | None) -> bool:
   """Whether what files, disks or networks raised may be gone at the next try: not if it, or its
   cause, stays until somebody does something."""
   while error is not None:
-    if isinstance(error, _LASTING):
+    code = getattr(error, "code", None) or getattr(error, "status", None)
+    if isinstance(error, _LASTING) or str(code) in _LASTING_CODES:
+      return False
+    if _LASTING_WORDS.search(str(error)):
       return False
     error = error.__cause__
   return True

@@ -192,7 +192,8 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
     left_evaluation = facts.get("left_evaluation", False) and not of_first(start_step in evaluated)
     # What was saved before it was evaluated does not know its score.
     for step in evaluated.keys() - saved.scores.keys():
-      checkpointing.note_score(saved, step, main_score(evaluated[step]))
+      if step <= start_step:
+        checkpointing.note_score(saved, step, main_score(evaluated[step]))
     if start_step >= plan.num_steps and not left_evaluation:
       logger.info("training is complete at step %d of %s", start_step, directory)
       return start_step
@@ -257,6 +258,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
         save_every=train.save_every,
         saves_evaluated=train.keep_best > 0,
         evaluates_first=left_evaluation,
+        is_shown=is_first(),
       )
   return int(state.step)
 

@@ -124,11 +124,6 @@ def test_strangers_at_the_port_are_sent_away():
     assert leading.result() is None
 
 
-def test_launchers_start_again_what_may_pass_alone():
-  assert PassingStartupError.exit_status == 75
-  assert not hasattr(StartupError, "exit_status")
-
-
 def test_a_port_that_is_taken_is_named():
   with socket.create_server(("", 0)) as server:
     port = server.getsockname()[1]

@@ -238,7 +238,7 @@ def test_a_slice_whose_worker_stays_out_of_reach_is_kept(cluster):
   assert ended.returncode == 1
   assert steps == ["describe", *NEW, "log", *["status", "describe"] * 11]
   assert ended.stderr.splitlines() == [
-    "launch: worker 0 can't be reached; see why, then give the same command again: "
+    "launch: worker 0 can't be reached; see why, then start `all` again: "
     "launch/tpu_vm.sh status --name=k4 --zone=us-west4-a",
     f"launch: the slice is ACTIVE and is kept, with whatever runs on it; {COSTS}",
   ]

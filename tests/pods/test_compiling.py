@@ -71,9 +71,11 @@ def test_only_want_of_device_memory_is_a_result(cpu_devices, monkeypatch):
   found = compile_step(plan)
   assert (found.memory, found.needed) == (None, 61 * 2**29)
   assert found.product_flops > 0
+  assert not found.error
   fail_with(VMEM)
-  with pytest.raises(jax.errors.JaxRuntimeError, match="vmem"):
-    compile_step(plan)
+  found = compile_step(plan)
+  assert (found.memory, found.needed) == (None, None)
+  assert "vmem" in found.error and "\n" not in found.error
 
 
 def test_products_are_most_of_what_the_compiler_counts(cpu_devices):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vswin_jax.distributed.errors import DifferenceError
+from vswin_jax.distributed.errors import DifferenceError, PassingDifferenceError
 from vswin_jax.local_files import AnyPath
 
 _TOKEN = "processes_of_this_run"
@@ -35,7 +35,8 @@ def check_same(facts: Mapping[str, str]) -> None:
   """Compares facts, by name, with those of process 0.
 
   Raises:
-    DifferenceError: in all processes, if one has another.
+    PassingDifferenceError: in all processes, if one has another. Options were compared before: it
+      is about files.
   """
   if jax.process_count() == 1:
     return
@@ -46,7 +47,7 @@ def check_same(facts: Mapping[str, str]) -> None:
     process, place = (int(index) for index in np.argwhere(differences)[0])
     name = list(facts)[place]
     own = f" (here: {facts[name]})" if len(str(facts[name])) < 200 else ""
-    raise DifferenceError(
+    raise PassingDifferenceError(
       f"{name} is not the same in process {process} as in process 0{own}; all hosts must see the "
       "same files and be given the same options"
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from jax._src import cloud_tpu_init, clusters
 
+from vswin_jax.command_line import may_pass
 from vswin_jax.distributed.errors import PassingStartupError, StartupError
 
 _FLAGS = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
@@ -141,7 +142,8 @@ def _asking() -> Iterator[None]:
     yield
   except Exception as error:  # of the cloud's services, of many kinds
     # They fail now and then, and a host may get its name after others have started.
-    raise PassingStartupError(
+    kind = PassingStartupError if may_pass(error) else StartupError
+    raise kind(
       "this looks like a host of a TPU pod or of Kubernetes, but the others can't be found: "
       f"{type(error).__name__}: {error}; give {_FLAGS}"
     ) from error

@@ -16,6 +16,8 @@ class PassingStartupError(StartupError):
 class DifferenceError(ValueError):
   """Processes that see different things, where they must see the same."""
 
-  # Options were compared before; files on a shared disk may look to a host as they were a moment
-  # ago.
+
+class PassingDifferenceError(DifferenceError):
+  """What hosts may see alike a moment later: files on a shared disk look to some as they were."""
+
   exit_status = MAY_PASS

@@ -9,6 +9,7 @@ import json
 import socket
 import time
 
+from vswin_jax.command_line import may_pass
 from vswin_jax.distributed.clusters import Cluster
 from vswin_jax.distributed.errors import PassingStartupError, StartupError
 from vswin_jax.training.progress import logger
@@ -119,7 +120,7 @@ def _collect(
       except TimeoutError:
         continue
       report = _receive(connection, 5.0)
-      if not _is_of_a_process(report):  # some other program
+      if report is None or not _is_of_a_process(report):  # some other program
         connection.close()
         continue
       # One that was started again has its number from one that left just now.
@@ -137,10 +138,18 @@ def _drop_those_that_left(others: list[_Process]) -> None:
       other.connection.close()
 
 
-def _is_of_a_process(message: dict | None) -> bool:
-  kinds = {"process": int, "processes": int, "host": str, "facts": dict}
-  return message is not None and all(
-    isinstance(message.get(name), kind) for name, kind in kinds.items()
+def _is_of_a_process(message: dict) -> bool:
+  return _has_kinds(message, {"process": int, "processes": int, "host": str, "facts": dict})
+
+
+def _is_a_verdict(message: dict) -> bool:
+  return _has_kinds(message, {"error": str, "may_pass": bool})
+
+
+def _has_kinds(message: dict, kinds: dict[str, type]) -> bool:
+  """Whether a message has these entries and no others."""
+  return message.keys() == kinds.keys() and all(
+    isinstance(message[name], kind) for name, kind in kinds.items()
   )
 
 
@@ -179,7 +188,7 @@ def _follow(cluster: Cluster, own: dict, deadline: float, timeout: float) -> _Ve
         answer = _receive(connection, timeout + 10.0)
     except OSError as error:
       answer, reason = None, f" ({error})"
-    if answer is not None:
+    if answer is not None and _is_a_verdict(answer):
       return _Verdict(**answer)
     time.sleep(0.2)
   return _Verdict(
@@ -197,7 +206,8 @@ def _listen(cluster: Cluster) -> socket.socket:
     return socket.create_server(("", port))
   except OSError as error:
     # An earlier run may still be ending, and launchers may take another port.
-    raise PassingStartupError(
+    kind = PassingStartupError if may_pass(error) else StartupError
+    raise kind(
       f"can't listen at port {port} of this host, the coordinator's: {error}. End the program that "
       "has it, or give another --coordinator (SLURM: JAX_COORDINATOR_PORT)"
     ) from error

@@ -24,13 +24,14 @@ class Compiled:
   Attributes:
     effort: one of `EFFORTS`.
     seconds: that lowering and compiling took.
-    memory: bytes at the peak; None: more than a device has, and nothing else is known.
+    memory: bytes at the peak; None: more than a device has, or there is an error.
     needed: bytes where that is more than a device has, if the compiler says so.
     arguments: bytes of the state and the batch, part of `memory`.
     flops: operations; None if the compiler counts none.
     bytes_accessed: read and written in the device's memory; None likewise.
     product_flops: see `product_flops`.
     text: the compiled program in HLO.
+    error: why the step did not compile, if not for want of memory.
   """
 
   effort: str
@@ -42,6 +43,7 @@ class Compiled:
   bytes_accessed: float | None = None
   product_flops: float | None = None
   text: str = ""
+  error: str = ""
 
 
 def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
@@ -83,8 +85,6 @@ def compile_step(plan: Plan, effort: str = "quick") -> Compiled:
   Args:
     effort: one of `EFFORTS`; only the compiler of TPUs tells them apart.
 
-  Raises:
-    JaxRuntimeError: the compiler fails, and not for want of memory.
   """
   check_choices(EFFORTS, effort=effort)
   start = time.monotonic()
@@ -94,10 +94,10 @@ def compile_step(plan: Plan, effort: str = "quick") -> Compiled:
   try:
     compiled = traced.lower().compile(_QUICK if effort == "quick" and on_tpu else None)
   except jax.errors.JaxRuntimeError as error:
-    if not lacks_memory(str(error)):
-      raise
-    seconds, needed = time.monotonic() - start, needed_memory(str(error))
-    return Compiled(effort, seconds, needed=needed, product_flops=flops)
+    seconds, message = time.monotonic() - start, str(error)
+    why = "" if lacks_memory(message) else " ".join(message.split())[:200]
+    needed = None if why else needed_memory(message)
+    return Compiled(effort, seconds, needed=needed, product_flops=flops, error=why)
   costs = compiled.cost_analysis() or {}
   memory = compiled.memory_analysis()
   return Compiled(

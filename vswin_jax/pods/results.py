@@ -44,7 +44,8 @@ class Result:
     epochs: of the config; `num_steps` steps.
     effort: of the compiler.
     seconds: that compiling took.
-    memory: bytes at the peak; None: more than there are, `needed` if the compiler says.
+    memory: bytes at the peak; None: more than there are, `needed` if the compiler says, or there is
+      an `error`.
     arguments: bytes of state and batch, part of `memory`.
     flops: None if the compiler counts none; likewise `bytes_accessed`.
     product_flops: of matrix products and convolutions, before compilation; None: not counted.
@@ -113,9 +114,11 @@ class Result:
 
   @property
   def least_flops(self) -> float | None:
-    """The compiler's count of operations if it is that of the whole step, else that of the products
-    before compilation, which is smaller, or whatever was counted."""
-    return self.flops if self.counts_all else self.product_flops or self.flops
+    """The compiler's count of operations if it is that of the whole step, else the larger of it and
+    that of the products before compilation: both leave something out."""
+    if self.counts_all:
+      return self.flops
+    return max(filter(None, (self.flops, self.product_flops)), default=None)
 
   @property
   def estimate(self) -> Estimate | None:

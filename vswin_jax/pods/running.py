@@ -70,12 +70,7 @@ def run(
     rows = folder / RESULTS_FILE
   results = []
   for target, plan in zip(targets, plans, strict=True):
-    try:
-      result = compile_plan(plan, target, facts, config.train.batch_size, effort)
-    except jax.errors.JaxRuntimeError as error:
-      failed = Compiled(effort, seconds=0.0)
-      result = result_of(plan, target, facts, config.train.batch_size, failed)
-      result = dataclasses.replace(result, error=_one_line(error))
+    result = compile_plan(plan, target, facts, config.train.batch_size, effort)
     _keep(result, rows, say, describe)
     if not result.error and (search or not result.fits):
       result = search_largest(config, target, facts, result)
@@ -137,7 +132,6 @@ def compile_for(
 
   Raises:
     TargetError, ConfigError: as `run`.
-    JaxRuntimeError: as `compile_plan`.
   """
   plan = plan_for(config, target, facts, clips_per_device)
   return compile_plan(plan, target, facts, config.train.batch_size, effort)
@@ -146,11 +140,7 @@ def compile_for(
 def compile_plan(
   plan: Plan, target: Target, facts: DataFacts, wanted_batch_size: int, effort: str = "quick"
 ) -> Result:
-  """Compiles the training step of a plan from `plan_for`.
-
-  Raises:
-    JaxRuntimeError: the compiler fails, and not for want of memory.
-  """
+  """Compiles the training step of a plan from `plan_for`."""
   compiled = compile_step(plan, effort)
   jax.clear_caches()  # no step is compiled twice, and the programs are large
   return result_of(plan, target, facts, wanted_batch_size, compiled)
@@ -209,6 +199,7 @@ def result_of(
     accumulate=config.train.accumulate,
     num_videos=facts.num_videos,
     videos_source=facts.source,
+    error=compiled.error,
   )
 
 
@@ -256,13 +247,9 @@ def _try(
   why it did not compile, if that was something else."""
   try:
     result = compile_for(config, target, facts, clips_per_device=clips_per_device)
-  except (ConfigError, jax.errors.JaxRuntimeError) as error:
-    return None, _one_line(error)
-  return _size(result), ""
-
-
-def _one_line(error: Exception) -> str:
-  return " ".join(str(error).split())[:200]
+  except ConfigError as error:
+    return None, str(error)
+  return _size(result), result.error
 
 
 def _size(result: Result) -> int | None:

@@ -313,17 +313,25 @@ def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> Non
   state = {"params": params}
   metadata = checkpoint_contents.facts_to_write(state, facts, None)
   try:
-    incomplete.mkdir(parents=True)
-    with open_checkpoints(checkpoints_of(incomplete), copy_host_arrays=False) as checkpoints:
-      with _writing(checkpoints.directory, "write a checkpoint"):
-        checkpoints.orbax.save_async(0, state, custom_metadata=metadata)
-  except (OSError, CheckpointError) as error:
-    raise failure(f"can't write {directory}: {in_words(error)}", error) from error
-  else:
+    with _making(directory):
+      incomplete.mkdir(parents=True)
+      with open_checkpoints(checkpoints_of(incomplete), copy_host_arrays=False) as checkpoints:
+        with _writing(checkpoints.directory, "write a checkpoint"):
+          checkpoints.orbax.save_async(0, state, custom_metadata=metadata)
     check_absent(directory)
-    os.rename(incomplete, directory)
+    with _making(directory):
+      os.rename(incomplete, directory)
   finally:
     shutil.rmtree(incomplete, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _making(directory: AnyPath) -> Iterator[None]:
+  """Errors name the folder that is to be; what is written first has another name, and goes."""
+  try:
+    yield
+  except (OSError, CheckpointError) as error:
+    raise failure(f"can't write {directory}: {in_words(error)}", error) from error
 
 
 def check_absent(directory: str | os.PathLike) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import jax
 
 from vswin_jax.command_line import MAY_PASS
-from vswin_jax.distributed.agreement import is_first
 from vswin_jax.training.progress import Progress, logger, own_logger
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
@@ -45,6 +44,7 @@ def train(
   save_every: int,
   saves_evaluated: bool = False,
   evaluates_first: bool = False,
+  is_shown: bool = True,
 ) -> TrainState:
   """Trains from `start_step` until `num_steps` updates are done.
 
@@ -67,6 +67,7 @@ def train(
     max_failed_clips: by the number of clips seen, how many may fail.
     saves_evaluated: every state that is evaluated is saved too.
     evaluates_first: an evaluation of the state at `start_step` was left and is made up for.
+    is_shown: the progress, on a terminal.
 
   Returns:
     The last state: `num_steps` updates, or fewer if the run was asked to stop, in which case `save`
@@ -75,7 +76,7 @@ def train(
   Raises:
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
   """
-  with Progress(start_step, num_steps, batch_size, is_shown=is_first()) as progress:
+  with Progress(start_step, num_steps, batch_size, is_shown=is_shown) as progress:
 
     def write(step: int, metrics: dict) -> None:
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
