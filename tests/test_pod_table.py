@@ -8,36 +8,24 @@ import pytest
 
 from benchmarks import pod_table
 from benchmarks.pod_table import Job, on_other_slice, read_rows, same_program, table_rows
-from tests.pods.small_config import small_config
+from tests.pods.small_step import fake_result, small_config
 from vswin_jax.pods import running
 from vswin_jax.pods.data_facts import DataFacts
 from vswin_jax.pods.program import Collective
-from vswin_jax.pods.results import Result, read_row, write_row
+from vswin_jax.pods.results import read_row, write_row
 from vswin_jax.pods.targets import parse_target
 
 
 def result_on(topology, **values):
   target = parse_target(topology)
-  fields = {
-    "model": "video_swin_t",
+  own = {
     "topology": topology,
     "num_devices": target.num_devices,
     "batch_size": target.num_devices,
     "wanted_batch_size": target.num_devices,
-    "fsdp": 1,
-    "rematerialisation": "none",
-    "epochs": 30.0,
-    "num_steps": 1000,
-    "effort": "quick",
-    "seconds": 60.0,
-    "memory": 2**30,
-    "needed": None,
-    "arguments": 2**28,
-    "flops": 197e10,
-    "bytes_accessed": 819e7,
     "collectives": (Collective("all-reduce", False, target.num_devices, 3, 1000, 1500.0),),
   }
-  return Result(**fields | values)
+  return fake_result(**own | values)
 
 
 def row_of(result, program="abc", same_as=None, **job):

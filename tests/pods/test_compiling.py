@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.pods.small_config import small_config
+from tests.pods.small_step import small_config
 from vswin_jax.pods import running
 from vswin_jax.pods.compiling import (
   compile_step,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.pods.small_config import small_config
+from tests.pods.small_step import fake_result, small_config
 from vswin_jax.models.parameters import flatten
 from vswin_jax.plan import ConfigError
 from vswin_jax.pods import running
@@ -93,30 +93,6 @@ def test_several_machines_give_a_table(fake_compiler):
   rows = said[-1].split("\n\n")[0].splitlines()
   assert len(rows) == 4
   assert len({row.count("|") for row in rows}) == 1
-
-
-def fake_result(**values):
-  config = small_config()
-  fields = {
-    "model": config.model.name,
-    "topology": "v5e:2x2",
-    "num_devices": 4,
-    "batch_size": 16,
-    "wanted_batch_size": 16,
-    "fsdp": 1,
-    "rematerialisation": "none",
-    "epochs": 30.0,
-    "num_steps": 1000,
-    "effort": "quick",
-    "seconds": 60.0,
-    "memory": 2**30,
-    "needed": None,
-    "arguments": 2**28,
-    "flops": 197e10,
-    "bytes_accessed": 819e7,
-    "collectives": (),
-  }
-  return Result(**fields | values)
 
 
 @pytest.fixture
