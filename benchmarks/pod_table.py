@@ -100,7 +100,9 @@ def run_job(job: Job, results: pathlib.Path) -> None:
   plan = running.plan_for(config, target, facts, job.clips or None)
   batch_size, fsdp = plan.settings.config.train.batch_size, plan.settings.config.mesh.fsdp
   wanted = batch_size if job.clips else config.train.batch_size
-  program = one_chip_program(config, target, facts, batch_size)
+  # Clips that are mixed may lie on other chips.
+  mixes = plan.settings.augmentation.mixes
+  program = None if mixes else one_chip_program(config, target, facts, batch_size)
   compiled = rows.get(dataclasses.replace(job, search=False))
   is_other = job.clips or job.search or target.slices > 1
   same = None if is_other else same_program(rows, program, target.chip.name, fsdp)
@@ -140,15 +142,16 @@ def one_chip_program(config, target, facts, batch_size: int) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def same_program(rows: dict[Job, dict], program: str, chip: str, fsdp: int) -> dict | None:
+def same_program(rows: dict[Job, dict], program: str | None, chip: str, fsdp: int) -> dict | None:
   """A row of which a chip runs the same, the state on every chip of one slice.
 
   Args:
+    program: as `one_chip_program` names it; None: what a chip runs depends on others.
     fsdp: devices that share one copy of the state of what is to be compiled.
   """
   for other, row in rows.items():
     is_chip = other.topology.startswith((f"{chip}:", f"{chip}-"))
-    if row["program"] == program and is_chip and max(fsdp, row["fsdp"]) < 2:
+    if program and row["program"] == program and is_chip and max(fsdp, row["fsdp"]) < 2:
       return row
   return None
 

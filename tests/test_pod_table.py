@@ -99,6 +99,11 @@ def test_only_whole_states_on_one_slice_of_the_chip_are_the_same(
   assert same_program({job: row}, program, chip, fsdp) == (row if found else None)
 
 
+def test_what_depends_on_other_chips_is_shared_with_nothing():
+  job, row = row_of(result_on("v5e-16"), program=None)
+  assert same_program({job: row}, None, "v5e", 1) is None
+
+
 def test_another_slice_sums_over_other_groups_and_was_not_searched(monkeypatch):
   monkeypatch.setattr(running, "devices_of", lambda target: jax.devices()[: target.num_devices])
   target, facts = parse_target("v5e-8"), DataFacts(6, 4096, False, "some list")
