@@ -114,12 +114,12 @@ def run_job(job: Job, results: pathlib.Path) -> None:
     same_as = same["same_as"] or [same["job"]["config"], same["topology"]]
   else:
     result = running.compile_plan(plan, target, facts, wanted)
-  if job.search:
+  if job.search and not result.error:
     known = {}
     for other, row in rows.items():
       found = read_row(row)
       is_alike = other.config == job.config and found.target.chip == target.chip
-      if is_alike and found.fsdp == fsdp == 1:
+      if is_alike and found.fsdp == fsdp == 1 and not found.error:
         known[found.clips_per_device] = found.memory
     result = running.search_largest(config, target, facts, result, known)
     if not result.fits:
@@ -151,7 +151,8 @@ def same_program(rows: dict[Job, dict], program: str | None, chip: str, fsdp: in
   """
   for other, row in rows.items():
     is_chip = other.topology.startswith((f"{chip}:", f"{chip}-"))
-    if program and row["program"] == program and is_chip and max(fsdp, row["fsdp"]) < 2:
+    is_same = program and row["program"] == program and not row.get("error")
+    if is_same and is_chip and max(fsdp, row["fsdp"]) < 2:
       return row
   return None
 

@@ -104,6 +104,11 @@ def test_what_depends_on_other_chips_is_shared_with_nothing():
   assert same_program({job: row}, None, "v5e", 1) is None
 
 
+def test_a_failure_is_not_shared():
+  job, row = row_of(result_on("v5e-16", memory=None, error="INTERNAL: of the compiler"))
+  assert same_program({job: row}, "abc", "v5e", 1) is None
+
+
 def test_another_slice_sums_over_other_groups_and_was_not_searched(monkeypatch):
   monkeypatch.setattr(running, "devices_of", lambda target: jax.devices()[: target.num_devices])
   target, facts = parse_target("v5e-8"), DataFacts(6, 4096, False, "some list")

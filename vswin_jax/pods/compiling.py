@@ -84,7 +84,6 @@ def compile_step(plan: Plan, effort: str = "quick") -> Compiled:
 
   Args:
     effort: one of `EFFORTS`; only the compiler of TPUs tells them apart.
-
   """
   check_choices(EFFORTS, effort=effort)
   start = time.monotonic()

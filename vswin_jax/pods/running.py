@@ -52,6 +52,9 @@ def run(
     explicit: keys of `config` that hold against the weights that it starts from.
     say: is given what there is to read, when it is known.
 
+  Returns:
+    A result for each machine, also where the compiler failed, which has an `error`.
+
   Raises:
     TargetError: an unknown machine, or no compiler for it.
     ConfigError: values that do not fit.
@@ -123,9 +126,8 @@ def compile_for(
   facts: DataFacts,
   *,
   clips_per_device: int | None = None,
-  effort: str = "quick",
 ) -> Result:
-  """Compiles the training step for a machine.
+  """Compiles the training step for a machine, with quick effort.
 
   Args:
     clips_per_device: None: as many as the config says, or the next number that can be divided.
@@ -134,7 +136,7 @@ def compile_for(
     TargetError, ConfigError: as `run`.
   """
   plan = plan_for(config, target, facts, clips_per_device)
-  return compile_plan(plan, target, facts, config.train.batch_size, effort)
+  return compile_plan(plan, target, facts, config.train.batch_size)
 
 
 def compile_plan(

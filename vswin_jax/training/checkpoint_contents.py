@@ -31,15 +31,15 @@ _METADATA_FILE, _OWN = "_CHECKPOINT_METADATA", "checkpoint"
 
 # Errors that say nothing about the files: the same may be read a minute later, by somebody else, or
 # with more memory.
-_PASSING = (
+_OTHER_ERRORS = (
   MemoryError, PermissionError, TimeoutError, ConnectionError, jax.errors.JaxRuntimeError,
 )  # fmt: skip
-_PASSING_NUMBERS = (
+_OTHER_NUMBERS = (
   errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENETDOWN,
   errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
 )  # fmt: skip
-_PASSING_MODULES = ("aiohttp", "gcsfs", "google", "requests")
-_PASSING_CODES = re.compile(
+_OTHER_MODULES = ("aiohttp", "gcsfs", "google", "requests")
+_OTHER_CODES = re.compile(
   r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
   r"|CANCELLED)\b"
 )
@@ -342,7 +342,7 @@ def _reading(path) -> Iterator[None]:
   except (CheckpointError, DamagedError):
     raise
   except Exception as error:
-    if _is_passing(error):
+    if _says_nothing_of_files(error):
       raise failure(
         f"can't read {path}: {in_words(error)}. Nothing says that it is damaged; mend the cause "
         "and try again",
@@ -351,14 +351,14 @@ def _reading(path) -> Iterator[None]:
     raise DamagedError(in_words(error)) from error
 
 
-def _is_passing(error: BaseException | None) -> bool:
+def _says_nothing_of_files(error: BaseException | None) -> bool:
   while error is not None:
-    if isinstance(error, _PASSING) or type(error).__module__.startswith(_PASSING_MODULES):
+    if isinstance(error, _OTHER_ERRORS) or type(error).__module__.startswith(_OTHER_MODULES):
       return True
     # A disk or network that fails; what is missing or of another kind may be damage.
-    if isinstance(error, OSError) and error.errno in _PASSING_NUMBERS:
+    if isinstance(error, OSError) and error.errno in _OTHER_NUMBERS:
       return True
-    if _PASSING_CODES.search(str(error)[:500]):
+    if _OTHER_CODES.search(str(error)[:500]):
       return True
     error = error.__cause__
   return False
