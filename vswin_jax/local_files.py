@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 if TYPE_CHECKING:
-  # Not needed by those that decode videos.
   from etils import epath
 
 # The second, for what is in a bucket, is used alike.
@@ -43,6 +42,7 @@ def file_path(name: str | os.PathLike) -> AnyPath:
       f"{name} is in a bucket, and gcsfs, which reads those, is not installed: "
       "pip install 'vswin_jax[gcs]'"
     )
+  # Not needed by those that decode videos.
   from etils import epath
 
   return epath.Path(name)
