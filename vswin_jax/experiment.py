@@ -126,6 +126,8 @@ def run(
   Raises:
     one of `USER_ERRORS`, or OSError.
   """
+  # Before JAX looks for devices, and says which kinds it does not find.
+  set_up_logging()
   set_up_logging(process=jax.process_index())
   source = starting_point.source_of(config, file_path(workdir), mode, checkpoint)
   with StopRequest() as stop, open_run_folder(workdir, is_first=is_first()) as folder:
