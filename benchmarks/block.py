@@ -4,8 +4,8 @@ Prints, for forward and for forward with gradient, milliseconds, the ratio to th
 implementation (medians over interleaved repetitions, so that a drifting machine hits all alike) and
 the temporary memory of the compiled program.
 
-  python benchmarks/block.py                 # stage 1 of Video Swin-T, one clip of 16 frames
-  python benchmarks/block.py --dtype=bfloat16 --batch=8 --frames=32
+  python -m benchmarks.block                 # stage 1 of Video Swin-T, one clip of 16 frames
+  python -m benchmarks.block --dtype=bfloat16 --batch=8 --frames=32
 """
 
 import argparse

@@ -1,14 +1,15 @@
 """Cost of training clips on the processor: this library and other video readers, in one run.
 
 The videos are made here: 10 s of 340 x 256 pixels at 30 frames/s, H.264 with a keyframe every 250
-frames, as such data is found; and the same ones as `vswin_jax.data.transcoding` stores them. A clip
-is 32 frames, every second one, a random box of them resized to 224 x 224, half of them mirrored.
+frames, as such data is found; and the same ones as `data.video.transcoding` stores them. A
+clip is 32 frames, every second one, a random box of them resized to 224 x 224, half of them
+mirrored.
 
 First every reader by itself, one process each, taking turns: processor time of a clip (all threads;
 the least of the repetitions, averaged over the clips), checked to give the same pixels. Readers
 that can't be imported are left out. Then batches of 8 clips by grain from records on disk.
 
-  python benchmarks/input_pipeline.py --videos=6 --clips=24 --repetitions=5
+  python -m benchmarks.input_pipeline --videos=6 --clips=24 --repetitions=5
 """
 
 import contextlib
@@ -87,7 +88,7 @@ def encode(frames: Iterable[np.ndarray], height: int = HEIGHT, width: int = WIDT
 
 
 def make_videos(seed: int) -> dict[str, bytes]:
-  from vswin_jax.data.transcoding import Transcoding, transcode
+  from vswin_jax.data.video.transcoding import Transcoding, transcode
 
   untouched = encode(render(seed))
   return {"untouched": untouched, "transcoded": transcode(untouched, Transcoding())}

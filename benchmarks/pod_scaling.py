@@ -22,7 +22,7 @@ def jobs() -> list[Job]:
 
 
 def print_table(results) -> None:
-  from vswin_jax.pods.results import efficiency_range, read_row
+  from vswin_jax.aot.results import efficiency_range, read_row
 
   rows = read_rows(results)
   head = (

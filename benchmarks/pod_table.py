@@ -83,21 +83,21 @@ def run_jobs(jobs: list[Job], results: pathlib.Path, module: str = "benchmarks.p
 
 def run_job(job: Job, results: pathlib.Path) -> None:
   """Compiles one step and adds a row to the file, or searches for the largest batch of a row."""
-  from vswin_jax.pods.environment import prepare_environment
+  from vswin_jax.aot.environment import prepare_environment
 
   prepare_environment()
 
-  from vswin_jax.pods import running
-  from vswin_jax.pods.data_facts import data_facts
-  from vswin_jax.pods.results import describe, describe_search, read_row, write_row
-  from vswin_jax.pods.targets import parse_target
+  from vswin_jax.aot import compile
+  from vswin_jax.aot.dataset_metadata import data_facts
+  from vswin_jax.aot.results import describe, describe_search, read_row, write_row
+  from vswin_jax.aot.topologies import parse_target
 
   rows = read_rows(results)
   config = load(job.config)
   target = parse_target(job.topology)
   facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
   config.mesh.fsdp = job.fsdp or config.mesh.fsdp
-  plan = running.plan_for(config, target, facts, job.clips or None)
+  plan = compile.plan_for(config, target, facts, job.clips or None)
   batch_size, fsdp = plan.settings.config.train.batch_size, plan.settings.config.mesh.fsdp
   wanted = batch_size if job.clips else config.train.batch_size
   # Clips that are mixed may lie on other chips.
@@ -113,7 +113,7 @@ def run_job(job: Job, results: pathlib.Path) -> None:
     result = on_other_slice(read_row(same), target, facts, plan, wanted)
     same_as = same["same_as"] or [same["job"]["config"], same["topology"]]
   else:
-    result = running.compile_plan(plan, target, facts, wanted)
+    result = compile.compile_plan(plan, target, facts, wanted)
   if job.search and not result.error:
     known = {}
     for other, row in rows.items():
@@ -121,23 +121,23 @@ def run_job(job: Job, results: pathlib.Path) -> None:
       is_alike = other.config == job.config and found.target.chip == target.chip
       if is_alike and found.fsdp == fsdp == 1 and not found.error:
         known[found.clips_per_device] = found.memory
-    result = running.search_largest(config, target, facts, result, known)
+    result = compile.search_largest(config, target, facts, result, known)
     if not result.fits:
-      result = running.add_advice(config, target, facts, result)
+      result = compile.add_advice(config, target, facts, result)
   write_row(results, result, job=dataclasses.asdict(job), program=program, same_as=same_as)
   print("\n".join(filter(None, [describe(result), describe_search(result)])))
 
 
 def one_chip_program(config, target, facts, batch_size: int) -> str:
   """A short name of what a chip runs, the same for what differs in the values of constants."""
-  from vswin_jax.pods import running
-  from vswin_jax.pods.compiling import trace_step
-  from vswin_jax.pods.targets import parse_target
+  from vswin_jax.aot import compile
+  from vswin_jax.aot.compiler import trace_step
+  from vswin_jax.aot.topologies import parse_target
 
   config = config.copy_and_resolve_references()
   config.mesh.fsdp = 1
   alone = parse_target(f"{target.chip.name}:{'x'.join(['1'] * target.chip.dimensions)}")
-  plan = running.plan_for(config, alone, facts, batch_size // target.num_devices)
+  plan = compile.plan_for(config, alone, facts, batch_size // target.num_devices)
   text = re.sub(r"dense<[^>]*>", "dense<>", trace_step(plan).lower().as_text())
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -160,7 +160,7 @@ def same_program(rows: dict[Job, dict], program: str | None, chip: str, fsdp: in
 def on_other_slice(found, target, facts, plan, wanted_batch_size: int):
   """A result on a slice where a chip runs the same: another group sums the gradients. What was
   tried besides was tried on the first slice alone."""
-  from vswin_jax.pods.program import wire_bytes
+  from vswin_jax.aot.hlo import wire_bytes
 
   devices, train = target.num_devices, plan.settings.config.train
   collectives = tuple(
@@ -201,7 +201,7 @@ def table_rows(
 
 
 def print_table(results: pathlib.Path, topologies: list[str], names: list[str]) -> None:
-  from vswin_jax.pods.results import read_row, table
+  from vswin_jax.aot.results import read_row, table
 
   found = table_rows(read_rows(results), topologies, names)
   print(table([read_row(row) for _, row in found], [f"`{job.config}`" for job, _ in found]))

@@ -4,7 +4,7 @@ One forward pass of one video's features, float32 on the processor: seconds (med
 that alternate between the two), peak memory beyond that of the idle process with its weights, and
 the ratios. Needs PyTorch and transformers.
 
-  python benchmarks/temporal_encoder.py --frames=250,1000,4000,16000
+  python -m benchmarks.temporal_encoder --frames=250,1000,4000,16000
 """
 
 import argparse

@@ -4,7 +4,7 @@ Videos as in `input_pipeline.py`, at 340 x 256 pixels and, enlarged, at 1280 x 7
 of one core; of a training clip (32 frames of 224 x 224) the least of several turns. All in one run,
 taking turns.
 
-  python benchmarks/transcoding.py --videos=3 --clips=6 --turns=3
+  python -m benchmarks.transcoding --videos=3 --clips=6 --turns=3
 """
 
 import time
@@ -12,12 +12,12 @@ import time
 import cv2
 import numpy as np
 from absl import app, flags
-from input_pipeline import SPEC, encode, render
 
+from benchmarks.input_pipeline import SPEC, encode, render
 from vswin_jax.data.clips import train_clip
-from vswin_jax.data.decoding import decode_frames, probe
-from vswin_jax.data.encoding import H264
-from vswin_jax.data.transcoding import Transcoding, transcode
+from vswin_jax.data.video.decoding import decode_frames, probe
+from vswin_jax.data.video.encoding import H264
+from vswin_jax.data.video.transcoding import Transcoding, transcode
 
 _VIDEOS = flags.DEFINE_integer("videos", 3, "Videos of each size.", lower_bound=1)
 _CLIPS = flags.DEFINE_integer("clips", 6, "Clips of each video.", lower_bound=1)

@@ -5,7 +5,7 @@ paper does not have, of all products); what is computed
 includes the products of attention, but of the last ViT block and the last temporal layer only what
 the class token needs.
 
-  python benchmarks/vtn_cost.py [--frames=250]
+  python -m benchmarks.vtn_cost [--frames=250]
 """
 
 import argparse

@@ -8,7 +8,7 @@ alone, the rest of the model is random and should learn as fast as the head:
 --config.optimizer.learning_rate_multipliers="(('backbone.*',0.1),('.*',1.0))"
 """
 
-from vswin_jax.config import base_config
+from vswin_jax.experiment.config import base_config
 
 
 def get_config():

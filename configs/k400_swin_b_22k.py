@@ -1,6 +1,6 @@
 """Video Swin-B on Kinetics-400 from ImageNet-22K weights: 30 epochs of 32-frame clips."""
 
-from vswin_jax.recipes import kinetics_swin_22k_config
+from vswin_jax.experiment.recipes import kinetics_swin_22k_config
 
 
 def get_config(version: str = "executed"):

@@ -1,6 +1,6 @@
 """Video Swin-L on Kinetics-400 from ImageNet-22K weights: the recipe of Swin-B."""
 
-from vswin_jax.recipes import kinetics_swin_22k_config
+from vswin_jax.experiment.recipes import kinetics_swin_22k_config
 
 
 def get_config(version: str = "executed"):

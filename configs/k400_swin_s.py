@@ -1,6 +1,6 @@
 """Video Swin-S on Kinetics-400 from ImageNet-1K weights: 30 epochs of 32-frame clips."""
 
-from vswin_jax.recipes import kinetics_swin_config
+from vswin_jax.experiment.recipes import kinetics_swin_config
 
 
 def get_config(version: str = "executed"):

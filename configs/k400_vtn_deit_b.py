@@ -1,6 +1,6 @@
 """VTN with DeiT-B/16 on Kinetics-400: the recipe of the released ViT model."""
 
-from vswin_jax.recipes import kinetics_vtn_config
+from vswin_jax.experiment.recipes import kinetics_vtn_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """VTN with ResNet-50 on Kinetics-400: the released recipe, as the paper adapts it to ResNets."""
 
-from vswin_jax.recipes import kinetics_vtn_resnet_config
+from vswin_jax.experiment.recipes import kinetics_vtn_resnet_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """VTN with ViT-B/16 and three temporal layers on Kinetics-400: 25 epochs, the released recipe."""
 
-from vswin_jax.recipes import kinetics_vtn_config
+from vswin_jax.experiment.recipes import kinetics_vtn_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """VTN with ViT-B/16 and one temporal layer on Kinetics-400: the recipe of the three-layer model."""
 
-from vswin_jax.recipes import kinetics_vtn_config
+from vswin_jax.experiment.recipes import kinetics_vtn_config
 
 
 def get_config():

@@ -4,7 +4,7 @@ The paper says no more than that. The values are those of DeiT (arXiv 2012.12877
 its repeated augmentation, stochastic depth and lack of dropout.
 """
 
-from vswin_jax.recipes import kinetics_vtn_config
+from vswin_jax.experiment.recipes import kinetics_vtn_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Video Swin-L on Kinetics-700 from ImageNet-22K weights: the recipe of mmaction2 1.x."""
 
-from vswin_jax.recipes import mmaction2_swin_config
+from vswin_jax.experiment.recipes import mmaction2_swin_config
 
 
 def get_config():

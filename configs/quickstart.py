@@ -1,6 +1,6 @@
 """A small Video Swin learns motions from clips made on the spot: minutes on two CPU cores."""
 
-from vswin_jax.recipes import quickstart_config
+from vswin_jax.experiment.recipes import quickstart_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """A small VTN learns the quickstart's motions: a ViT sees frames, the Longformer what changes."""
 
-from vswin_jax.recipes import quickstart_config
+from vswin_jax.experiment.recipes import quickstart_config
 
 
 def get_config():

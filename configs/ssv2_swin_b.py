@@ -1,6 +1,6 @@
 """Video Swin-B on Something-Something V2 from Kinetics-400 weights: 60 epochs."""
 
-from vswin_jax.recipes import set_strong_augmentation, video_swin_config
+from vswin_jax.experiment.recipes import set_strong_augmentation, video_swin_config
 
 
 def get_config(version: str = "executed"):

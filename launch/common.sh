@@ -76,7 +76,7 @@ compilation_cache() {
   fi
 }
 
-# Statuses that say that the command itself is wrong, those of `vswin_jax/command_line.py`: another
+# Statuses that say that the command itself is wrong, those of `vswin_jax/common/cli.py`: another
 # start would end the same way.
 is_user_error() { [[ $1 == 1 || $1 == 2 ]]; }
 

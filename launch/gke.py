@@ -16,9 +16,9 @@ import sys
 import yaml
 from absl import app, flags
 
-from vswin_jax.checks import check_at_least, fields
-from vswin_jax.command_line import MAY_PASS, UNEXPECTED, parse_config_flags
-from vswin_jax.pods.targets import Target, TargetError, parse_target
+from vswin_jax.aot.topologies import Target, TargetError, parse_target
+from vswin_jax.common.checks import check_at_least, fields
+from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, parse_config_flags
 
 # Chip -> the label of its nodes, and what XPK calls it.
 _TPUS = {

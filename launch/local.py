@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
-from vswin_jax.command_line import USER_ERRORS, parse_config_flags
+from vswin_jax.common.cli import USER_ERRORS, parse_config_flags
 
 PLATFORMS = ("cpu", "gpu")
 

@@ -26,7 +26,7 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session")
 def tiny_data_dir(tmp_path_factory) -> pathlib.Path:
   """A folder with the prepared data set "tiny_motion": 48 training and 21 validation clips."""
-  from tests.tiny_motion import prepare
+  from tests.helpers.tiny_motion import prepare
 
   folder = tmp_path_factory.mktemp("data")
   prepare(folder)

@@ -4,19 +4,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests import recipe_table
-from tests.recipe_table import load, small_model_shapes, values_here
-from vswin_jax.config import set_options
+from tests.tables import recipes
+from tests.tables.recipes import load, small_model_shapes, values_here
+from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.conversion.released import find
 from vswin_jax.data.clips import ClipSpec, Views, check_views
 from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.experiment.config import set_options
 from vswin_jax.models import model_config
 from vswin_jax.models.parameters import flatten, parameter_path
-from vswin_jax.training.augmentation import Augmentation
 from vswin_jax.training.optimizer import group_values, make_optimizer
 from vswin_jax.training.schedules import make_schedule
 
-CONFIGS = sorted(path.stem for path in recipe_table.CONFIGS.glob("*.py"))
+CONFIGS = sorted(path.stem for path in recipes.CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -92,15 +92,15 @@ def test_vtn_recipes_are_that_of_the_released_model(variant):
   assert exempt == (batch_norm if variant.startswith("r") else set())
 
 
-@pytest.mark.parametrize("name", recipe_table.REFERENCES)
+@pytest.mark.parametrize("name", recipes.REFERENCES)
 def test_recipes_equal_those_of_the_references(name):
-  _, reference = recipe_table.REFERENCES[name]
+  _, reference = recipes.REFERENCES[name]
   here = values_here(load(name))
   assert {key: here[key] for key in reference} == reference
 
 
 def test_the_table_of_recipes_is_up_to_date():
-  assert (recipe_table.CONFIGS.parent / "docs" / "recipes.md").read_text() == recipe_table.table()
+  assert (recipes.CONFIGS.parent / "docs" / "recipes.md").read_text() == recipes.table()
 
 
 @pytest.mark.parametrize("name", ["k400_swin_b", "ssv2_swin_b", "k600_swin_l_384"])

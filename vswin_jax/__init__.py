@@ -7,10 +7,10 @@ __version__ = "0.1.0"
 # Public name -> module, imported on first use: processes that only decode video load no models.
 _PUBLIC = {
   "create_model": "vswin_jax.models",
-  "load_model": "vswin_jax.loading",
-  "predict": "vswin_jax.prediction",
+  "load_model": "vswin_jax.inference.loading",
+  "predict": "vswin_jax.inference.predictor",
   "CATALOG": "vswin_jax.models",
-  "Stream": "vswin_jax.streaming",
+  "Stream": "vswin_jax.inference.streaming",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -14,14 +14,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
 
-from vswin_jax.command_line import one_line_errors
+from vswin_jax.common.cli import one_line_errors
+from vswin_jax.common.paths import local_path
+from vswin_jax.common.progress import set_up_logging
 from vswin_jax.conversion import download, released
 from vswin_jax.conversion.converting import Request, convert_file, describe
 from vswin_jax.conversion.families import TARGETS
 from vswin_jax.conversion.inflation import INFLATIONS
 from vswin_jax.data.clips import SAMPLINGS
-from vswin_jax.local_files import local_path
-from vswin_jax.training.progress import set_up_logging
 
 _LIST = flags.DEFINE_bool("list", False, "Print the released checkpoints and exit.")
 _WINDOW = flags.DEFINE_list(

@@ -11,10 +11,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
 
-from vswin_jax.command_line import one_line_errors
+from vswin_jax.common.cli import one_line_errors
+from vswin_jax.common.progress import set_up_logging
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.exporting import export_file
-from vswin_jax.training.progress import set_up_logging
 
 _TO = flags.DEFINE_enum(
   "to", None, video_swin.FAMILIES, "The PyTorch code that shall load the file."

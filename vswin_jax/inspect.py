@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app, flags
 from ml_collections import config_flags
 
-from vswin_jax.command_line import one_line_errors, parse_config_flags, refuse_arguments
+from vswin_jax.common.cli import one_line_errors, parse_config_flags, refuse_arguments
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the data set; default: of the config.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; default: of the config.")
@@ -40,20 +40,20 @@ def main(arguments: list[str]) -> None:
 def _inspect() -> None:
   from tqdm import tqdm
 
-  from vswin_jax import inspection, starting_point
-  from vswin_jax.config import base_config
+  from vswin_jax.augmentation.augmentation import Augmentation
+  from vswin_jax.common.paths import file_path, local_path, replacing
+  from vswin_jax.common.progress import set_up_logging
   from vswin_jax.data.clips import ClipSpec, Views, check_views
   from vswin_jax.data.records import open_records, split_names
-  from vswin_jax.local_files import file_path, local_path, replacing
-  from vswin_jax.training.augmentation import Augmentation
-  from vswin_jax.training.progress import set_up_logging
+  from vswin_jax.experiment import contact_sheet, initialization
+  from vswin_jax.experiment.config import base_config
 
   set_up_logging()
   config = _CONFIG.value or base_config()
   explicit = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else ()
   if config.init_from not in (None, "random"):
     source = file_path(config.init_from)
-    config = starting_point.settle(config, source, mode="train", explicit=explicit)
+    config = initialization.settle(config, source, mode="train", explicit=explicit)
   elif config.model.name is None:
     print("shown as the config is; for the preprocessing of weights: --config.init_from=DIR")
   name = _DATASET.value or config.data.name
@@ -68,12 +68,13 @@ def _inspect() -> None:
   statistics = {}
   for split in dict.fromkeys([shown, *split_names(name, data_dir)]):
     records = open_records(name, data_dir, split)
-    statistics[split] = inspection.read_statistics(records, _MAX_VIDEOS.value, progress)
+    statistics[split] = contact_sheet.read_statistics(records, _MAX_VIDEOS.value, progress)
     print(
-      inspection.describe(split, len(records), statistics[split], records.class_names), flush=True
+      contact_sheet.describe(split, len(records), statistics[split], records.class_names),
+      flush=True,
     )
   records = open_records(name, data_dir, shown)
-  examples = inspection.make_examples(
+  examples = contact_sheet.make_examples(
     records,
     spec,
     views,
@@ -87,7 +88,7 @@ def _inspect() -> None:
   path = local_path(_OUTPUT.value)
   with replacing(path) as temporary:
     title = f"{name}, {shown}: {spec.num_frames} frames of {spec.size} x {spec.size} as fed"
-    inspection.draw_contact_sheet(
+    contact_sheet.draw_contact_sheet(
       temporary, title, examples, statistics[shown], records.class_names, spec, views
     )
   print(f"picture: {path}")

@@ -10,7 +10,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vswin_jax.command_line import (
+from vswin_jax.common.cli import (
   UNEXPECTED,
   one_line_errors,
   parse_config_flags,
@@ -83,17 +83,17 @@ def main(arguments: list[str]) -> None:
 
 
 def _compile() -> None:
-  from vswin_jax.pods.environment import prepare_environment
+  from vswin_jax.aot.environment import prepare_environment
 
   prepare_environment()
-  from vswin_jax import experiment
-  from vswin_jax.pods import running, targets
+  from vswin_jax.aot import compile, topologies
+  from vswin_jax.experiment import run
 
   with one_line_errors(
     "what was compiled is in the workdir, if one was given",
-    (*experiment.USER_ERRORS, targets.TargetError),
+    (*run.USER_ERRORS, topologies.TargetError),
   ):
-    results = running.run(
+    results = compile.run(
       _CONFIG.value,
       _TOPOLOGY.value,
       workdir=_WORKDIR.value,
@@ -111,11 +111,11 @@ def _explicit_keys() -> list[str]:
 
 
 def _run() -> None:
-  from vswin_jax import experiment
   from vswin_jax.distributed import clusters, processes
+  from vswin_jax.experiment import run
 
   one_line = functools.partial(
-    one_line_errors, "the same command resumes from the last checkpoint", experiment.USER_ERRORS
+    one_line_errors, "the same command resumes from the last checkpoint", run.USER_ERRORS
   )
   with unexpected_errors(), one_line():
     processes.start(
@@ -124,7 +124,7 @@ def _run() -> None:
       ),
       start_timeout=_START_TIMEOUT.value,
       heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
-      facts=experiment.shared_values(_CONFIG.value)
+      facts=run.shared_values(_CONFIG.value)
       | {
         "--workdir": _WORKDIR.value,
         "--mode": _MODE.value,
@@ -132,7 +132,7 @@ def _run() -> None:
       },
     )
   with processes.ending_together(), one_line():
-    result = experiment.run(
+    result = run.run(
       _CONFIG.value,
       workdir=_WORKDIR.value,
       mode=_MODE.value,

@@ -13,7 +13,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 from absl import app, flags
 
-from vswin_jax.command_line import one_line_errors
+from vswin_jax.common.cli import one_line_errors
 
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
@@ -50,14 +50,14 @@ def main(arguments: list[str]) -> None:
   if sum(map(bool, (_JSON.value, _CSV.value, _WHOLE.value, _FEATURES.value))) > 1:
     sys.exit("error: choose one of --json, --csv, --whole and --features")
 
-  from vswin_jax import prediction_files
-  from vswin_jax.training.progress import set_up_logging
+  from vswin_jax.common.progress import set_up_logging
+  from vswin_jax.inference import output_files
 
   set_up_logging()
   for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors="backslashreplace")
   with one_line_errors("what was written is complete"):
-    failed = prediction_files.predict_files(
+    failed = output_files.predict_files(
       _MODEL.value,
       arguments[1:],
       kind=_kind(),

@@ -9,10 +9,10 @@ import sys
 from absl import app, flags
 from tqdm import tqdm
 
-from vswin_jax.command_line import one_line_errors, refuse_arguments
+from vswin_jax.common.cli import one_line_errors, refuse_arguments
+from vswin_jax.common.paths import local_path
 from vswin_jax.data.annotations import DATASETS
-from vswin_jax.data.encoding import PRESETS
-from vswin_jax.local_files import local_path
+from vswin_jax.data.video.encoding import PRESETS
 
 # Nothing heavy is imported here: worker processes that decode video import this module too.
 
@@ -86,9 +86,9 @@ def _prepare() -> None:
     read_annotations,
     read_class_names,
   )
-  from vswin_jax.data.encoding import H264
   from vswin_jax.data.preparation import datasets, engines
-  from vswin_jax.data.transcoding import Transcoding
+  from vswin_jax.data.video.encoding import H264
+  from vswin_jax.data.video.transcoding import Transcoding
   from vswin_jax.data.worker_processes import usable_cores
 
   options = Options(

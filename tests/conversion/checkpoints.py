@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.reference_weights import GOLDEN, golden, tensor_for
+from tests.helpers.golden import GOLDEN, golden, tensor_for
 
 
 def golden_keys(case: str) -> dict[str, tuple[list[int], str]]:

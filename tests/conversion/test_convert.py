@@ -12,14 +12,14 @@ from tests.conversion.checkpoints import (
   save_official,
   save_torch,
 )
-from tests.reference_weights import golden
+from tests.helpers.golden import golden
 from vswin_jax import create_model, load_model
+from vswin_jax.checkpoints.manager import CheckpointError, checkpoints_of, read_facts
 from vswin_jax.conversion import families, inflation, released, video_swin
 from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.matching import ConversionError, find_tensors
 from vswin_jax.data.clips import describe_views
 from vswin_jax.models.parameters import flatten, split_model
-from vswin_jax.training.checkpointing import CheckpointError, checkpoints_of, read_facts
 
 CASE = "nano_16x56x56"
 

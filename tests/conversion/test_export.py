@@ -5,13 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conversion.checkpoints import (
-  fill,
-  golden_keys,
-  official_tensors,
-  save_official,
-)
+from tests.conversion.checkpoints import fill, golden_keys, official_tensors, save_official
 from tests.conversion.checkpoints import save_torch as save
+from vswin_jax.checkpoints.manager import CheckpointError, write_params
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.exporting import export_file
@@ -20,7 +16,6 @@ from vswin_jax.conversion.torch_files import read_file
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models import create_model
 from vswin_jax.models.parameters import split_model
-from vswin_jax.training.checkpointing import CheckpointError, write_params
 
 CASE = "nano_16x56x56"
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.conversion.checkpoints import golden_keys, official_keys
-from tests.conversion.golden_conversion import (
+from tests.helpers.golden import golden
+from tests.tables.conversion import (
   CASES,
   OFFICIAL_LARGE,
   TORCHVISION_LARGE,
@@ -13,7 +14,6 @@ from tests.conversion.golden_conversion import (
   load_case,
   logits_error,
 )
-from tests.reference_weights import golden
 
 pytest.importorskip("torch")
 
@@ -77,7 +77,7 @@ def test_inflation_equals_the_reference_before_the_model_runs(case, tmp_path):
 
 
 def test_facts_of_the_file_are_read_off_its_tensors(tmp_path):
-  from vswin_jax.training.checkpointing import checkpoints_of, read_facts
+  from vswin_jax.checkpoints.manager import checkpoints_of, read_facts
 
   facts = read_facts(checkpoints_of(convert_case("official", "nano_window16_32x56x56", tmp_path)))
   meta, _ = golden("nano_window16_32x56x56")

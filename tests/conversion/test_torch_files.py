@@ -21,7 +21,13 @@ from tests.conversion.handmade_files import (
   write_legacy,
   write_zip,
 )
-from tests.conversion.make_fixtures import CLASSES, CONFIG, FIXTURES, known_base, known_tensors
+from tests.conversion.make_fixtures import (
+  CLASSES,
+  CONFIG,
+  FIXTURES,
+  known_base,
+  known_tensors,
+)
 from vswin_jax.conversion.torch_files import Placeholder, read_file
 
 # The temporary folder serves all examples of a test, which write one after the other.

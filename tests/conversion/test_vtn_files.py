@@ -13,15 +13,14 @@ from tests.conversion.checkpoints import (
   save_torch,
   save_vtn,
 )
-from tests.vtn_parity import BACKBONES, LARGER, backbone_error, random_timm
+from tests.tables.vtn_parity import BACKBONES, LARGER, backbone_error, random_timm
 from vswin_jax import create_model
+from vswin_jax.checkpoints.manager import checkpoints_of, read_facts, restore_params
 from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.families import Options, convert_tensors
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.data.clips import view_frames
-from vswin_jax.models.parameters import flatten, merge_model, split_model
-from vswin_jax.training.checkpointing import checkpoints_of, read_facts, restore_params
-from vswin_jax.training.sharding import with_shardings
+from vswin_jax.models.parameters import flatten, merge_model, split_model, with_shardings
 
 torch = pytest.importorskip("torch")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vswin_jax.data import motion
-from vswin_jax.data.decoding import decode_frames, probe
 from vswin_jax.data.records import open_records
+from vswin_jax.data.video.decoding import decode_frames, probe
 
 
 @pytest.mark.parametrize("name", motion.MOTIONS)

@@ -8,23 +8,26 @@ import sys
 import numpy as np
 import pytest
 
-from tests import several_labels
 from tests.data.batches import CENTER, SPEC, assert_same, collect, rows_of, training
+from tests.helpers import multi_label
 from vswin_jax.data import pipeline
-from vswin_jax.data.clips import ClipSpec, Views, check_views, count_views, eval_clips, train_clip
-from vswin_jax.data.decoding import VideoError, decode_frames
-from vswin_jax.data.pipeline import (
-  LoaderOptions,
-  epoch_and_record,
-  eval_batches,
+from vswin_jax.data.clips import (
+  ClipSpec,
+  Views,
+  check_views,
+  count_views,
+  eval_clips,
+  train_clip,
 )
+from vswin_jax.data.pipeline import LoaderOptions, epoch_and_record, eval_batches
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
+from vswin_jax.data.video.decoding import VideoError, decode_frames
 
 
 @pytest.fixture(scope="module")
 def several_labels_dir(tmp_path_factory) -> str:
   folder = tmp_path_factory.mktemp("several_labels")
-  several_labels.prepare(folder)
+  multi_label.prepare(folder)
   return str(folder)
 
 
@@ -257,8 +260,8 @@ def test_evaluation_visits_every_video_once(eval_records, batch_size, hosts, wor
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_several_labels_of_a_video_arrive_as_zeros_and_ones(several_labels_dir, hosts):
-  records = open_records(several_labels.NAME, several_labels_dir, "validation")
-  assert records.multi_label and records.class_names == several_labels.CLASSES
+  records = open_records(multi_label.NAME, several_labels_dir, "validation")
+  assert records.multi_label and records.class_names == multi_label.CLASSES
   parts = [
     collect(
       eval_batches(
@@ -276,18 +279,18 @@ def test_several_labels_of_a_video_arrive_as_zeros_and_ones(several_labels_dir, 
   assert sorted(flat["record"][counted]) == list(range(11))
   assert flat["label"].dtype == np.uint8 and not flat["label"][~counted].any()
   for record, label in zip(flat["record"][counted], flat["label"][counted]):
-    expected = several_labels.labels_of(records, int(record), "validation")
+    expected = multi_label.labels_of(records, int(record), "validation")
     np.testing.assert_array_equal(np.flatnonzero(label == 1), expected)
     assert label.sum() == len(expected)
 
 
 def test_training_clips_carry_several_labels(several_labels_dir):
-  records = open_records(several_labels.NAME, several_labels_dir, "train")
+  records = open_records(multi_label.NAME, several_labels_dir, "train")
   batches = training(records, steps=4, workers=1)
   assert batches["label"].shape == (4, 8, 6) and batches["label"].dtype == np.uint8
   for place, label in enumerate(batches["label"].reshape(32, 6)):
     _, record = epoch_and_record(place, 16, 0)
-    expected = several_labels.labels_of(records, record, "train")
+    expected = multi_label.labels_of(records, record, "train")
     np.testing.assert_array_equal(np.flatnonzero(label), expected)
 
 

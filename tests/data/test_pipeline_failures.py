@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.data.batches import CENTER, SPEC, assert_same, collect, training
-from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.pipeline import LoaderOptions, eval_batches
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
+from vswin_jax.data.video.decoding import VideoError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.reference_weights import GOLDEN
+from tests.helpers.golden import GOLDEN
 from vswin_jax.data import sampling
 from vswin_jax.data.clips import ClipSpec, sliding_starts
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.test_several_processes import bare_processes
+from tests.distributed.test_runs import bare_processes
 
 
 @pytest.mark.slow

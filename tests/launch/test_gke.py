@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from launch import gke
-from vswin_jax.command_line import USER_ERRORS
-from vswin_jax.pods import targets
+from vswin_jax.aot import topologies
+from vswin_jax.common.cli import USER_ERRORS
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_text())
@@ -266,8 +266,8 @@ def test_bad_jobs_end_in_one_line(options, message):
 
 @pytest.mark.parametrize("topology", ["v3:4x4", "v5e:8", "v5e:3x4", "v4:8x8"])
 def test_slices_that_are_not_made(topology):
-  with pytest.raises(targets.TargetError) as expected:
-    targets.parse_target(topology)
+  with pytest.raises(topologies.TargetError) as expected:
+    topologies.parse_target(topology)
   with pytest.raises(gke.ManifestError) as error:
     job(topology=topology)
   assert str(error.value) == str(expected.value)

@@ -13,7 +13,7 @@ import types
 import pytest
 
 from launch import local
-from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS
+from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
 
 ROOT = pathlib.Path(__file__).parents[2]
 FAKE = pathlib.Path(__file__).with_name("fake_run.py")

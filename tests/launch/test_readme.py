@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from tests.launch.shell import ROOT
-from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS
+from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
 
 PAGE = (ROOT / "launch" / "README.md").read_text()
 

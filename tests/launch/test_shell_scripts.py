@@ -9,7 +9,7 @@ import sysconfig
 import pytest
 
 from tests.launch.shell import ROOT
-from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS
+from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 LAUNCHERS = [path for path in SCRIPTS if path.name != "common.sh"]

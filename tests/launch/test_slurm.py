@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.launch.test_shell_scripts import ARGUMENTS, QUOTED
-from vswin_jax.command_line import MAY_PASS, UNEXPECTED, USER_ERRORS
+from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
 
 JOB = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_ON_NODE": "96"}
 KILLED = 'echo "srun: error: n1: task 2: Killed" >&2; exit 137'

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.launch.test_shell_scripts import ARGUMENTS, QUOTED
-from vswin_jax.command_line import USER_ERRORS
+from vswin_jax.common.cli import USER_ERRORS
 
 ZONE = ("--name=k4", "--zone=us-west4-a")
 TPUS = "gcloud compute tpus"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.vtn_parity import encode, encoder, huggingface_error, video_features
+from tests.tables.vtn_parity import encode, encoder, huggingface_error, video_features
 from vswin_jax.models.longformer import TemporalEncoder
 from vswin_jax.models.parameters import flatten, split_model
 

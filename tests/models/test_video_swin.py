@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.golden_table import (
+from tests.tables.golden import (
   LARGE,
   NANO,
   forward_errors,

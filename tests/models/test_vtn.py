@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.vtn_parity import golden_errors, golden_gradient_errors
+from tests.tables.vtn_parity import golden_errors, golden_gradient_errors
 from vswin_jax import create_model
 from vswin_jax.models.parameters import flatten, merge_model, split_model
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests import several_labels
 from tests.data.batches import rows_of
+from tests.helpers import multi_label
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.pipeline import LoaderOptions, eval_batches
 from vswin_jax.data.records import open_records
@@ -124,11 +124,11 @@ def test_every_video_counts_once_however_batches_and_hosts_cut_them(
     labels = np.array([records[index]["label"] for index in range(len(records))])
   else:
     folder = tmp_path_factory.mktemp("data")
-    several_labels.prepare(folder)
-    records = open_records(several_labels.NAME, str(folder), "validation")
+    multi_label.prepare(folder)
+    records = open_records(multi_label.NAME, str(folder), "validation")
     labels = np.zeros((len(records), 6), np.uint8)
     for index in range(len(records)):
-      labels[index, list(several_labels.labels_of(records, index, "validation"))] = 1
+      labels[index, list(multi_label.labels_of(records, index, "validation"))] = 1
   count = len(records)
   # Rows beyond the last video are what padding would bring in.
   table = np.random.default_rng(0).dirichlet(np.ones(6), 64)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.training.test_step import BATCH, CLASSES, PIXELS, batches, run
+from vswin_jax.augmentation.augmentation import Augmentation
+from vswin_jax.models.normalization import denormalize, normalize
 from vswin_jax.training import sharding
-from vswin_jax.training.augmentation import Augmentation
-from vswin_jax.training.inputs import augment_batch, denormalize, model_inputs, normalize
+from vswin_jax.training.inputs import augment_batch, model_inputs
 
 STRONG = Augmentation(
   rand_augment="imgaug", num_operations=2, color_jitter=0.4, erasing_probability=0.7

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from vswin_jax.models import create_model
+from vswin_jax.models.normalization import normalize
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import jit_eval_step
@@ -17,7 +18,6 @@ from vswin_jax.training.step import (
   create_state,
   make_eval_step,
   make_train_step,
-  normalize,
   top1_accuracy,
 )
 

@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from vswin_jax.checkpoints import manager
+from vswin_jax.common.paths import local_path
 from vswin_jax.conversion import released
 from vswin_jax.conversion.download import file_sha256
 from vswin_jax.conversion.families import Converted, Options, convert_tensors
@@ -14,12 +16,10 @@ from vswin_jax.conversion.torch_files import read_file
 from vswin_jax.data.clips import describe_views, view_frames
 from vswin_jax.data.label_names import label_names
 from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.local_files import local_path
 from vswin_jax.models import check_clips, model_config
 from vswin_jax.models.parameters import unflatten
 from vswin_jax.models.video_swin import VideoSwinConfig
 from vswin_jax.models.vtn import VTNConfig
-from vswin_jax.training import checkpointing
 
 _LICENCE = "the reference code is Apache-2.0; no licence is stated for the weights themselves"
 
@@ -60,7 +60,7 @@ def convert_file(
     CheckpointError: the destination exists or can't be written.
   """
   source, destination = local_path(source), local_path(destination)
-  checkpointing.check_absent(destination)
+  manager.check_absent(destination)
   content = read_file(source)
   converted = convert_tensors(find_tensors(content), request)
   labels = _labels(request, content, converted)
@@ -79,7 +79,7 @@ def convert_file(
       "random": list(converted.random),
     },
   }
-  checkpointing.write_params(destination, unflatten(converted.params), facts)
+  manager.write_params(destination, unflatten(converted.params), facts)
   known = released.identify(source.name, digest, source.stat().st_size)
   return Conversion(source, known, converted, labels, preprocessing)
 

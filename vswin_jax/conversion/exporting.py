@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from vswin_jax import __version__
+from vswin_jax.common.paths import local_path, replacing
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.matching import ConversionError
-from vswin_jax.loading import load_model
-from vswin_jax.local_files import local_path, replacing
+from vswin_jax.inference.loading import load_model
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.video_swin import VideoSwin
 

@@ -6,7 +6,7 @@ this library.
 
 import dataclasses
 
-from vswin_jax.checks import closest
+from vswin_jax.common.checks import closest
 
 FAMILIES = ("official", "mmaction2", "torchvision", "swin_2d", "vtn")
 # Logits of a head for each data set.

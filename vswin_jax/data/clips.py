@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
-from vswin_jax.checks import check_at_least, check_choices, fields, set_range
+from vswin_jax.common.checks import check_at_least, check_choices, fields, set_range
 from vswin_jax.data import sampling, transforms
-from vswin_jax.data.decoding import VideoError, decode_frames
+from vswin_jax.data.video.decoding import VideoError, decode_frames
 
 FRAME_ORDERS = ("ordered", "shuffled", "single")
 SAMPLINGS = ("dense", "dense_to_ends", "uniform", "time")

@@ -17,8 +17,8 @@ from vswin_jax.data.clips import (
   sliding_clip,
   view_frames,
 )
-from vswin_jax.data.decoding import VideoError, probe
 from vswin_jax.data.pipeline import LoaderOptions, iterate
+from vswin_jax.data.video.decoding import VideoError, probe
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vswin_jax.data.decoding import probe
-from vswin_jax.data.encoding import encode_mp4
 from vswin_jax.data.records import features, record
+from vswin_jax.data.video.decoding import probe
+from vswin_jax.data.video.encoding import encode_mp4
 from vswin_jax.data.worker_processes import map_in_order, usable_cores
 
 # Class -> the component of the pose that moves (see `poses`), and whether it grows or shrinks.

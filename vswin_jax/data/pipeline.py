@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import grain
 import numpy as np
 
-from vswin_jax.checks import check_at_least
+from vswin_jax.common.checks import check_at_least
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
@@ -23,8 +23,8 @@ from vswin_jax.data.clips import (
   train_clip,
   view_frames,
 )
-from vswin_jax.data.decoding import VideoError
 from vswin_jax.data.records import VideoRecords
+from vswin_jax.data.video.decoding import VideoError
 from vswin_jax.data.worker_processes import end_with_parent
 
 _MOST_ATTEMPTS = 20

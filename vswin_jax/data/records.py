@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vswin_jax.data.decoding import VideoFacts
+from vswin_jax.data.video.decoding import VideoFacts
 
 
 class DatasetError(ValueError):

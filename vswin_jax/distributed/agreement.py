@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vswin_jax.common.paths import AnyPath
 from vswin_jax.distributed.errors import DifferenceError, PassingDifferenceError
-from vswin_jax.local_files import AnyPath
 
 _TOKEN = "processes_of_this_run"
 

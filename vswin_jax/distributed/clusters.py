@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from jax._src import cloud_tpu_init, clusters
 
-from vswin_jax.command_line import may_pass
+from vswin_jax.common.cli import may_pass
 from vswin_jax.distributed.errors import PassingStartupError, StartupError
 
 _FLAGS = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"

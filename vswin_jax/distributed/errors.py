@@ -1,6 +1,6 @@
 """What goes wrong between the processes of a run."""
 
-from vswin_jax.command_line import MAY_PASS
+from vswin_jax.common.cli import MAY_PASS
 
 
 class StartupError(ValueError):

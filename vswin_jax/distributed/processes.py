@@ -14,7 +14,7 @@ import numpy as np
 from jax._src import distributed as jax_distributed
 
 import vswin_jax
-from vswin_jax.command_line import UNEXPECTED, unexpected_errors
+from vswin_jax.common.cli import UNEXPECTED, unexpected_errors
 from vswin_jax.distributed.clusters import Cluster
 from vswin_jax.distributed.roll_call import call_roll
 
@@ -69,7 +69,7 @@ def ending_together() -> Iterator[None]:
   """Makes an error in one process of a run end all of them, with what it said.
 
   Left alone, the others would wait for it inside a collective operation until it counts as dead.
-  The exit status after an error that nobody expected is `command_line.UNEXPECTED`; after a
+  The exit status after an error that nobody expected is `common.cli.UNEXPECTED`; after a
   `SystemExit` in any process, all end with its status.
   """
   client = jax_distributed.global_state.client

@@ -9,10 +9,10 @@ import json
 import socket
 import time
 
-from vswin_jax.command_line import may_pass
+from vswin_jax.common.cli import may_pass
+from vswin_jax.common.progress import logger
 from vswin_jax.distributed.clusters import Cluster
 from vswin_jax.distributed.errors import PassingStartupError, StartupError
-from vswin_jax.training.progress import logger
 
 # Seconds between two words about who is still missing.
 _PATIENCE = 15.0

@@ -5,7 +5,7 @@ import types
 import jax
 from flax import nnx
 
-from vswin_jax.checks import closest, replace_fields
+from vswin_jax.common.checks import closest, replace_fields
 from vswin_jax.models.resnet import ResNet, ResNetConfig
 from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
 from vswin_jax.models.vit import ViT, ViTConfig

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.checks import closest, replace_fields
+from vswin_jax.common.checks import closest, replace_fields
 from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
 from vswin_jax.models.vtn import VTN, VTNConfig
 

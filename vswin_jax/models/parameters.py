@@ -58,3 +58,19 @@ def is_statistic(path: str) -> bool:
 def parameter_path(path) -> str:
   """Dotted name of a `jax.tree_util` key path: "stages.0.blocks.1.mlp.fc1.kernel"."""
   return ".".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+
+
+def with_shardings(shapes, shardings):
+  """`jax.ShapeDtypeStruct`s with shardings.
+
+  Args:
+    shapes: a tree of arrays or descriptions of arrays.
+    shardings: a tree like `shapes`, or one sharding for all.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, shapes)
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    shapes,
+    shardings,
+  )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.checks import check_at_least, check_choices, fields, set_sizes
+from vswin_jax.common.checks import check_at_least, check_choices, fields, set_sizes
 from vswin_jax.models.layers import BLOCK_REMATERIALISATIONS, DTYPES
 
 BATCH_NORM_EPSILON = 1e-5

@@ -15,7 +15,7 @@ from flax import nnx
 from vswin_jax.attention import window_attention
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
-from vswin_jax.checks import (
+from vswin_jax.common.checks import (
   check_at_least,
   check_choices,
   check_heads,

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.checks import check_at_least, check_choices, check_heads, check_rates, fields
+from vswin_jax.common.checks import (
+  check_at_least,
+  check_choices,
+  check_heads,
+  check_rates,
+  fields,
+)
 from vswin_jax.models.layers import (
   BLOCK_REMATERIALISATIONS,
   DTYPES,

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.checks import check_at_least, check_choices, check_heads, check_rates, fields
+from vswin_jax.common.checks import (
+  check_at_least,
+  check_choices,
+  check_heads,
+  check_rates,
+  fields,
+)
 from vswin_jax.models.backbones import backbone_config, create_backbone
 from vswin_jax.models.layers import (
   DTYPES,

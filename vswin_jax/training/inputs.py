@@ -5,23 +5,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from vswin_jax.training.augmentation import Augmentation, augment_pixels, erase, mix
+from vswin_jax.augmentation.augmentation import Augmentation, augment_pixels, erase, mix
+from vswin_jax.models.normalization import normalize
 from vswin_jax.training.sharding import AXES
 
 # Apart from the numbers of parts and clips, which other keys are derived from.
 _CLIPS, _MIXING = 2**32 - 1, 2**32 - 2
-
-
-def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """uint8 pixels -> float32 with the given mean and standard deviation (0-255, RGB)."""
-  mean = jnp.asarray(mean, jnp.float32)
-  return (video.astype(jnp.float32) - mean) * (1.0 / jnp.asarray(std, jnp.float32))
-
-
-def denormalize(pixels: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """Inverse of `normalize`, rounded to uint8."""
-  values = pixels * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32)
-  return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
 
 
 def make_targets(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from vswin_jax.command_line import MAY_PASS
-from vswin_jax.training.progress import Progress, logger, own_logger
+from vswin_jax.common.cli import MAY_PASS
+from vswin_jax.common.progress import Progress, logger, own_logger
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import Stopped, StopRequest

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 
-from vswin_jax.local_files import file_path, replacing
+from vswin_jax.common.paths import file_path, replacing
 
 
 class MetricsWriter:

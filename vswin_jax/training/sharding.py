@@ -94,22 +94,6 @@ def state_shardings(mesh: Mesh, state):
   return jax.tree.map(sharding, state)
 
 
-def with_shardings(shapes, shardings):
-  """`jax.ShapeDtypeStruct`s with shardings.
-
-  Args:
-    shapes: a tree of arrays or descriptions of arrays.
-    shardings: a tree like `shapes`, or one sharding for all.
-  """
-  if isinstance(shardings, jax.sharding.Sharding):
-    shardings = jax.tree.map(lambda _: shardings, shapes)
-  return jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-    shapes,
-    shardings,
-  )
-
-
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
   """Which rows of a global batch lie on the devices of this process, in rising order."""
   parts = sharding.addressable_devices_indices_map((batch_size,)).values()

@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.data.preparation.files import BROKEN, CLASSES, annotate, write_broken, write_sound
-from tests.data.test_decoding_kinds import KINDS, encode
-from vswin_jax.data.decoding import probe
+from tests.data.preparation.files import (
+  BROKEN,
+  CLASSES,
+  annotate,
+  write_broken,
+  write_sound,
+)
+from tests.data.video.test_decoding_kinds import KINDS, encode
 from vswin_jax.data.preparation import datasets, engines, shards
 from vswin_jax.data.preparation.videos import Problem, Recipe, prepare_video
 from vswin_jax.data.records import DatasetError, open_records
-from vswin_jax.data.transcoding import Transcoding, transcode
+from vswin_jax.data.video.decoding import probe
+from vswin_jax.data.video.transcoding import Transcoding, transcode
 
 MAX_SECONDS = 60.0
 RECIPE = Recipe(CLASSES, max_seconds=MAX_SECONDS)
@@ -339,7 +345,7 @@ def test_a_file_that_cannot_be_read_now(videos, monkeypatch, name, after):
         raise OSError(5, "Input/output error")
       return super().read(min(arguments[0], 1000))
 
-  monkeypatch.setattr("vswin_jax.data.video_files.io.FileIO", Failing)
+  monkeypatch.setattr("vswin_jax.data.video.container.io.FileIO", Failing)
   assert prepare_video(video, RECIPE) == Problem(
     video.path, video.id, "unreadable", "Input/output error"
   )

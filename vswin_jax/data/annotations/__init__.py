@@ -4,13 +4,19 @@ import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from vswin_jax import checks
-from vswin_jax.data.annotations import hmdb51, kinetics, something_something, ucf101, video_folder
+from vswin_jax.common import checks
+from vswin_jax.common.paths import local_path
+from vswin_jax.data.annotations import (
+  hmdb51,
+  kinetics,
+  something_something,
+  ucf101,
+  video_folder,
+)
 from vswin_jax.data.annotations.common import AnnotationError, Annotations, Options, Video
 from vswin_jax.data.annotations.sources import telling_origin
 from vswin_jax.data.annotations.text_files import read_lines
 from vswin_jax.data.annotations.tree import scan
-from vswin_jax.local_files import local_path
 
 __all__ = [
   "DATASETS",

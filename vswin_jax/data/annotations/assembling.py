@@ -6,7 +6,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from vswin_jax.data.annotations.common import SPLITS, AnnotationError, Annotations, Options, Video
+from vswin_jax.data.annotations.common import (
+  SPLITS,
+  AnnotationError,
+  Annotations,
+  Options,
+  Video,
+)
 from vswin_jax.data.annotations.missing import likely_cause
 from vswin_jax.data.annotations.rows import Row
 from vswin_jax.data.annotations.splitting import digest, scene, validation_groups

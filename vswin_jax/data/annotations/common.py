@@ -5,7 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from vswin_jax import checks
+from vswin_jax.common import checks
 
 SPLITS = ("train", "validation", "test")
 # What people call them, in names of files and folders and in columns.

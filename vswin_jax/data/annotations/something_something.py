@@ -11,7 +11,13 @@ from vswin_jax.data.annotations.common import (
   closest,
   split_within,
 )
-from vswin_jax.data.annotations.rows import Row, collect_rows, is_number, list_rows, one_number
+from vswin_jax.data.annotations.rows import (
+  Row,
+  collect_rows,
+  is_number,
+  list_rows,
+  one_number,
+)
 from vswin_jax.data.annotations.sources import (
   Source,
   all_alike,

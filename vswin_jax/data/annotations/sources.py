@@ -5,8 +5,8 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from vswin_jax.common.paths import local_path
 from vswin_jax.data.annotations.common import AnnotationError, split_called, split_within
-from vswin_jax.local_files import local_path
 
 
 @dataclasses.dataclass(frozen=True)

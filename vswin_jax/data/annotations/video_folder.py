@@ -13,7 +13,13 @@ from vswin_jax.data.annotations.common import (
   closest,
   split_called,
 )
-from vswin_jax.data.annotations.rows import Row, collect_rows, is_number, list_rows, number_labels
+from vswin_jax.data.annotations.rows import (
+  Row,
+  collect_rows,
+  is_number,
+  list_rows,
+  number_labels,
+)
 from vswin_jax.data.annotations.sources import (
   Source,
   describe,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
+from vswin_jax.common.paths import write_table
 from vswin_jax.data.annotations.common import Annotations
 from vswin_jax.data.preparation.engines import Engine
 from vswin_jax.data.preparation.shards import (
@@ -25,8 +26,7 @@ from vswin_jax.data.preparation.shards import (
 )
 from vswin_jax.data.preparation.videos import Problem, Recipe, missing
 from vswin_jax.data.records import DatasetError, features
-from vswin_jax.data.transcoding import Transcoding
-from vswin_jax.local_files import write_table
+from vswin_jax.data.video.transcoding import Transcoding
 
 VERSION = "1.0.0"
 _STAGING = ".preparing"

@@ -20,7 +20,13 @@ from vswin_jax.data.preparation.shards import (
   read_result,
   write_shard,
 )
-from vswin_jax.data.preparation.videos import Prepared, Problem, Recipe, killed, prepare_video
+from vswin_jax.data.preparation.videos import (
+  Prepared,
+  Problem,
+  Recipe,
+  killed,
+  prepare_video,
+)
 from vswin_jax.data.records import DatasetError
 from vswin_jax.data.worker_processes import map_in_order
 

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from vswin_jax.common.paths import replacing
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
 from vswin_jax.data.preparation.videos import CRASHES, UNREADABLE, Prepared, Problem, Recipe
 from vswin_jax.data.records import DatasetError
-from vswin_jax.local_files import replacing
 
 # Random access to every record; video does not get smaller by compressing it again.
 _WRITER_OPTIONS = "group_size:1,uncompressed"

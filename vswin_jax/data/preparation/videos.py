@@ -10,16 +10,16 @@ import numpy as np
 
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
-from vswin_jax.data.decoding import VideoFacts, decode_frames, probe
 from vswin_jax.data.records import features, record
-from vswin_jax.data.transcoding import Transcoding, check_frames, transcode
-from vswin_jax.data.video_files import (
+from vswin_jax.data.video.container import (
   NotAVideo,
   NoVideoStream,
   UnreadableFile,
   VideoError,
   open_video,
 )
+from vswin_jax.data.video.decoding import VideoFacts, decode_frames, probe
+from vswin_jax.data.video.transcoding import Transcoding, check_frames, transcode
 
 # Kinds of problems that may be gone the next time.
 UNREADABLE, CRASHES = "unreadable", "crashes"

@@ -1,0 +1,54 @@
+"""A config whose training step compiles in seconds, and what compiling may give."""
+
+from ml_collections import config_dict
+
+from vswin_jax.aot.results import Result
+from vswin_jax.experiment.recipes import quickstart_config
+
+
+def small_config(**values) -> config_dict.ConfigDict:
+  """A model of few operations on the generated clips.
+
+  Args:
+    values: of the config, by its keys with dots.
+  """
+  config = quickstart_config("video_swin_t")
+  changes = {
+    "model.embed_dim": 8,
+    "model.depths": (1,),
+    "model.num_heads": (1,),
+    "model.window_size": (2, 4, 4),
+    "clip.num_frames": 4,
+    "train.batch_size": 16,
+    "data.dir": "/no/such/folder",
+  }
+  config.update_from_flattened_dict(changes | values)
+  return config
+
+
+def fake_result(**values) -> Result:
+  """10 ms of operations, 10 ms of memory, a thousand steps.
+
+  Args:
+    values: fields that are others.
+  """
+  fields = {
+    "model": "video_swin_t",
+    "topology": "v5e:2x2",
+    "num_devices": 4,
+    "batch_size": 16,
+    "wanted_batch_size": 16,
+    "fsdp": 1,
+    "rematerialisation": "none",
+    "epochs": 30.0,
+    "num_steps": 1000,
+    "effort": "quick",
+    "seconds": 60.0,
+    "memory": 2**30,
+    "needed": None,
+    "arguments": 2**28,
+    "flops": 197e10,
+    "bytes_accessed": 819e7,
+    "collectives": (),
+  }
+  return Result(**fields | values)

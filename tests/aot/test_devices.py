@@ -1,0 +1,134 @@
+"""The compilers of other machines, where they are installed."""
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from tests.tables.recipes import load
+from vswin_jax.aot import compile, devices
+from vswin_jax.aot.compiler import lacks_memory
+from vswin_jax.aot.dataset_metadata import data_facts
+from vswin_jax.aot.environment import prepare_environment
+from vswin_jax.aot.hlo import read_collectives, read_loops
+from vswin_jax.aot.results import describe
+from vswin_jax.aot.topologies import TargetError, parse_target
+from vswin_jax.models.parameters import flatten
+
+
+@pytest.fixture
+def environment():
+  """That of a process that compiles for other machines, for the time of a test."""
+  before = dict(os.environ)
+  prepare_environment()
+  yield
+  os.environ.clear()
+  os.environ.update(before)
+
+
+def test_environment_is_kept_whole(environment, monkeypatch):
+  flags = os.environ["XLA_FLAGS"]
+  prepare_environment()
+  assert os.environ["XLA_FLAGS"] == flags
+  assert "--xla_force_host_platform_device_count=8" in flags
+  assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+@pytest.mark.parametrize("name, extra", [("v5e:2x2", "tpu"), ("h100:1x1x8", "cuda-compile")])
+def test_without_a_compiler_the_extra_is_named(name, extra, monkeypatch):
+  def nothing(target):
+    raise NotImplementedError("no such platform")
+
+  monkeypatch.setattr(devices, "_topology", nothing)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+  with pytest.raises(TargetError, match=rf"pip install -e '\.\[{extra}\]'"):
+    devices.devices_of(parse_target(name))
+
+
+def test_a_compiler_for_another_version_of_jax_is_named(monkeypatch):
+  def nothing(target):
+    raise RuntimeError("PJRT API version mismatch")
+
+  monkeypatch.setattr(devices, "_topology", nothing)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
+  monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.1.2")
+  with pytest.raises(TargetError) as error:
+    devices.devices_of(parse_target("h100:1x1x8"))
+  assert "jax-cuda13-plugin is 0.1.2" in str(error.value)
+  assert f"pip install 'jax-cuda13-plugin=={jax.__version__}'" in str(error.value)
+  assert "\n" not in str(error.value)
+  with pytest.raises(TargetError, match="PJRT API version mismatch"):
+    devices.devices_of(parse_target("v5e:2x2"))
+
+
+def test_loops_of_tpus_count_as_often_as_they_run(environment):
+  pytest.importorskip("libtpu")
+  devices_of_four = devices.devices_of(parse_target("v5e:2x2"))
+  mesh = jax.sharding.Mesh(np.array(devices_of_four), ("a",))
+
+  def work(x):
+    def body(carry, _):
+      return jax.lax.psum(carry * 0.1, "a"), None
+
+    return jax.lax.scan(body, x, None, length=7)[0].sum()
+
+  parts = jax.sharding.NamedSharding(mesh, P("a"))
+  x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=parts)
+  mapped = jax.shard_map(work, mesh=mesh, in_specs=P("a"), out_specs=P(), check_vma=False)
+  text = jax.jit(mapped).lower(x).compile().as_text()
+  assert read_loops(text) == [7]
+  (found,) = read_collectives(text)
+  assert (found.kind, found.group, found.count) == ("all-reduce", 4, 7)
+
+
+def test_small_memories_of_cores_are_not_those_of_devices(environment):
+  """A kernel of 64 MiB at once."""
+  pytest.importorskip("libtpu")
+  from jax.experimental import pallas
+
+  (device,) = devices.devices_of(parse_target("v5e-1"))
+  place = jax.sharding.SingleDeviceSharding(device)
+  x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=place)
+
+  def double(source, target):
+    target[...] = source[...] * 2
+
+  kernel = jax.jit(pallas.pallas_call(double, out_shape=x))
+  with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as error:
+    kernel.lower(x).compile()
+  assert "vmem" in str(error.value)
+  assert not lacks_memory(str(error.value))
+
+
+@pytest.mark.slow
+def test_quickstart_for_tpus(environment):
+  """Compiled for four chips: it fits, and sums one gradient, as many bytes as there are
+  parameters. A batch of gigabytes does not fit, which is said."""
+  pytest.importorskip("libtpu")
+  config, target = load("quickstart"), parse_target("v5e:2x2")
+  facts = data_facts(config.data.name, "/no/such/folder", config.data.train_split)
+  result = compile.compile_for(config, target, facts)
+  plan = compile.plan_for(config, target, facts)
+  parameters = sum(math.prod(leaf.shape) for leaf in flatten(plan.param_shapes).values())
+  assert result.fits
+  assert 12 * parameters < result.arguments < result.memory < 2**30
+  assert {(one.kind, one.group) for one in result.collectives} == {("all-reduce", 4)}
+  summed = sum(one.operand_bytes for one in result.collectives)
+  # The sum of a bias or two is taken twice.
+  assert 4 * parameters < summed < 1.001 * 4 * parameters
+  assert 0 < result.estimate.efficiencies[0] < result.estimate.efficiencies[1] == 1
+
+  config = config.copy_and_resolve_references()
+  config.model.update({"depths": (1,), "num_heads": (1,)})
+  config.train.epochs = 64
+  large = compile.compile_for(config, target, facts, clips_per_device=65_536)
+  assert not large.fits
+  # That of jax 0.10.2 says 207 GiB.
+  assert large.needed > 100 * 2**30
+  assert f"does not fit: needs {large.needed / 2**30:.2f} GiB a chip, there" in describe(large)

@@ -1,0 +1,93 @@
+"""Times of a step against numbers worked out by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vswin_jax.aot.hlo import Collective
+from vswin_jax.aot.roofline import Estimate, estimate
+from vswin_jax.aot.topologies import Chip, Target
+
+# 100 TFLOP/s, 1 TB/s of memory, 100 GB/s of links, 5 GB/s of network.
+CHIP = Chip("x", "tpu", 16 * 2**30, 100e12, 1e12, 100e9, 5e9, 2, 256, 16)
+WHOLE = Target("x:16x16", CHIP, (16, 16))
+COLLECTIVES = (
+  Collective("all-reduce", False, 4, 3, 10**9, 1.5e9),
+  Collective("all-gather", False, 4, 1, 10**8, 0.5e9),
+  Collective("all-reduce", True, 2, 1, 10**8, 1e8),
+)
+
+
+def test_each_part_at_its_peak():
+  bounds = estimate(WHOLE, 5e12, 30e9, COLLECTIVES)
+  np.testing.assert_allclose(
+    [bounds.compute, bounds.memory, bounds.links, bounds.network],
+    [0.05, 0.03, 0.02, 0.02],
+    rtol=1e-12,
+  )
+  assert bounds.alone == bounds.compute
+
+
+def test_step_and_efficiency():
+  bounds = Estimate(compute=0.05, memory=0.03, links=0.02, network=0.01)
+  np.testing.assert_allclose(bounds.in_turn, 0.08)
+  assert bounds.overlapped == 0.05
+  np.testing.assert_allclose(bounds.efficiencies, (0.625, 1.0))
+  assert bounds.compute_efficiencies == bounds.efficiencies
+
+
+def test_a_step_that_never_waits_for_memory_hides_less():
+  bounds = Estimate(compute=0.02, memory=0.1, links=0.02, network=0.01)
+  np.testing.assert_allclose(bounds.efficiencies, (0.1 / 0.13, 1.0))
+  np.testing.assert_allclose(bounds.compute_efficiencies, (0.4, 1.0))
+  slow = Estimate(compute=0.02, memory=0.1, links=0.05, network=0.01)
+  np.testing.assert_allclose(slow.compute_efficiencies, (0.25, 0.4))
+
+
+@pytest.mark.parametrize(
+  "grid, links",
+  [
+    ((16, 16), 4),  # both ends of both axes are joined
+    ((8, 8), 2),  # a corner of a mesh has a neighbour along each axis
+    ((8, 16), 2),
+    ((2, 2), 2),
+    ((1, 4), 1),
+  ],
+)
+def test_links_are_those_of_a_corner(grid, links):
+  bounds = estimate(Target("x", CHIP, grid), 5e12, 30e9, COLLECTIVES[:2])
+  np.testing.assert_allclose(bounds.links, 2e9 / (links * 25e9))
+
+
+def test_switches_join_any_number():
+  joined = dataclasses.replace(CHIP, wraps=0)
+  assert Target("x", joined, (1, 8)).link_bandwidth == joined.link_bandwidth
+
+
+@pytest.mark.parametrize("slow", ["links", "network"])
+def test_what_can_not_be_hidden(slow):
+  times = {"compute": 0.01, "memory": 0.04, "links": 0.0, "network": 0.0} | {slow: 0.16}
+  bounds = Estimate(**times)
+  assert bounds.overlapped == 0.16
+  np.testing.assert_allclose(bounds.in_turn, 0.2)
+  np.testing.assert_allclose(bounds.efficiencies, (0.2, 0.25))
+
+
+def test_what_is_not_known_leaves_the_rest():
+  bounds = estimate(WHOLE, 5e12, None, COLLECTIVES)
+  whole = estimate(WHOLE, 5e12, 30e9, COLLECTIVES)
+  assert (bounds.compute, bounds.links, bounds.network) == (0.05, whole.links, whole.network)
+  assert bounds.memory is bounds.alone is bounds.overlapped is bounds.in_turn is None
+  assert bounds.efficiencies is None
+  assert bounds.compute_efficiencies == whole.compute_efficiencies
+
+  bounds = estimate(WHOLE, 5e12, 30e9, None)
+  assert (bounds.compute, bounds.alone) == (0.05, 0.05)
+  assert bounds.links is bounds.network is bounds.overlapped is bounds.in_turn is None
+  assert bounds.efficiencies is bounds.compute_efficiencies is None
+
+
+def test_one_device_loses_nothing():
+  bounds = estimate(Target("x:1x1", CHIP, (1, 1)), 5e12, 30e9, ())
+  assert bounds.efficiencies == bounds.compute_efficiencies == (1.0, 1.0)

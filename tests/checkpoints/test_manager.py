@@ -1,0 +1,401 @@
+"""Checkpoints: which are kept, and what happens to those that are damaged, lost or can't be
+written."""
+
+import contextlib
+import json
+import logging
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
+
+from vswin_jax.checkpoints import integrity, manager
+from vswin_jax.checkpoints.manager import CheckpointError, open_checkpoints
+from vswin_jax.common.cli import MAY_PASS
+from vswin_jax.common.progress import logger
+from vswin_jax.training.step import create_state
+
+FACTS = {"model": {"name": "x"}, "labels": ["a", "b"]}
+
+
+def state_at(step, width=300):
+  key = jax.random.key(step)
+  params = {
+    "stem": {"kernel": jax.random.normal(key, (width, 40))},
+    "head": {"bias": jax.random.normal(key, (5,), jnp.bfloat16)},
+  }
+  state = create_state(params, optax.adam(1e-3), with_average=True)
+  average = jax.tree.map(lambda leaf: leaf * 2, params)
+  return state.replace(step=jnp.int32(step), average=average)
+
+
+def shapes_of(tree):
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def assert_same(found, expected):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+
+
+def save_all(directory, steps, scores=None, **options):
+  with open_checkpoints(directory, **options) as checkpoints:
+    for step in steps:
+      manager.save(checkpoints, state_at(step), FACTS, (scores or {}).get(step))
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+  monkeypatch.setattr(logger, "propagate", True)
+  caplog.set_level(logging.WARNING, logger.name)
+  return caplog
+
+
+@pytest.mark.parametrize(
+  "options, kept",
+  [
+    ({"keep": 2}, [50, 60]),
+    ({"keep": 1, "keep_best": 1}, [20, 60]),
+    # Of equal scores the newer; those without a finite score are never among the best.
+    ({"keep": 1, "keep_best": 2}, [20, 40, 60]),
+    ({"keep": 1, "keep_best": 5}, [10, 20, 30, 40, 60]),
+    ({"keep": 1, "keep_every": 30}, [30, 60]),
+    ({"keep": 2, "keep_best": 1, "keep_every": 30}, [20, 30, 50, 60]),
+  ],
+)
+def test_a_checkpoint_is_kept_if_anything_asks_for_it(tmp_path, options, kept):
+  scores = {10: 0.5, 20: 0.9, 30: 0.5, 40: 0.5, 50: float("nan")}
+  # A run that was stopped in between knows the scores of those before.
+  save_all(tmp_path / "checkpoints", [10, 20, 30], scores, **options)
+  save_all(tmp_path / "checkpoints", [40, 50, 60], scores, **options)
+  assert manager.complete_steps(tmp_path / "checkpoints") == kept
+  assert manager.newest_step(tmp_path / "checkpoints") == 60
+
+
+def test_a_checkpoint_that_is_scored_later_counts(tmp_path):
+  with open_checkpoints(tmp_path / "checkpoints", keep=1, keep_best=1) as checkpoints:
+    for step, score in ((10, None), (20, 0.5), (30, 0.1)):
+      manager.save(checkpoints, state_at(step), FACTS, score)
+      if step == 10:
+        manager.note_score(checkpoints, 10, 0.9)
+    manager.note_score(checkpoints, 30, float("nan"))
+    assert checkpoints.scores == {10: 0.9, 20: 0.5, 30: 0.1}
+  assert manager.complete_steps(tmp_path / "checkpoints") == [10, 30]
+
+
+def test_saving_leaves_the_counter_of_requests_to_stop_alone(tmp_path, monkeypatch):
+  """All processes agree by it when to stop; a step in it would make them miss each other."""
+  steps = []
+  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", steps.append)
+  save_all(tmp_path / "checkpoints", [10, 20], keep=1)
+  assert steps == []
+  with ocp.training.Checkpointer(tmp_path / "others") as orbax:
+    orbax.save(10, state_at(10))
+  assert set(steps) == {10}
+
+
+def test_looking_for_checkpoints_changes_nothing(tmp_path):
+  assert manager.complete_steps(tmp_path / "checkpoints") == []
+  assert manager.newest_step(tmp_path / "checkpoints") is None
+  assert list(tmp_path.iterdir()) == []
+  for name in ("8", "damaged-9", "12.orbax-checkpoint-tmp", "notes"):
+    (tmp_path / name).mkdir()
+  assert manager.complete_steps(tmp_path) == [8]
+
+
+def data_file(directory, step):
+  """The file in which the arrays of a checkpoint lie."""
+  files = (directory / str(step) / "state").glob("ocdbt.process_*/d/*")
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_bits(path):
+  """Changes something of every large array, and nothing that is needed to read the file."""
+  data = bytearray(path.read_bytes())
+  for place in range(min(len(data) // 2, 10_000), len(data) - 1000, 20_000):
+    data[place] ^= 16
+  path.write_bytes(data)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 10])
+
+
+def change_the_labels(directory, step):
+  path = directory / str(step) / "_CHECKPOINT_METADATA"
+  path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
+
+
+DAMAGES = {
+  "bits": lambda d, step: flip_bits(data_file(d, step)),
+  "cut": lambda d, step: cut(data_file(d, step)),
+  "no arrays": lambda d, step: data_file(d, step).unlink(),
+  "empty": lambda d, step: data_file(d, step).write_bytes(b""),
+  "cut list": lambda d, step: cut(d / str(step) / "state" / "_METADATA"),
+  "no list": lambda d, step: (d / str(step) / "state" / "_METADATA").unlink(),
+  "database": lambda d, step: cut(d / str(step) / "state" / "manifest.ocdbt"),
+  "no arrays at all": lambda d, step: shutil.rmtree(d / str(step) / "state"),
+  "cut facts": lambda d, step: cut(d / str(step) / "_CHECKPOINT_METADATA"),
+  "no facts": lambda d, step: (d / str(step) / "_CHECKPOINT_METADATA").unlink(),
+  "facts": change_the_labels,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings, capfd, damage):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20, 30])
+  DAMAGES[damage](directory, 30)
+  names = sorted(path.name for path in directory.iterdir())
+
+  # Others only read it.
+  step, params, facts = manager.restore_params(directory, shapes_of(state_at(0).params))
+  assert (step, facts) == (20, FACTS)
+  assert_same(params, state_at(20).average)
+  assert manager.read_facts(directory) == FACTS
+  assert "the checkpoint of step 30 in" in warnings.text and "is damaged: " in warnings.text
+  assert f"step 20 of {directory} is the newest that is whole" in warnings.text
+  assert sorted(path.name for path in directory.iterdir()) == names
+
+  with open_checkpoints(directory) as checkpoints:
+    state, facts = manager.restore(checkpoints, shapes_of(state_at(0)))
+    assert facts == FACTS
+    assert_same(state, state_at(20))
+    assert manager.latest_step(checkpoints) == 20
+    manager.save(checkpoints, state_at(30), FACTS)
+  assert f"step 30 is now {directory / 'damaged-30'}" in warnings.text
+  names = sorted(path.name for path in directory.iterdir())
+  assert names == ["10", "20", "30", "damaged-30"]
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
+  assert_same(state, state_at(30))
+  # Nothing of what is underneath.
+  assert "Traceback" not in capfd.readouterr().err
+
+
+def test_several_damaged_checkpoints(tmp_path, warnings):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20, 30])
+  (directory / "damaged-30").mkdir()
+  for step in (20, 30):
+    flip_bits(data_file(directory, step))
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
+  assert_same(state, state_at(10))
+  names = sorted(path.name for path in directory.iterdir())
+  assert names == ["10", "damaged-20", "damaged-30", "damaged-30-2"]
+  assert "of 15 arrays are not what was written: " in warnings.text
+
+
+def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20])
+  flip_bits(data_file(directory, 10))
+  DAMAGES["no facts"](directory, 20)
+  message = r"none of the 2 checkpoints in .* can be read: step 20: .*; step 10: .*Restore one"
+  with pytest.raises(CheckpointError, match=message):
+    with open_checkpoints(directory) as checkpoints:
+      manager.restore(checkpoints, shapes_of(state_at(0)))
+  assert manager.complete_steps(directory) == [10, 20]
+  with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*empty"):
+    with open_checkpoints(tmp_path / "empty") as checkpoints:
+      manager.restore(checkpoints, shapes_of(state_at(0)))
+  with pytest.raises(CheckpointError, match=r"no checkpoints in .*absent; expected a run"):
+    manager.read_facts(tmp_path / "absent")
+
+
+def test_another_model_is_no_damage(tmp_path):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10])
+  with open_checkpoints(directory) as checkpoints:
+    manager.save(checkpoints, state_at(20, width=301), FACTS)
+  message = r"step 20 in .* does not fit .* in 4 places: average.stem.kernel is \[301, 40\]"
+  with pytest.raises(CheckpointError, match=message):
+    with open_checkpoints(directory) as checkpoints:
+      manager.restore(checkpoints, shapes_of(state_at(0)))
+  assert manager.complete_steps(directory) == [10, 20]
+
+
+@pytest.mark.parametrize(
+  "error", [MemoryError("no room"), PermissionError(13, "denied"), ValueError("UNAVAILABLE: later")]
+)
+def test_an_error_that_passes_is_no_damage(tmp_path, monkeypatch, error):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10, 20])
+
+  def load(*_):
+    raise error
+
+  monkeypatch.setattr(ocp, "load", load)
+  message = r"can't read .*/20: .*Nothing says that it is damaged"
+  with pytest.raises(CheckpointError, match=message) as raised:
+    with open_checkpoints(directory) as checkpoints:
+      manager.restore(checkpoints, shapes_of(state_at(0)))
+  # Rights do not come by themselves.
+  assert getattr(raised.value, "exit_status", 1) == (1 if error.args[0] == 13 else MAY_PASS)
+  assert manager.complete_steps(directory) == [10, 20]
+
+
+def test_a_checkpoint_without_fingerprints_is_read(tmp_path):
+  with ocp.training.Checkpointer(tmp_path / "checkpoints") as orbax:
+    orbax.save(10, state_at(10), custom_metadata=FACTS)
+  with open_checkpoints(tmp_path / "checkpoints", keep_best=1) as checkpoints:
+    state, facts = manager.restore(checkpoints, shapes_of(state_at(0)))
+    manager.save(checkpoints, state_at(20), FACTS, 0.5)
+  assert_same(state, state_at(10))
+  assert facts == FACTS
+
+
+def test_parameters_are_checked_in_the_type_they_were_saved_in(tmp_path):
+  directory = tmp_path / "checkpoints"
+  save_all(directory, [10])
+  params = state_at(0).params
+  wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+  step, found, _ = manager.restore_params(directory, shapes_of(wanted))
+  assert step == 10
+  expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state_at(10).average)
+  assert_same(found, expected)
+
+
+def words_of(array: np.ndarray) -> np.ndarray:
+  size = array.dtype.itemsize
+  kind = {1: np.uint8, 2: np.uint16, 4: np.uint32}[size]
+  return np.ascontiguousarray(array).view(kind).reshape(-1).astype(np.uint64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"])
+def test_fingerprints(dtype):
+  values = np.random.default_rng(0).integers(0, 256, (8, 6, 2))
+  array = np.asarray(jnp.asarray(values if dtype != "bool" else values > 127, dtype))
+  mark = integrity.fingerprints({"a": jnp.asarray(array)})["a"]
+  # The same by hand, one word after the other.
+  expected = 0
+  for place, word in enumerate(words_of(array)):
+    number = place * 0x9E3779B1 % 2**32
+    number = (number ^ number >> 15) * 0x85EBCA6B % 2**32 | 1
+    expected = (expected + int(word) * number) % 2**32
+  assert mark == expected
+  # However it lies.
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  for spec in (P("x"), P("x", "y"), P(None, "y"), P(("x", "y"))):
+    laid = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+    assert integrity.fingerprints({"a": laid})["a"] == mark
+  # Nothing that changes it is missed.
+  changed = array.copy()
+  changed[3, 2, 1] = not changed[3, 2, 1] if dtype == "bool" else changed[3, 2, 1] + 1
+  swapped = array.copy()
+  swapped[[0, 5]] = swapped[[5, 0]]
+  for other in (changed, swapped):
+    assert integrity.fingerprints({"a": jnp.asarray(other)})["a"] != mark
+
+
+def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
+  directory = tmp_path / "checkpoints"
+  with open_checkpoints(directory) as checkpoints:
+    for step in (10, 20):
+      manager.save(checkpoints, state_at(step), FACTS)
+    checkpoints.orbax.wait()
+    shutil.rmtree(directory)
+    manager.save(checkpoints, state_at(30), FACTS)
+    manager.save(checkpoints, state_at(40), FACTS)
+  assert f"checkpoints of steps 10, 20 are gone from {directory}; training" in warnings.text
+  assert len(warnings.records) == 1
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
+  assert_same(state, state_at(40))
+  assert manager.complete_steps(directory) == [30, 40]
+
+
+def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
+  with pytest.raises(CheckpointError, match=r"the folder .*/run is gone. If it is on a disk"):
+    with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+      manager.save(checkpoints, state_at(10), FACTS)
+      checkpoints.orbax.wait()
+      shutil.rmtree(tmp_path / "run")
+      manager.save(checkpoints, state_at(20), FACTS)
+  assert not (tmp_path / "run").exists()
+
+
+@contextlib.contextmanager
+def small_disk(size):
+  """Files that grow beyond a size in bytes can't be written, as on a disk that is full."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, capfd, at_the_end):
+  directory = tmp_path / "checkpoints"
+  action = "finish writing" if at_the_end else "write"
+  message = rf"can't {action} a checkpoint in {directory}: .*File too large.*step 10 is there; make"
+  with pytest.raises(CheckpointError, match=message) as raised:
+    with open_checkpoints(directory) as checkpoints:
+      manager.save(checkpoints, state_at(10), FACTS)
+      checkpoints.orbax.wait()
+      # Room for what is tried before a save starts.
+      with small_disk(70_000):
+        manager.save(checkpoints, state_at(20), FACTS)
+        while checkpoints.orbax.is_saving_in_progress():
+          pass
+      if not at_the_end:
+        manager.save(checkpoints, state_at(30), FACTS)
+  assert raised.value.exit_status == MAY_PASS
+  assert manager.complete_steps(directory) == [10]
+  assert "Traceback" not in capfd.readouterr().err
+  # With more room the same steps are saved, and nothing is left of the attempt.
+  with open_checkpoints(directory) as checkpoints:
+    state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
+    assert_same(state, state_at(10))
+    manager.save(checkpoints, state_at(15), FACTS)
+  assert sorted(path.name for path in directory.iterdir()) == ["10", "15"]
+
+
+def test_a_disk_that_was_full_before_is_told_at_once(tmp_path):
+  with pytest.raises(CheckpointError, match=r"can't write a checkpoint in .*: .*File too large"):
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+      with small_disk(1000):
+        manager.save(checkpoints, state_at(10), FACTS)
+  params = {"head": {"kernel": np.random.default_rng(0).normal(size=(300, 200))}}
+  with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large") as raised:
+    with small_disk(70_000):
+      manager.write_params(tmp_path / "weights", params, FACTS)
+  assert "resumes" not in str(raised.value)
+  assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_a_place_that_can_not_be_written_is_told(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(CheckpointError, match=r"can't keep checkpoints in .*: NotADirectoryError"):
+    with open_checkpoints(tmp_path / "file" / "checkpoints"):
+      pass
+  directory = tmp_path / "checkpoints"
+  with pytest.raises(CheckpointError, match=r"can't write a checkpoint in .*: FileExistsError"):
+    with open_checkpoints(directory) as checkpoints:
+      shutil.rmtree(directory)
+      directory.write_text("")
+      manager.save(checkpoints, state_at(10), FACTS)
+
+
+def test_weights_are_written_with_fingerprints(tmp_path):
+  params = {"head": {"kernel": np.arange(60_000, dtype=np.float32).reshape(300, 200)}}
+  manager.write_params(tmp_path / "weights", params, FACTS)
+  directory = manager.checkpoints_of(tmp_path / "weights")
+  metadata = json.loads((directory / "0" / "_CHECKPOINT_METADATA").read_text())
+  assert len(metadata["custom_metadata"]["checkpoint"]["arrays"]) == 8
+  flip_bits(data_file(directory, 0))
+  with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints .*: params.head.kernel"):
+    manager.restore_params(directory, shapes_of(params))

@@ -1,0 +1,262 @@
+"""Augmentation of training clips: pure functions of clips and keys, to be jitted.
+
+They run on the accelerator, since on a host they would cost more than decoding the clips.
+
+Three stages, in the order of a training step: `augment_pixels` on uint8 clips, `erase` on
+normalised ones, `mix` on normalised clips and soft targets. The first two draw per clip, from its
+key alone, hence give the same whatever else is in the batch; the last draws once per batch.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vswin_jax.augmentation import pixel_operations as pixels
+from vswin_jax.augmentation.rand_augment import STYLES, rand_augment
+from vswin_jax.common import checks
+
+# Of finding an erased box that fits, as in timm.
+_ERASING_ATTEMPTS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """What is done to training clips; by default, nothing.
+
+  Attributes:
+    rand_augment: "none" or a style of RandAugment, "imgaug" or "timm" (see `rand_augment`).
+    num_operations: of RandAugment, per clip.
+    magnitude: of RandAugment, 0-30 in the style of imgaug, 0-10 in that of timm.
+    magnitude_std: of normal noise on the magnitude.
+    color_jitter: brightness, contrast and saturation change in random order, each by a factor
+      uniform in 1 +- this, but never below 0; as torchvision does, after RandAugment.
+    erasing_probability: of erasing a box per clip (Zhong et al. 2017, arXiv:1708.04896), which
+      is set to the mean colour.
+    erasing_area_range: smallest and largest area of the box, as a share of the frame; uniform.
+    erasing_aspect_ratio_range: smallest and largest height over width of it; log-uniform.
+    mixup_alpha: of the beta distribution of weights of mixup (Zhang et al. 2017,
+      arXiv:1710.09412); 0 is off.
+    cutmix_alpha: likewise of the kept share of the area in cutmix (Yun et al. 2019,
+      arXiv:1905.04899).
+    mix_probability: of mixing a batch.
+    switch_probability: of cutmix instead of mixup, if both are on.
+
+  Raises:
+    ValueError: a value out of its range.
+  """
+
+  rand_augment: str = "none"
+  num_operations: int = 4
+  magnitude: float = 7.0
+  magnitude_std: float = 0.0
+  color_jitter: float = 0.0
+  erasing_probability: float = 0.0
+  erasing_area_range: tuple[float, float] = (0.02, 1 / 3)
+  erasing_aspect_ratio_range: tuple[float, float] = (0.3, 1 / 0.3)
+  mixup_alpha: float = 0.0
+  cutmix_alpha: float = 0.0
+  mix_probability: float = 1.0
+  switch_probability: float = 0.5
+
+  def __post_init__(self):
+    checks.check_choices(("none", *STYLES), rand_augment=self.rand_augment)
+    checks.check_at_least(1, num_operations=self.num_operations)
+    names = ("magnitude", "magnitude_std", "color_jitter", "mixup_alpha", "cutmix_alpha")
+    checks.check_at_least(0, **checks.fields(self, *names))
+    chances = checks.fields(self, "erasing_probability", "mix_probability", "switch_probability")
+    checks.check_at_least(0, **chances)
+    checks.check_at_most(1, **chances)
+    for name in ("erasing_area_range", "erasing_aspect_ratio_range"):
+      checks.set_range(self, name)
+    checks.check_at_most(1, **{"the end of erasing_area_range": self.erasing_area_range[1]})
+    if self.rand_augment != "none":
+      style = STYLES[self.rand_augment]
+      what = f"of rand_augment {self.rand_augment!r}"
+      checks.check_at_most(style.largest_magnitude, **{f"magnitude {what}": self.magnitude})
+      if not style.repeats:
+        most = len(style.operations)
+        checks.check_at_most(most, **{f"num_operations {what}": self.num_operations})
+
+  @property
+  def changes_pixels(self) -> bool:
+    """Whether `augment_pixels` does anything."""
+    return self.rand_augment != "none" or self.color_jitter > 0
+
+  @property
+  def erases(self) -> bool:
+    """Whether `erase` does anything."""
+    return self.erasing_probability > 0
+
+  @property
+  def mixes(self) -> bool:
+    """Whether `mix` does anything."""
+    return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
+  """RandAugment and colour jitter, with one draw per clip for all of its frames.
+
+  Clips are handled one after the other: they get different operations, of which each computes
+  only its own.
+
+  Args:
+    video: uint8 `[batch, time, height, width, 3]`.
+    keys: of each clip, `[batch]`.
+    augmentation: what to do.
+
+  Returns:
+    uint8 `[batch, time, height, width, 3]`.
+
+  Raises:
+    ValueError: the video is not uint8 or has another number of axes.
+  """
+  if not augmentation.changes_pixels:
+    return video
+  if video.dtype != jnp.uint8 or video.ndim != 5:
+    raise ValueError(
+      "video must be uint8 [batch, time, height, width, 3], before normalisation; got "
+      f"{video.dtype} {list(video.shape)}"
+    )
+
+  def augment_clip(clip) -> jax.Array:
+    planes, key = clip
+    operations_key, jitter_key = jax.random.split(key)
+    if augmentation.rand_augment != "none":
+      planes = rand_augment(
+        planes,
+        operations_key,
+        style=augmentation.rand_augment,
+        num_operations=augmentation.num_operations,
+        magnitude=augmentation.magnitude,
+        magnitude_std=augmentation.magnitude_std,
+      )
+    if augmentation.color_jitter:
+      planes = _jitter_colors(planes, jitter_key, augmentation.color_jitter)
+    return planes
+
+  planes = jax.lax.map(augment_clip, (jnp.moveaxis(video, -1, 2), keys))
+  return jnp.moveaxis(planes, 2, -1)
+
+
+def erase(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
+  """Sets a random box to zero in some clips, the same in all frames.
+
+  Args:
+    video: float `[batch, time, height, width, 3]`, normalised.
+    keys: of each clip, `[batch]`.
+    augmentation: what to do.
+
+  Returns:
+    As `video`.
+  """
+  if not augmentation.erases:
+    return video
+  height, width = video.shape[2:4]
+
+  def mask_of_clip(key) -> jax.Array:
+    return pixels.box_mask(erasing_box(key, augmentation, height, width), height, width)
+
+  masks = jax.vmap(mask_of_clip)(keys)[:, None, :, :, None]
+  return jnp.where(masks, jnp.zeros((), video.dtype), video)
+
+
+def erasing_box(
+  key: jax.Array, augmentation: Augmentation, height: int, width: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Draws what `erase` erases from a clip: int32 (top, left, bottom, right), empty for nothing."""
+  coin_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
+  count = (_ERASING_ATTEMPTS,)
+  smallest, largest = augmentation.erasing_area_range
+  areas = jax.random.uniform(area_key, count, minval=smallest, maxval=largest) * height * width
+  smallest, largest = map(math.log, augmentation.erasing_aspect_ratio_range)
+  ratios = jnp.exp(jax.random.uniform(ratio_key, count, minval=smallest, maxval=largest))
+  heights = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
+  widths = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
+  fits = (heights < height) & (widths < width)
+  first = jnp.argmax(fits)
+  is_erased = fits[first] & jax.random.bernoulli(coin_key, augmentation.erasing_probability)
+  box_height, box_width = jnp.where(is_erased, heights[first], 0), widths[first]
+  # Boxes that do not fit are not erased, but must leave a range to draw from.
+  top = jax.random.randint(top_key, (), 0, jnp.maximum(height - box_height, 0) + 1)
+  left = jax.random.randint(left_key, (), 0, jnp.maximum(width - box_width, 0) + 1)
+  return top, left, top + box_height, left + box_width
+
+
+def mix(
+  video: jax.Array, targets: jax.Array, key: jax.Array, augmentation: Augmentation
+) -> tuple[jax.Array, jax.Array]:
+  """Mixes a batch with itself in reverse order, by mixup or cutmix.
+
+  Args:
+    video: float `[batch, time, height, width, 3]`, normalised.
+    targets: float32 `[batch, classes]`, between 0 and 1.
+    key: one for the batch: all clips get the same weight, or box.
+    augmentation: what to do.
+
+  Returns:
+    (video, targets), mixed.
+  """
+  if not augmentation.mixes:
+    return video, targets
+  height, width = video.shape[2:4]
+  coin_key, switch_key, share_key, center_key = jax.random.split(key, 4)
+
+  def mixup():
+    share = jax.random.beta(share_key, augmentation.mixup_alpha, augmentation.mixup_alpha)
+    return jnp.full((height, width), share), share
+
+  def cutmix():
+    share = jax.random.beta(share_key, augmentation.cutmix_alpha, augmentation.cutmix_alpha)
+    center = jax.random.randint(center_key, (2,), 0, jnp.asarray([height, width]))
+    box, share = cutmix_box(share, center, height, width)
+    return 1.0 - pixels.box_mask(box, height, width), share
+
+  if augmentation.mixup_alpha and augmentation.cutmix_alpha:
+    is_cutmix = jax.random.bernoulli(switch_key, augmentation.switch_probability)
+    weight, share = jax.lax.cond(is_cutmix, cutmix, mixup)
+  else:
+    weight, share = mixup() if augmentation.mixup_alpha else cutmix()
+
+  is_mixed = jax.random.bernoulli(coin_key, augmentation.mix_probability)
+  weight = jnp.where(is_mixed, weight, 1.0)[..., None]
+  share = jnp.where(is_mixed, share, 1.0)
+  mixed = video * weight + video[::-1] * (1.0 - weight)
+  return mixed.astype(video.dtype), targets * share + targets[::-1] * (1.0 - share)
+
+
+def cutmix_box(share, center, height: int, width: int) -> tuple[tuple, jax.Array]:
+  """The box that cutmix replaces, cut at the border.
+
+  Args:
+    share: of the area that is kept, were nothing cut off at the border.
+    center: int32 (row, column) of the box.
+    height: of the frames.
+    width: of the frames.
+
+  Returns:
+    The box, int32 (top, left, bottom, right), and the share of the area that is really kept.
+  """
+  sides = []
+  for middle, side in zip(center, (height, width)):
+    length = jnp.floor(side * jnp.sqrt(1.0 - share)).astype(jnp.int32)
+    start = jnp.clip(middle - length // 2, 0, side)
+    sides.append((start, jnp.clip(middle + (length + 1) // 2, 0, side)))
+  (top, bottom), (left, right) = sides
+  area = (bottom - top) * (right - left)
+  return (top, left, bottom, right), 1.0 - area / (height * width)
+
+
+def _jitter_colors(planes: jax.Array, key: jax.Array, strength: float) -> jax.Array:
+  order_key, factor_key = jax.random.split(key)
+  operations = (pixels.brightness, pixels.contrast, pixels.color)
+  lowest, highest = max(1 - strength, 0.0), 1 + strength
+  factors = jax.random.uniform(factor_key, (len(operations),), minval=lowest, maxval=highest)
+
+  def apply_one(planes, draw):
+    choice, factor = draw
+    return jax.lax.switch(choice, operations, planes, factor), None
+
+  order = jax.random.permutation(order_key, len(operations))
+  return jax.lax.scan(apply_one, planes, (order, factors))[0]

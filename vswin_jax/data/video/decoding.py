@@ -1,0 +1,461 @@
+"""Frames out of encoded video, decoding no more than the frames asked for need.
+
+A video is the bytes of a file or the path of one. Frames are counted as a player shows them. Where
+the packets of a file tell which frames there are, nothing else is read to count them, and decoding
+starts at the keyframe before those asked for. Where they don't (no timestamps, doubtful ones,
+packets without a frame), only decoding all of it tells. What that showed is remembered for a path;
+in the bytes of a file, frames are counted anew, from the first to the last one asked for.
+"""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+
+from vswin_jax.data.video.container import (
+  VideoError,
+  decode_packets,
+  file_key,
+  open_video,
+  read_packets,
+  to_picture,
+)
+
+# Decoding on through this many unwanted frames is cheaper than a seek.
+_FRAMES_WORTH_A_SEEK = 8
+
+# Formats that give every packet its time, and find a keyframe again by it.
+_INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+
+# Codecs with one frame in every packet, none of which needs more than the keyframe before it. Of
+# others a keyframe may be none (animated images), or a packet may repeat a frame or show nothing.
+_ONE_FRAME_PER_PACKET = (
+  *("h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp8", "vp9", "libvpx", "libvpx-vp9"),
+  *("mpeg4", "mjpeg", "ffv1", "huffyuv", "ffvhuff", "rawvideo", "png", "qtrle", "prores"),
+  *("dnxhd", "dvvideo"),
+)
+
+# Where times hold after a seek, so that frames known from decoding everything are found again.
+_SEEKABLE_FORMATS = (*_INDEXED_FORMATS, "mpegts", "flv", "asf")
+_SEEKABLE_CODECS = (
+  *_ONE_FRAME_PER_PACKET,
+  *("mpeg1video", "mpeg2video", "msmpeg4", "wmv2", "flv"),
+)
+
+# Codecs of which a decoder can leave out exactly those frames that no other one refers to.
+_CODECS_WITH_LEAVES = ("h264",)
+
+# MPEG-4 packets of up to this many bytes may say "nothing changed", which is no frame.
+_MPEG4_EMPTY = 19
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFacts:
+  """What a video holds: presented frames, displayed size in pixels, average frame rate.
+
+  The frame rate is 0 / 1 if the file does not say.
+  """
+
+  num_frames: int
+  height: int
+  width: int
+  fps_numerator: int
+  fps_denominator: int
+
+
+class _Start(NamedTuple):
+  """A keyframe: position of the first frame shown from there, its time, the time to seek to."""
+
+  position: int
+  time: int
+  seek_time: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+  """Which frames a stream shows, and where decoding can start.
+
+  Attributes:
+    num_frames: frames shown.
+    seconds: float64, presentation time of each.
+    clock: "pts" or "dts", the time by which frames and keyframes are known; "" if none tells them
+      apart.
+    positions: that time of a frame -> its position in the order of presentation.
+    starts: the keyframes, by position.
+    landings: time of a keyframe -> its position.
+    one_per_packet: whether every packet holds one frame and has its time.
+  """
+
+  num_frames: int
+  seconds: np.ndarray
+  clock: str = ""
+  positions: dict[int, int] = dataclasses.field(default_factory=dict)
+  starts: list[_Start] = dataclasses.field(default_factory=list)
+  landings: dict[int, int] = dataclasses.field(default_factory=dict)
+  one_per_packet: bool = False
+
+
+def probe(video: bytes | str | os.PathLike) -> VideoFacts:
+  """Facts of an encoded video, read without decoding more than one frame where that is possible.
+
+  Raises:
+    VideoError: no such file, no video stream, or no frames.
+  """
+  if isinstance(video, (str, os.PathLike)):
+    return _probe_file(*file_key(video))
+  return _probe(video)
+
+
+@functools.lru_cache(maxsize=8)
+def _probe_file(path: str, size: int, changed: int) -> VideoFacts:
+  del size, changed  # with them the path stands for one content
+  return _probe(path)
+
+
+def _probe(video) -> VideoFacts:
+  index = _index(video)
+  with open_video(video) as (container, stream):
+    rate = stream.average_rate or stream.guessed_rate
+    # The file's header may be wrong about the size, and PyAV does not show how it is turned.
+    frames = decode_packets(read_packets(container, stream), stream)
+    frame, _ = next(frames, (None, False))
+    if frame is None:
+      raise VideoError("no frame of the video can be decoded")
+    height, width, _ = to_picture(frame, VideoReformatter()).shape
+    return VideoFacts(
+      num_frames=index.num_frames,
+      height=height,
+      width=width,
+      fps_numerator=rate.numerator if rate else 0,
+      fps_denominator=rate.denominator if rate else 1,
+    )
+
+
+def frame_times(video: bytes | str | os.PathLike) -> np.ndarray:
+  """When each frame of a video is shown, in seconds after the first one: float64 `[num_frames]`.
+
+  Where the file gives no usable timestamps: position over frame rate (25 if unknown).
+
+  Raises:
+    VideoError: as `probe`.
+  """
+  return _index(video).seconds.copy()
+
+
+def decode_frames(
+  video: bytes | str | os.PathLike,
+  indices: Sequence[int],
+  transform: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+  """Decodes frames of an encoded video by their position in presentation order.
+
+  The positions are counted over the frames a player would show, so variable frame rates and
+  edit lists change nothing. Frames are turned and mirrored as the file says.
+
+  Args:
+    video: the bytes or the path of a video file; a file is not read whole into memory.
+    indices: frame positions, in any order, repetitions allowed.
+    transform: applied to each frame, uint8 RGB `[height, width, 3]` whose rows may be padded, as
+      it is decoded, so that memory is that of its results.
+
+  Returns:
+    uint8 RGB `[len(indices), height, width, 3]`, or the results of `transform`, stacked.
+
+  Raises:
+    VideoError: the video is damaged, or has no frame at one of the positions. Damage that the
+      decoder does not notice can't be told from a picture.
+  """
+  if len(indices) == 0:
+    raise VideoError("no frames were asked for")
+  pictures = _Pictures(list(map(int, indices)), transform)
+  index = _index(video) if isinstance(video, (str, os.PathLike)) else None
+  with open_video(video) as (container, stream):
+    index = index or _index_packets(container, stream)
+    _check_range(pictures.missing(), index.num_frames if index else None)
+    if index and index.clock:
+      _decode_seeking(container, stream, index, pictures)
+  if pictures.missing():
+    with open_video(video) as (container, stream):
+      _decode_in_order(container, stream, index, pictures)
+  return pictures.array
+
+
+class _Pictures:
+  """The array of the frames asked for, as it fills."""
+
+  def __init__(self, indices: Sequence[int], transform):
+    self.array: np.ndarray | None = None
+    self._num_pictures = len(indices)
+    self._places: dict[int, list[int]] = {}
+    for place, position in enumerate(indices):
+      self._places.setdefault(position, []).append(place)
+    self._transform = transform
+    # One for all frames: setting up the conversion costs more than its work.
+    self._reformatter = VideoReformatter()
+
+  def missing(self) -> list[int]:
+    """Positions of the frames still to come, sorted."""
+    return sorted(self._places)
+
+  def add(self, position: int, frame: av.VideoFrame) -> None:
+    picture = to_picture(frame, self._reformatter)
+    if self._transform is not None:
+      picture = self._transform(picture)
+    if self.array is None:
+      self.array = np.empty((self._num_pictures, *picture.shape), picture.dtype)
+    if picture.shape != self.array.shape[1:]:
+      raise VideoError("the frames of the video differ in size")
+    for place in self._places.pop(position):
+      self.array[place] = picture
+
+
+def _check_range(wanted: list[int], num_frames: int | None) -> None:
+  if wanted[0] < 0 or (num_frames is not None and wanted[-1] >= num_frames):
+    there_are = "they are counted from 0" if num_frames is None else f"the video has {num_frames}"
+    raise VideoError(f"frames {wanted[0]} to {wanted[-1]} were asked for, {there_are}")
+
+
+def _index(video) -> _Index:
+  if isinstance(video, (bytes, bytearray, memoryview)):
+    return _read_index(video)
+  return _read_file_index(*file_key(video))
+
+
+# Clips of one long video are decoded one after another.
+@functools.lru_cache(maxsize=8)
+def _read_file_index(path: str, size: int, changed: int) -> _Index:
+  del size, changed
+  return _read_index(path)
+
+
+def _read_index(video) -> _Index:
+  with open_video(video) as (container, stream):
+    index = _index_packets(container, stream)
+  if index is None:
+    with open_video(video) as (container, stream):
+      index = _index_frames(container, stream)
+  return index
+
+
+def _index_packets(container, stream) -> _Index | None:
+  """The index of a stream that its packets tell; None if only its frames can tell.
+
+  A keyframe that an edit list hides is still where decoding starts.
+  """
+  codec = stream.codec_context.name
+  if container.format.name not in _INDEXED_FORMATS or codec not in _ONE_FRAME_PER_PACKET:
+    return None
+  if codec == "h264" and stream.codec_context.field_order > 1:  # a packet may be half a frame
+    return None
+  times, keyframes, broken = [], [], set()
+  for packet in read_packets(container, stream):
+    if packet.pts is None or (codec == "mpeg4" and packet.size <= _MPEG4_EMPTY):
+      return None
+    if packet.is_keyframe:
+      keyframes.append(packet.pts)
+    elif not keyframes:
+      return None
+    if packet.is_discard or (codec == "vp8" and not memoryview(packet)[0] & 0x10):  # not shown
+      continue
+    times.append(packet.pts)
+    if packet.is_corrupt:
+      broken.add(packet.pts)
+  shown = len(times)
+  times = np.unique(times)
+  # Frames before the first keyframe can't be decoded; of two with one time only one is found.
+  if len(times) != shown or (shown and times[0] < keyframes[0]):
+    return None
+  while len(times) and int(times[-1]) in broken:
+    times = times[:-1]
+  if not len(times):
+    raise VideoError("the video has no frames")
+  keyframes = np.unique(keyframes)
+  starts = zip(np.searchsorted(times, keyframes).tolist(), keyframes.tolist(), keyframes.tolist())
+  times = times.tolist()
+  index = _seekable_index(len(times), _seconds(times, stream), "pts", times, starts)
+  return dataclasses.replace(index, one_per_packet=True)
+
+
+def _index_frames(container, stream) -> _Index:
+  """The index of a stream from decoding all of it; what a damaged end spoils is left out."""
+  keyframes, frames, num_frames = [], [], 0
+
+  def noting_keyframes(packets):
+    for packet in packets:
+      if packet.is_keyframe:
+        keyframes.append((packet.pts, packet.dts))
+      yield packet
+
+  packets = noting_keyframes(read_packets(container, stream))
+  for frame, sound in decode_packets(packets, stream):
+    frames.append((frame.pts, frame.dts, frame.key_frame))
+    num_frames = len(frames) if sound else num_frames
+  if not num_frames:
+    raise VideoError("the video has no frames")
+  pts, dts, begins = zip(*frames)
+  seconds = _seconds(pts, stream)[:num_frames]
+  if container.format.name in _SEEKABLE_FORMATS and stream.codec_context.name in _SEEKABLE_CODECS:
+    if _tell_apart(pts):
+      places = dict(zip(pts, range(len(pts))))
+      starts = [
+        (places[shown], shown, shown if decoded is None else decoded)
+        for shown, decoded in keyframes
+        if shown in places
+      ]
+      return _seekable_index(num_frames, seconds, "pts", pts, starts)
+    # Frames that the decoder still holds at the end have no time of decoding.
+    dts = dts[: len(dts) - dts.count(None)]
+    # Only this format stores the times of decoding; elsewhere they are guessed, anew after a seek.
+    if container.format.name == "avi" and _tell_apart(dts) and len(keyframes) == sum(begins):
+      firsts = [position for position, first in enumerate(begins) if first]
+      starts = [(position, time, time) for position, (_, time) in zip(firsts, keyframes)]
+      return _seekable_index(num_frames, seconds, "dts", dts, starts)
+  return _Index(num_frames, seconds)
+
+
+def _seekable_index(num_frames, seconds, clock, times, starts) -> _Index:
+  starts = [_Start(*start) for start in sorted(starts)]
+  return _Index(
+    num_frames,
+    seconds,
+    clock if starts else "",
+    positions=dict(zip(times, range(len(times)))),
+    starts=starts,
+    landings={start.time: start.position for start in starts},
+  )
+
+
+def _tell_apart(times: Sequence[int | None]) -> bool:
+  return None not in times and len(set(times)) == len(times)
+
+
+def _seconds(times: Sequence[int | None], stream) -> np.ndarray:
+  if None not in times:
+    ticks = np.array(times, np.int64) - times[0]
+    if (np.diff(ticks) >= 0).all():
+      return ticks * stream.time_base.numerator / stream.time_base.denominator
+  rate = stream.average_rate or stream.guessed_rate or 25
+  return np.arange(len(times)) / float(rate)
+
+
+def _decode_seeking(container, stream, index, pictures) -> None:
+  """Decodes the missing `pictures`, from the keyframes before them.
+
+  Ends early at a frame that is not met, sound, where the index says.
+  """
+  for start, goals in _runs(index, pictures.missing()):
+    shown = _frames_from(container, stream, index, start, goals)
+    for goal in goals:
+      later = (one for one in shown if one[0] >= goal)
+      position, frame, sound = next(later, (None, None, False))
+      if position != goal or not sound:
+        return
+      pictures.add(position, frame)
+
+
+def _runs(index, wanted) -> list[tuple[_Start, list[int]]]:
+  """The frames `wanted` (sorted) in groups, and the keyframe that each is decoded from."""
+  runs = []
+  for goal in wanted:
+    place = bisect.bisect_right(index.starts, goal, key=lambda start: start.position) - 1
+    start = index.starts[max(place, 0)]
+    if not runs or start.position - runs[-1][1][-1] > _FRAMES_WORTH_A_SEEK:
+      runs.append((start, []))
+    runs[-1][1].append(goal)
+  return runs
+
+
+def _frames_from(
+  container, stream, index, start, goals
+) -> Iterator[tuple[int, av.VideoFrame, bool]]:
+  """(position, frame, soundness) from a keyframe on; nothing if it is not where the index says.
+
+  Frames that are not among `goals` may be left out.
+  """
+  try:
+    container.seek(start.seek_time, stream=stream, backward=True)
+  except av.FFmpegError:
+    return
+  packets = read_packets(container, stream)
+  for packet in packets:
+    landing = index.landings.get(getattr(packet, index.clock)) if packet.is_keyframe else None
+    if landing is not None:
+      break
+  else:
+    return
+  if landing > start.position:
+    return
+  # A keyframe that an edit list hides is not among the frames; any other has to come first.
+  begun = index.clock == "pts" and packet.pts not in index.positions
+  position = None
+  packets = itertools.chain([packet], packets)
+  if index.one_per_packet:
+    packets = _needed(packets, stream, index, set(goals))
+  for frame, sound in decode_packets(packets, stream):
+    time = getattr(frame, index.clock)
+    if time is not None:
+      position = index.positions.get(time)
+    elif position is not None:  # held by the decoder until the end
+      position += 1
+    if position is None or (not begun and position < landing):
+      continue
+    if not begun and (position > landing or _is_gradual(frame)):
+      return
+    begun = True
+    yield position, frame, sound
+
+
+def _needed(packets, stream, index, goals) -> Iterator[av.Packet]:
+  """Packets up to the last one of the frames `goals`.
+
+  Of the others the decoder is told to leave out what nothing refers to.
+  """
+  codec = stream.codec_context
+  for packet in packets:
+    position = index.positions.get(packet.pts)
+    if codec.name in _CODECS_WITH_LEAVES:
+      needed = position in goals or packet.is_keyframe
+      codec.skip_frame = "DEFAULT" if needed else "NONREF"
+    yield packet
+    goals.discard(position)
+    if not goals:
+      return
+
+
+def _is_gradual(frame: av.VideoFrame) -> bool:
+  """Whether this keyframe only begins to refresh the picture, part by part."""
+  return frame.pict_type in (PictureType.P, PictureType.B) and not frame.interlaced_frame
+
+
+def _decode_in_order(container, stream, index, pictures) -> None:
+  """Decodes the missing `pictures` from the start of the stream on.
+
+  Raises:
+    VideoError: one of them is damaged or missing.
+  """
+  wanted = pictures.missing()
+  remaining = set(wanted)
+  positions = index.positions if index and index.clock == "pts" else None
+  num_frames = 0
+  frames = decode_packets(read_packets(container, stream), stream)
+  for count, (frame, sound) in enumerate(frames):
+    num_frames = count + 1 if sound else num_frames
+    position = count if positions is None else positions.get(frame.pts)
+    if position not in remaining:
+      continue
+    if not sound:
+      raise VideoError(f"damaged video: frame {position} can't be decoded")
+    pictures.add(position, frame)
+    remaining.remove(position)
+    if not remaining:
+      return
+  _check_range(wanted, num_frames if index is None else index.num_frames)
+  raise VideoError(f"damaged video: frame {min(remaining)} is missing from the stream")

@@ -1,0 +1,137 @@
+"""What a run leaves in its workdir besides checkpoints and metrics: its config and its results."""
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+from ml_collections import config_dict
+
+from vswin_jax.common.paths import AnyPath, replacing, write_table
+from vswin_jax.common.progress import logger
+from vswin_jax.experiment.config import base_config, flat_values, flatten_values
+from vswin_jax.experiment.report import write_report
+from vswin_jax.training.evaluation import Evaluation
+from vswin_jax.training.metrics import read_metrics
+
+# Changing these between two runs in one workdir changes no result by more than rounding.
+_FREE_TO_CHANGE = (
+  "data.dir",
+  "data.max_failed_share",
+  "eval_batch_size",
+  "init_from",
+  "loader",
+  "mesh",
+  "starts_from",
+  "test",
+  "train.keep",
+  "train.keep_best",
+  "train.keep_every",
+  "train.save_every",
+)
+
+# Columns of `per_class.csv`: of videos with one label, and with any number of them.
+_ACCURACIES = ("class", "videos", "correct", "accuracy", "most_confused_with", "videos_confused")
+_PRECISIONS = ("class", "positives", "average_precision")
+
+
+def write_config(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+  with replacing(workdir / "config.json") as path:
+    path.write_text(config.to_json_best_effort(indent=2) + "\n")
+
+
+def read_config(workdir: AnyPath) -> dict | None:
+  """The config that a run was started with, as nested dicts; None: there is none."""
+  path = workdir / "config.json"
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+  """Says which values differ from those that the run was started with."""
+  started_with = read_config(workdir)
+  if started_with is None:
+    return
+  now = flat_values(config)
+  # A key that was not written had its default.
+  default = flat_values(base_config(config.model.name))
+  before = default | flatten_values(started_with)
+  for key in sorted(before.keys() | now.keys()):
+    free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
+    if before.get(key) != now.get(key) and not free:
+      logger.warning(
+        "config.%s was %s when this run was started and is %s now: the run will differ from an "
+        "uninterrupted one",
+        key,
+        before.get(key),
+        now.get(key),
+      )
+
+
+def write_results(
+  workdir: pathlib.Path,
+  result: Evaluation,
+  *,
+  title: str,
+  subtitle: tuple[str, str],
+  facts: dict,
+  class_names: tuple[str, ...],
+  video_ids: list[str],
+  metrics: AnyPath,
+) -> None:
+  """Writes `predictions.csv`, `per_class.csv`, `report.png` and, when those are whole,
+  `evaluation.json`.
+
+  Several labels of a video stand in one field of `predictions.csv`, with "|" between them.
+
+  Args:
+    facts: what to say in `evaluation.json` besides the scores.
+    video_ids: of the rows of `result.predictions`.
+    metrics: the `metrics.jsonl` whose curves the report shows.
+  """
+  write_table(
+    workdir / "predictions.csv",
+    ("id", "label", "prediction", "probability"),
+    (
+      (video, "|".join(class_names[label] for label in labels), class_names[prediction], f"{p:.6f}")
+      for video, (_, labels, prediction, p) in zip(video_ids, result.predictions)
+    ),
+  )
+  if result.multi_label:
+    header, rows = _PRECISIONS, _precisions(result, class_names)
+  else:
+    header, rows = _ACCURACIES, _accuracies(result, class_names)
+  write_table(workdir / "per_class.csv", header, rows)
+  with replacing(workdir / "report.png") as path:
+    write_report(
+      path,
+      title=title,
+      subtitle=subtitle,
+      evaluation=result,
+      class_names=class_names,
+      metrics=read_metrics(metrics),
+    )
+  numbers = facts | result.scalars() | {"unreadable": len(result.failed)}
+  with replacing(workdir / "evaluation.json") as path:
+    path.write_text(json.dumps(numbers, indent=2) + "\n")
+  logger.info("report: %s", workdir / "report.png")
+
+
+def _accuracies(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
+  """Rows of `per_class.csv`; what there is none of stays empty."""
+  for number, (name, row) in enumerate(zip(class_names, result.confusion)):
+    videos, accuracy = row.sum(), result.class_accuracies[number]
+    wrong = result.errors[number].argmax()
+    most = result.errors[number, wrong]
+    yield (
+      name,
+      videos,
+      row[number],
+      f"{accuracy:.6f}" if videos else "",
+      class_names[wrong] if most else "",
+      most,
+    )
+
+
+def _precisions(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
+  """Likewise, of videos with any number of labels."""
+  for name, positives, precision in zip(class_names, result.positives, result.average_precision):
+    yield name, positives, f"{precision:.6f}" if positives else ""

@@ -1,0 +1,65 @@
+"""A timeline of labels as a picture: thumbnails, and the most probable classes along the video."""
+
+import os
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vswin_jax.data import transforms
+from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
+from vswin_jax.inference.timeline import Timeline
+
+_THUMBNAILS = 8
+
+
+def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int = 6) -> None:
+  """Draws a timeline into a PNG file.
+
+  Args:
+    classes: rows: those that reach the highest probability anywhere, in the order of their peaks.
+  """
+  shown = _classes_to_show(timeline.probabilities, classes)
+  figure = Figure(figsize=(12, 2.2 + 0.4 * len(shown)), layout="constrained")
+  strip, heat = figure.subplots(2, 1, height_ratios=(1.2, 0.4 * len(shown)))
+  _draw_thumbnails(strip, timeline.path)
+  # A file name need not be text.
+  name = os.fsencode(os.path.basename(timeline.path)).decode(errors="replace")
+  strip.set_title(name, loc="left", parse_math=False)
+  edges = np.append(timeline.start, timeline.end[-1:])
+  mesh = heat.pcolormesh(
+    edges,
+    np.arange(len(shown) + 1),
+    np.ma.masked_invalid(timeline.probabilities[:, shown].T),
+    cmap="viridis",
+    vmin=0.0,
+    vmax=1.0,
+  )
+  heat.set_facecolor("lightgrey")
+  names = [textwrap.shorten(timeline.labels[index], 34, placeholder="...") for index in shown]
+  heat.set_yticks(np.arange(len(shown)) + 0.5, names, parse_math=False)
+  heat.invert_yaxis()
+  heat.set_xlabel("seconds (grey: could not be decoded)" if timeline.error else "seconds")
+  figure.colorbar(mesh, ax=[strip, heat], label="probability", pad=0.01)
+  figure.savefig(path, dpi=110, format="png")
+
+
+def _classes_to_show(probabilities: np.ndarray, count: int) -> list[int]:
+  highest = np.nan_to_num(probabilities).max(0)
+  best = np.argsort(-highest, kind="stable")[:count]
+  return sorted(best, key=lambda index: int(np.nan_to_num(probabilities[:, index]).argmax()))
+
+
+def _draw_thumbnails(axes, path: str) -> None:
+  axes.axis("off")
+  try:
+    num_frames = probe(path).num_frames
+    count = min(_THUMBNAILS, num_frames)
+    indices = ((np.arange(count) + 0.5) * num_frames / count).astype(int)
+    frames = decode_frames(path, indices)
+  except VideoError:
+    return  # the timeline says what is wrong
+  side = min(frames.shape[1:3])
+  frames = transforms.crop(frames, transforms.center_crop_box(*frames.shape[1:3], side))
+  step = max(1, side // 180)
+  axes.imshow(np.concatenate(frames[:, ::step, ::step], axis=1), aspect="auto")

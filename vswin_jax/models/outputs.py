@@ -1,0 +1,75 @@
+"""Outputs of a model for views of videos: probabilities, pooled features, feature maps."""
+
+import functools
+import types
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vswin_jax.models.normalization import normalize
+from vswin_jax.models.parameters import merge_model
+
+
+def class_probabilities(logits: jax.Array, multi_label: bool) -> jax.Array:
+  """Probabilities `[batch, num_classes]`: the softmax of logits or, of a model of videos with any
+  number of labels, their sigmoid."""
+  return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
+
+
+# What a model gives for a normalised video and the positions of its frames, by name.
+OUTPUTS = types.MappingProxyType(
+  {
+    "probabilities": lambda model, *inputs: class_probabilities(model(*inputs), False),
+    "label_probabilities": lambda model, *inputs: class_probabilities(model(*inputs), True),
+    "pooled": lambda model, *inputs: model.features(*inputs),
+    "map": lambda model, *inputs: model.feature_map(*inputs),
+  }
+)
+
+
+def probabilities_of(multi_label: bool) -> str:
+  """The key of `OUTPUTS` for the probabilities of a model's classes."""
+  return "label_probabilities" if multi_label else "probabilities"
+
+
+def make_view_step(
+  graph: nnx.GraphDef, output: str, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
+  """Builds a step that gives an output of the model for every view, to be jitted.
+
+  Args:
+    output: a key of `OUTPUTS`: "probabilities" or "label_probabilities" `[num_classes]`, "pooled"
+      features `[channels]` or the feature "map" `[time, height, width, channels]`.
+
+  Returns:
+    `step(params, video, position_ids)` with video uint8 `[batch, views, time, height, width, 3]`
+    and position_ids int32 `[batch, views, time]` -> float32 `[batch, views, ...]`. Views go through
+    the model one after the other, so memory is that of `batch` clips.
+
+  Raises:
+    ValueError: an unknown output.
+  """
+  if output not in OUTPUTS:
+    raise ValueError(f"unknown output {output!r}; expected one of {', '.join(OUTPUTS)}")
+
+  def step(params: dict, video: jax.Array, position_ids: jax.Array) -> jax.Array:
+    model = merge_model(graph, params)
+
+    def one_view(view) -> jax.Array:
+      pixels, positions = view
+      return OUTPUTS[output](model, normalize(pixels, mean, std), positions).astype(jnp.float32)
+
+    views = (jnp.moveaxis(video, 1, 0), jnp.moveaxis(position_ids, 1, 0))
+    return jnp.moveaxis(jax.lax.map(one_view, views), 0, 1)
+
+  return step
+
+
+@functools.lru_cache(maxsize=8)
+def jitted_view_step(
+  graph: nnx.GraphDef, output: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
+  """`make_view_step`, jitted and kept, so that one use after another of a model compiles once."""
+  return jax.jit(make_view_step(graph, output, mean=mean, std=std))
