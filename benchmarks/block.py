@@ -27,7 +27,7 @@ def block_functions(arguments, attention):
     embed_dim=96,
     dtype=arguments.dtype,
     attention=attention,
-    rematerialisation=arguments.rematerialisation,
+    rematerialization=arguments.rematerialization,
   )
   graph, params = split_model(Block(96, 3, 0.0, True, config, rngs=nnx.Rngs(0)))
   shape = (arguments.batch, arguments.frames // 2, 56, 56, 96)
@@ -47,7 +47,7 @@ def main():
   parser.add_argument("--batch", type=int, default=1)
   parser.add_argument("--frames", type=int, default=16)
   parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-  parser.add_argument("--rematerialisation", default="none", choices=["none", "attention"])
+  parser.add_argument("--rematerialization", default="none", choices=["none", "attention"])
   parser.add_argument("--repetitions", type=int, default=7)
   arguments = parser.parse_args()
 

@@ -310,8 +310,8 @@ def processor_seconds(process: int) -> float:
 
 def shared_memory() -> int:
   """Bytes in use, those of other programs included."""
-  facts = os.statvfs("/dev/shm")
-  return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+  metadata = os.statvfs("/dev/shm")
+  return (metadata.f_blocks - metadata.f_bfree) * metadata.f_frsize
 
 
 @dataclasses.dataclass(frozen=True)

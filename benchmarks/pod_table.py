@@ -88,21 +88,21 @@ def run_job(job: Job, results: pathlib.Path) -> None:
   prepare_environment()
 
   from vswin_jax.aot import compile
-  from vswin_jax.aot.dataset_metadata import data_facts
+  from vswin_jax.aot.dataset_metadata import dataset_metadata
   from vswin_jax.aot.results import describe, describe_search, read_row, write_row
   from vswin_jax.aot.topologies import parse_target
 
   rows = read_rows(results)
   config = load(job.config)
   target = parse_target(job.topology)
-  facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
+  metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   config.mesh.fsdp = job.fsdp or config.mesh.fsdp
-  plan = compile.plan_for(config, target, facts, job.clips or None)
+  plan = compile.plan_for(config, target, metadata, job.clips or None)
   batch_size, fsdp = plan.settings.config.train.batch_size, plan.settings.config.mesh.fsdp
   wanted = batch_size if job.clips else config.train.batch_size
   # Clips that are mixed may lie on other chips.
   mixes = plan.settings.augmentation.mixes
-  program = None if mixes else one_chip_program(config, target, facts, batch_size)
+  program = None if mixes else one_chip_program(config, target, metadata, batch_size)
   compiled = rows.get(dataclasses.replace(job, search=False))
   is_other = job.clips or job.search or target.slices > 1
   same = None if is_other else same_program(rows, program, target.chip.name, fsdp)
@@ -110,10 +110,10 @@ def run_job(job: Job, results: pathlib.Path) -> None:
   if compiled:
     result, same_as = read_row(compiled), compiled["same_as"]
   elif same:
-    result = on_other_slice(read_row(same), target, facts, plan, wanted)
+    result = on_other_slice(read_row(same), target, metadata, plan, wanted)
     same_as = same["same_as"] or [same["job"]["config"], same["topology"]]
   else:
-    result = compile.compile_plan(plan, target, facts, wanted)
+    result = compile.compile_plan(plan, target, metadata, wanted)
   if job.search and not result.error:
     known = {}
     for other, row in rows.items():
@@ -121,14 +121,14 @@ def run_job(job: Job, results: pathlib.Path) -> None:
       is_alike = other.config == job.config and found.target.chip == target.chip
       if is_alike and found.fsdp == fsdp == 1 and not found.error:
         known[found.clips_per_device] = found.memory
-    result = compile.search_largest(config, target, facts, result, known)
+    result = compile.search_largest(config, target, metadata, result, known)
     if not result.fits:
-      result = compile.add_advice(config, target, facts, result)
+      result = compile.add_advice(config, target, metadata, result)
   write_row(results, result, job=dataclasses.asdict(job), program=program, same_as=same_as)
   print("\n".join(filter(None, [describe(result), describe_search(result)])))
 
 
-def one_chip_program(config, target, facts, batch_size: int) -> str:
+def one_chip_program(config, target, metadata, batch_size: int) -> str:
   """A short name of what a chip runs, the same for what differs in the values of constants."""
   from vswin_jax.aot import compile
   from vswin_jax.aot.compiler import trace_step
@@ -137,7 +137,7 @@ def one_chip_program(config, target, facts, batch_size: int) -> str:
   config = config.copy_and_resolve_references()
   config.mesh.fsdp = 1
   alone = parse_target(f"{target.chip.name}:{'x'.join(['1'] * target.chip.dimensions)}")
-  plan = compile.plan_for(config, alone, facts, batch_size // target.num_devices)
+  plan = compile.plan_for(config, alone, metadata, batch_size // target.num_devices)
   text = re.sub(r"dense<[^>]*>", "dense<>", trace_step(plan).lower().as_text())
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -157,7 +157,7 @@ def same_program(rows: dict[Job, dict], program: str | None, chip: str, fsdp: in
   return None
 
 
-def on_other_slice(found, target, facts, plan, wanted_batch_size: int):
+def on_other_slice(found, target, metadata, plan, wanted_batch_size: int):
   """A result on a slice where a chip runs the same: another group sums the gradients. What was
   tried besides was tried on the first slice alone."""
   from vswin_jax.aot.hlo import wire_bytes
@@ -177,8 +177,8 @@ def on_other_slice(found, target, facts, plan, wanted_batch_size: int):
     wanted_batch_size=wanted_batch_size,
     epochs=train.epochs,
     num_steps=plan.num_steps,
-    num_videos=facts.num_videos,
-    videos_source=facts.source,
+    num_videos=metadata.num_videos,
+    videos_source=metadata.source,
     seconds=0.0,
     collectives=collectives,
     largest=None,

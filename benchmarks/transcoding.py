@@ -55,9 +55,9 @@ def make(source: bytes, options: Transcoding | None) -> tuple[bytes, float]:
 
 def likeness(video: bytes, source: bytes) -> float:
   """Peak signal-to-noise ratio to the source, resized to the same size, in dB."""
-  facts = probe(video)
-  size = (facts.width, facts.height)
-  numbers = range(0, facts.num_frames, 10)
+  metadata = probe(video)
+  size = (metadata.width, metadata.height)
+  numbers = range(0, metadata.num_frames, 10)
   expected = decode_frames(
     source, numbers, lambda image: cv2.resize(image, size, interpolation=cv2.INTER_AREA)
   )
@@ -69,8 +69,8 @@ def clip_seconds(videos: list[bytes], clips: int) -> list[float]:
   """Processor seconds of training clips, one for each clip of each video."""
   seconds = []
   for video in videos:
-    facts = probe(video)
-    record = {"video": video, "num_frames": facts.num_frames}
+    metadata = probe(video)
+    record = {"video": video, "num_frames": metadata.num_frames}
     for seed in range(clips):
       begin = time.process_time()
       train_clip(record, SPEC, np.random.default_rng(seed))

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from vswin_jax.aot.topologies import Target, TargetError, parse_target
 from vswin_jax.common.checks import check_at_least, fields
-from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, parse_config_flags
+from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, parse_config_flags
 
 # Chip -> the label of its nodes, and what XPK calls it.
 _TPUS = {
@@ -207,7 +207,7 @@ def xpk_command(job: Job, *, cluster: str, zone: str = "", project: str = "") ->
     *(f"--tpu-type={_product(target)}", f"--num-slices={target.slices}"),
     *(["--spot"] if job.spot else []),
     *([f"--env={_CACHE_VARIABLE}={job.cache}"] if job.cache else []),
-    *(f"--max-restarts={job.max_restarts}", f"--restart-on-exit-codes={UNEXPECTED},{MAY_PASS}"),
+    *(f"--max-restarts={job.max_restarts}", f"--restart-on-exit-codes={UNEXPECTED},{TRANSIENT}"),
     f"--docker-image={job.image}",
     *(f"--termination-grace-period-seconds={job.grace_seconds}", f"--command={inside}"),
   ]

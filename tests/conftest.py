@@ -3,7 +3,7 @@
 import os
 
 # Before JAX is loaded: several virtual devices, so that sharding is tested without accelerators;
-# and no optimisation by LLVM, since most programs here take longer to compile than to run.
+# and no optimization by LLVM, since most programs here take longer to compile than to run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
   [

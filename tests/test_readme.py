@@ -13,7 +13,7 @@ from vswin_jax.models.vtn import VTNConfig
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
-def _facts(config) -> list[str]:
+def _metadata(config) -> list[str]:
   if isinstance(config, VTNConfig):
     sizes = (config.width, config.num_layers, config.num_heads)
     return [f"`{config.backbone}`", *map(str, sizes)]
@@ -29,7 +29,7 @@ def test_tables_of_models_are_the_catalog():
     leaves = flatten(split_model(model)[1])
     parameters = sum(leaf.size for path, leaf in leaves.items() if not is_statistic(path))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    expected = [f"`{name}`", *_facts(config), f"{parameters:,}"]
+    expected = [f"`{name}`", *_metadata(config), f"{parameters:,}"]
     assert cells[: len(expected)] == expected
 
 

@@ -50,10 +50,10 @@ def _inspect() -> None:
 
   set_up_logging()
   config = _CONFIG.value or base_config()
-  explicit = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else ()
+  overridden_keys = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else ()
   if config.init_from not in (None, "random"):
     source = file_path(config.init_from)
-    config = initialization.settle(config, source, mode="train", explicit=explicit)
+    config = initialization.settle(config, source, mode="train", overridden_keys=overridden_keys)
   elif config.model.name is None:
     print("shown as the config is; for the preprocessing of weights: --config.init_from=DIR")
   name = _DATASET.value or config.data.name

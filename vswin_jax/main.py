@@ -42,7 +42,7 @@ _TOPOLOGY = flags.DEFINE_string(
   "For --mode=compile: v5e:8x8, v4-128, 2*v5e:16x16, h100:1x1x8, or several of them.",
 )
 _EFFORT = flags.DEFINE_enum(
-  "effort", "full", ["quick", "full"], "For --mode=compile: of the compiler's optimisation."
+  "effort", "full", ["quick", "full"], "For --mode=compile: of the compiler's optimization."
 )
 _SEARCH = flags.DEFINE_bool(
   "search", True, "For --mode=compile: look for the largest batch that fits."
@@ -99,13 +99,13 @@ def _compile() -> None:
       workdir=_WORKDIR.value,
       effort=_EFFORT.value,
       search=_SEARCH.value,
-      explicit=_explicit_keys(),
+      overridden_keys=_overridden_keys(),
     )
   if any(result.error for result in results):
     sys.exit(UNEXPECTED)
 
 
-def _explicit_keys() -> list[str]:
+def _overridden_keys() -> list[str]:
   """Keys of the config that were given on the command line."""
   return list(config_flags.get_override_values(flags.FLAGS["config"]))
 
@@ -124,7 +124,7 @@ def _run() -> None:
       ),
       start_timeout=_START_TIMEOUT.value,
       heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
-      facts=run.shared_values(_CONFIG.value)
+      metadata=run.shared_values(_CONFIG.value)
       | {
         "--workdir": _WORKDIR.value,
         "--mode": _MODE.value,
@@ -137,7 +137,7 @@ def _run() -> None:
       workdir=_WORKDIR.value,
       mode=_MODE.value,
       checkpoint=_CHECKPOINT.value,
-      explicit=_explicit_keys(),
+      overridden_keys=_overridden_keys(),
     )
   if result is None:
     sys.exit(_STOP_STATUS.value)

@@ -39,7 +39,7 @@ def fake_result(**values) -> Result:
     "batch_size": 16,
     "wanted_batch_size": 16,
     "fsdp": 1,
-    "rematerialisation": "none",
+    "rematerialization": "none",
     "epochs": 30.0,
     "num_steps": 1000,
     "effort": "quick",

@@ -9,7 +9,7 @@ import pytest
 
 from tests.aot.small_step import fake_result, small_config
 from vswin_jax.aot import compile
-from vswin_jax.aot.dataset_metadata import data_facts
+from vswin_jax.aot.dataset_metadata import dataset_metadata
 from vswin_jax.aot.hlo import Collective
 from vswin_jax.aot.results import Result, describe, describe_search, read_row, table
 from vswin_jax.aot.topologies import TargetError, parse_target
@@ -17,8 +17,8 @@ from vswin_jax.experiment.plan import ConfigError
 from vswin_jax.models.parameters import flatten
 
 
-def facts_of(config):
-  return data_facts(config.data.name, config.data.dir, config.data.train_split)
+def metadata_of(config):
+  return dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
 
 
 def test_the_step_and_its_collectives(cpu_devices, tmp_path):
@@ -28,7 +28,7 @@ def test_the_step_and_its_collectives(cpu_devices, tmp_path):
   (result,) = compile.run(
     config, "v5e:2x4", workdir=tmp_path / "new", search=False, say=said.append
   )
-  plan = compile.plan_for(config, parse_target("v5e:2x4"), facts_of(config))
+  plan = compile.plan_for(config, parse_target("v5e:2x4"), metadata_of(config))
   parameters = sum(math.prod(leaf.shape) for leaf in flatten(plan.param_shapes).values())
   assert {(one.kind, one.group) for one in result.collectives} == {("all-reduce", 8)}
   summed = sum(one.operand_bytes for one in result.collectives)
@@ -42,7 +42,7 @@ def test_the_step_and_its_collectives(cpu_devices, tmp_path):
   assert result.arguments < result.memory < 2**30
   assert result.flops > 0
   assert result.num_steps == 6 * 4096 // 16
-  assert (result.num_videos, result.accumulate) == (4096, 1)
+  assert (result.num_videos, result.grad_accum_steps) == (4096, 1)
   assert (result.batch_size, result.clips_per_device) == (16, 2)
 
   (line,) = (tmp_path / "new" / "compile.jsonl").read_text().splitlines()
@@ -58,9 +58,9 @@ def test_the_step_and_its_collectives(cpu_devices, tmp_path):
 @pytest.mark.slow
 def test_fsdp_cuts_the_state(cpu_devices):
   target, config = parse_target("v5e:2x2"), small_config(**{"model.embed_dim": 64})
-  whole = compile.compile_for(config, target, facts_of(config))
+  whole = compile.compile_for(config, target, metadata_of(config))
   config.mesh.fsdp = 4
-  parts = compile.compile_for(config, target, facts_of(config))
+  parts = compile.compile_for(config, target, metadata_of(config))
   # The two kernels of the MLP with their moments, float32; all others are too small to be cut.
   cut = 3 * 4 * 2 * 64 * 256
   assert whole.arguments - parts.arguments == cut * 3 // 4
@@ -73,13 +73,13 @@ def test_a_batch_that_can_not_be_divided_becomes_one_that_can():
   assert "train.batch_size=64 can't be divided among 256 chips; the smallest that can" in said
   assert "--config.train.batch_size=256" in said
   assert "256* (1)" in table([result])
-  parts = dataclasses.replace(result, num_devices=64, topology="v5e-64", accumulate=4)
+  parts = dataclasses.replace(result, num_devices=64, topology="v5e-64", grad_accum_steps=4)
   assert "can't be divided among 64 chips with 4 parts each; " in describe(parts)
 
 
 def test_the_plan_takes_the_next_batch(cpu_devices):
-  config = small_config(**{"train.batch_size": 12, "train.accumulate": 2})
-  plan = compile.plan_for(config, parse_target("v5e:2x2"), facts_of(config))
+  config = small_config(**{"train.batch_size": 12, "train.grad_accum_steps": 2})
+  plan = compile.plan_for(config, parse_target("v5e:2x2"), metadata_of(config))
   assert plan.settings.config.train.batch_size == 16
   assert plan.num_steps == 6 * 4096 // 16
   assert config.train.batch_size == 12
@@ -105,7 +105,7 @@ def fake_compiler(monkeypatch, cpu_devices):
   def use(memory):
     def result_for(config, target) -> Result:
       clips = config.train.batch_size // target.num_devices
-      size = memory(clips // config.train.accumulate, config)
+      size = memory(clips // config.train.grad_accum_steps, config)
       fits = size <= target.chip.memory
       return fake_result(
         topology=target.name,
@@ -119,7 +119,7 @@ def fake_compiler(monkeypatch, cpu_devices):
     def compile_plan(plan, target, *_):
       return result_for(plan.settings.config, target)
 
-    def compile_for(config, target, facts, *, clips_per_device=None):
+    def compile_for(config, target, metadata, *, clips_per_device=None):
       config = config.copy_and_resolve_references()
       if clips_per_device is not None:
         config.train.batch_size = clips_per_device * target.num_devices
@@ -142,7 +142,7 @@ def test_the_largest_batch_is_searched(fake_compiler):
 
 def test_what_does_not_fit_says_what_would(fake_compiler):
   def memory(clips, config):
-    per_clip = 1 if config.model.rematerialisation == "block" else 6
+    per_clip = 1 if config.model.rematerialization == "block" else 6
     return (4 / config.mesh.fsdp + per_clip * clips) * 2**30
 
   fake_compiler(memory)
@@ -150,14 +150,14 @@ def test_what_does_not_fit_says_what_would(fake_compiler):
   (result,) = compile.run(small_config(), "v5e:2x2", say=said.append)
   assert not result.fits
   assert result.advice == (
-    "--config.train.accumulate=4 (10.00 GiB)",
-    "--config.model.rematerialisation=block (8.00 GiB)",
+    "--config.train.grad_accum_steps=4 (10.00 GiB)",
+    "--config.model.rematerialization=block (8.00 GiB)",
     "--config.train.batch_size=4 (1 clips a chip; changes the recipe, whose rates go with its "
     "batch)",
   )
   assert "does not fit: needs 28.00 GiB a chip, there are 15.75" in said[0]
   assert "operations" not in said[0]
-  assert "--config.model.rematerialisation=block" in said[1]
+  assert "--config.model.rematerialization=block" in said[1]
   assert "**28.00 > 15.75**" in table([result])
 
 
@@ -165,23 +165,23 @@ def test_more_parts_are_tried_where_their_sum_takes_memory(fake_compiler):
   """Of four clips two fit at once, but not beside a sum of their gradients."""
 
   def memory(clips, config):
-    return (2 + 6 * clips + 3 * (config.train.accumulate > 1)) * 2**30
+    return (2 + 6 * clips + 3 * (config.train.grad_accum_steps > 1)) * 2**30
 
   fake_compiler(memory)
   (result,) = compile.run(small_config(), "v5e:2x2", say=lambda text: None)
   assert result.largest == 2
-  assert result.advice[0] == "--config.train.accumulate=4 (11.00 GiB)"
+  assert result.advice[0] == "--config.train.grad_accum_steps=4 (11.00 GiB)"
 
 
 def test_both_are_tried_where_neither_is_enough(fake_compiler):
   def memory(clips, config):
-    less = config.model.rematerialisation == "block"
+    less = config.model.rematerialization == "block"
     return (20 / config.mesh.fsdp + (1 if less else 20) * clips) * 2**30
 
   fake_compiler(memory)
   (result,) = compile.run(small_config(), "v5e:2x2", say=lambda text: None)
   assert result.largest == 0
-  both = "--config.model.rematerialisation=block --config.mesh.fsdp=4 (9.00 GiB)"
+  both = "--config.model.rematerialization=block --config.mesh.fsdp=4 (9.00 GiB)"
   assert result.advice == (both,)
 
 
@@ -198,10 +198,10 @@ def test_what_is_compiled_is_kept_whatever_comes_after(fake_compiler, monkeypatc
   fake_compiler(lambda clips, _: clips * 2**20)
   compile_small = compile.compile_for
 
-  def compile_for(config, target, facts, *, clips_per_device=None):
+  def compile_for(config, target, metadata, *, clips_per_device=None):
     if clips_per_device == 8:
       return fake_result(memory=None, error="INTERNAL: of the compiler")
-    return compile_small(config, target, facts, clips_per_device=clips_per_device)
+    return compile_small(config, target, metadata, clips_per_device=clips_per_device)
 
   monkeypatch.setattr(compile, "compile_for", compile_for)
   said = []
@@ -274,7 +274,7 @@ def test_loops_without_products_leave_no_times():
   """As in rows that were written before products were counted."""
   result = fake_result(loops=2, collectives=SENT)
   row = dataclasses.asdict(result)
-  for name in ("product_flops", "accumulate", "num_videos", "videos_source", "error"):
+  for name in ("product_flops", "grad_accum_steps", "num_videos", "videos_source", "error"):
     del row[name]
   assert read_row(json.loads(json.dumps(row))) == result
   text = describe(result)
@@ -362,6 +362,6 @@ def test_unknown_model_and_machine_end_in_one_line():
 
 def test_accumulated_parts_are_searched_together(fake_compiler):
   fake_compiler(lambda clips, _: (1 + clips / 3) * 2**30)
-  config = small_config(**{"train.accumulate": 4})
+  config = small_config(**{"train.grad_accum_steps": 4})
   (result,) = compile.run(config, "v5e:2x2", say=lambda text: None)
   assert (result.largest, result.is_largest) == (4 * 44, True)

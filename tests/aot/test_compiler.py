@@ -13,7 +13,7 @@ from vswin_jax.aot.compiler import (
   product_flops,
   trace_step,
 )
-from vswin_jax.aot.dataset_metadata import data_facts
+from vswin_jax.aot.dataset_metadata import dataset_metadata
 from vswin_jax.aot.topologies import parse_target
 
 VMEM = (
@@ -53,9 +53,9 @@ def test_failures_for_want_of_memory(message, lacks, size):
 
 def small_plan(num_devices, **values):
   config = small_config(**values)
-  facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
+  metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   target = parse_target({1: "v5e-1", 4: "v5e-4"}[num_devices])
-  return compile.plan_for(config, target, facts)
+  return compile.plan_for(config, target, metadata)
 
 
 def test_only_want_of_device_memory_is_a_result(cpu_devices, monkeypatch):
@@ -91,11 +91,11 @@ def test_products_are_those_of_all_parts_shared_by_all_devices(cpu_devices):
 
   whole, half = count(4), count(4, **{"train.batch_size": 8})
   assert count(1) == 4 * whole
-  parts = count(4, **{"train.accumulate": 2})
+  parts = count(4, **{"train.grad_accum_steps": 2})
   assert parts == 2 * half
   # Few products are not those of clips.
   assert parts == pytest.approx(whole, rel=1e-3)
-  assert count(4, **{"model.rematerialisation": "block"}) > 1.1 * whole
+  assert count(4, **{"model.rematerialization": "block"}) > 1.1 * whole
 
 
 def test_products_of_loops_that_end_by_values_are_not_counted():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vswin_jax.aot.dataset_metadata import data_facts
+from vswin_jax.aot.dataset_metadata import dataset_metadata
 from vswin_jax.data.records import DatasetError
 
 
@@ -17,33 +17,33 @@ from vswin_jax.data.records import DatasetError
   ],
 )
 def test_known_data_sets_need_no_files(name, classes, least, most, tmp_path):
-  facts = data_facts(name, str(tmp_path), "train")
-  assert facts.num_classes == classes
-  assert least <= facts.num_videos <= most
-  assert not facts.multi_label
+  metadata = dataset_metadata(name, str(tmp_path), "train")
+  assert metadata.num_classes == classes
+  assert least <= metadata.num_videos <= most
+  assert not metadata.multi_label
 
 
 def test_prepared_data_sets_say_themselves(tiny_data_dir):
-  facts = data_facts("tiny_motion", str(tiny_data_dir), "train")
-  assert (facts.num_classes, facts.num_videos, facts.multi_label) == (6, 48, False)
-  assert str(tiny_data_dir) in facts.source
+  metadata = dataset_metadata("tiny_motion", str(tiny_data_dir), "train")
+  assert (metadata.num_classes, metadata.num_videos, metadata.multi_label) == (6, 48, False)
+  assert str(tiny_data_dir) in metadata.source
 
 
 def test_what_is_there_and_can_not_be_read_is_said(tmp_path, tiny_data_dir, monkeypatch):
   with pytest.raises(DatasetError, match="has no split 'trian'; it has train"):
-    data_facts("tiny_motion", str(tiny_data_dir), "trian")
+    dataset_metadata("tiny_motion", str(tiny_data_dir), "trian")
   (tmp_path / "kinetics400" / "1.0.0").mkdir(parents=True)
   with pytest.raises(DatasetError, match="can't read the data set 'kinetics400'") as error:
-    data_facts("kinetics400", str(tmp_path), "train")
+    dataset_metadata("kinetics400", str(tmp_path), "train")
   assert "knows without the data" not in str(error.value)
   monkeypatch.setenv("HOME", str(tmp_path))
   with pytest.raises(DatasetError, match="can't read the data set"):
-    data_facts("kinetics400", "~", "train")
+    dataset_metadata("kinetics400", "~", "train")
 
 
 def test_others_end_in_one_line(tmp_path):
   with pytest.raises(DatasetError) as error:
-    data_facts("my_videos", str(tmp_path), "train")
+    dataset_metadata("my_videos", str(tmp_path), "train")
   assert "no data set 'my_videos'" in str(error.value)
   assert "knows without the data only kinetics400, kinetics600" in str(error.value)
   assert "\n" not in str(error.value)

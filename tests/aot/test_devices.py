@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from tests.tables.recipes import load
 from vswin_jax.aot import compile, devices
 from vswin_jax.aot.compiler import lacks_memory
-from vswin_jax.aot.dataset_metadata import data_facts
+from vswin_jax.aot.dataset_metadata import dataset_metadata
 from vswin_jax.aot.environment import prepare_environment
 from vswin_jax.aot.hlo import read_collectives, read_loops
 from vswin_jax.aot.results import describe
@@ -112,9 +112,9 @@ def test_quickstart_for_tpus(environment):
   parameters. A batch of gigabytes does not fit, which is said."""
   pytest.importorskip("libtpu")
   config, target = load("quickstart"), parse_target("v5e:2x2")
-  facts = data_facts(config.data.name, "/no/such/folder", config.data.train_split)
-  result = compile.compile_for(config, target, facts)
-  plan = compile.plan_for(config, target, facts)
+  metadata = dataset_metadata(config.data.name, "/no/such/folder", config.data.train_split)
+  result = compile.compile_for(config, target, metadata)
+  plan = compile.plan_for(config, target, metadata)
   parameters = sum(math.prod(leaf.shape) for leaf in flatten(plan.param_shapes).values())
   assert result.fits
   assert 12 * parameters < result.arguments < result.memory < 2**30
@@ -127,7 +127,7 @@ def test_quickstart_for_tpus(environment):
   config = config.copy_and_resolve_references()
   config.model.update({"depths": (1,), "num_heads": (1,)})
   config.train.epochs = 64
-  large = compile.compile_for(config, target, facts, clips_per_device=65_536)
+  large = compile.compile_for(config, target, metadata, clips_per_device=65_536)
   assert not large.fits
   # That of jax 0.10.2 says 207 GiB.
   assert large.needed > 100 * 2**30

@@ -257,7 +257,7 @@ def test_groups(groups, members):
 )
 @pytest.mark.parametrize("devices", [2, 3, 8])
 def test_wire_bytes_are_those_of_a_ring(kind, devices):
-  """Played through: in each round of a ring every device sends one part to its neighbour."""
+  """Played through: in each round of a ring every device sends one part to its neighbor."""
   part = 60
   rounds = {"all-reduce": 2 * (devices - 1)}.get(kind, devices - 1)
   # An all-to-all over links of its own sends each part once.

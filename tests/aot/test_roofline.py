@@ -49,7 +49,7 @@ def test_a_step_that_never_waits_for_memory_hides_less():
   "grid, links",
   [
     ((16, 16), 4),  # both ends of both axes are joined
-    ((8, 8), 2),  # a corner of a mesh has a neighbour along each axis
+    ((8, 8), 2),  # a corner of a mesh has a neighbor along each axis
     ((8, 16), 2),
     ((2, 2), 2),
     ((1, 4), 1),

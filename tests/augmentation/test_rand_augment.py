@@ -38,7 +38,7 @@ def make_clips() -> dict[str, np.ndarray]:
     "natural": natural_image(random),
     "noise": random.integers(0, 256, shape, dtype=np.uint8),
     "black and white": random.integers(0, 2, shape, dtype=np.uint8) * 255,
-    "one colour": np.full(shape, (3, 90, 255), np.uint8),
+    "one color": np.full(shape, (3, 90, 255), np.uint8),
     "narrow range": random.integers(60, 131, shape, dtype=np.uint8),
   }
   few_pixels = random.integers(0, 256, (2, 4, 11, 3), dtype=np.uint8)

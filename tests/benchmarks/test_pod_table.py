@@ -10,7 +10,7 @@ from benchmarks import pod_table
 from benchmarks.pod_table import Job, on_other_slice, read_rows, same_program, table_rows
 from tests.aot.small_step import fake_result, small_config
 from vswin_jax.aot import compile
-from vswin_jax.aot.dataset_metadata import DataFacts
+from vswin_jax.aot.dataset_metadata import DatasetMetadata
 from vswin_jax.aot.hlo import Collective
 from vswin_jax.aot.results import read_row, write_row
 from vswin_jax.aot.topologies import parse_target
@@ -76,7 +76,7 @@ def test_the_table_shows_what_is_asked_for(results, monkeypatch, capsys):
 
 def test_rows_without_newer_numbers_are_read(results):
   row = json.loads(results.read_text().splitlines()[0])
-  for name in ("product_flops", "accumulate", "num_videos", "videos_source", "error"):
+  for name in ("product_flops", "grad_accum_steps", "num_videos", "videos_source", "error"):
     del row[name]
   assert read_row(row) == result_on("v5e-16")
 
@@ -111,11 +111,11 @@ def test_a_failure_is_not_shared():
 
 def test_another_slice_sums_over_other_groups_and_was_not_searched(monkeypatch):
   monkeypatch.setattr(compile, "devices_of", lambda target: jax.devices()[: target.num_devices])
-  target, facts = parse_target("v5e-8"), DataFacts(6, 4096, False, "some list")
-  plan = compile.plan_for(small_config(), target, facts)
+  target, metadata = parse_target("v5e-8"), DatasetMetadata(6, 4096, False, "some list")
+  plan = compile.plan_for(small_config(), target, metadata)
   searched = {"largest": 9, "is_largest": True, "advice": ("a",), "failed": ("b",)}
   found = result_on("v5e-4", num_videos=5, videos_source="another", **searched)
-  result = on_other_slice(found, target, facts, plan, 12)
+  result = on_other_slice(found, target, metadata, plan, 12)
   changed = {
     "batch_size": 16,
     "wanted_batch_size": 12,

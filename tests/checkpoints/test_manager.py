@@ -1,57 +1,31 @@
 """Checkpoints: which are kept, and what happens to those that are damaged, lost or can't be
 written."""
 
-import contextlib
 import json
 import logging
-import resource
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
+from tests.helpers.checkpoints import (
+  METADATA,
+  assert_same,
+  flip_bits,
+  save_all,
+  shapes_of,
+  small_disk,
+  state_at,
+)
 from vswin_jax.checkpoints import integrity, manager
 from vswin_jax.checkpoints.manager import CheckpointError, open_checkpoints
-from vswin_jax.common.cli import MAY_PASS
+from vswin_jax.common.cli import TRANSIENT
 from vswin_jax.common.progress import logger
-from vswin_jax.training.step import create_state
-
-FACTS = {"model": {"name": "x"}, "labels": ["a", "b"]}
-
-
-def state_at(step, width=300):
-  key = jax.random.key(step)
-  params = {
-    "stem": {"kernel": jax.random.normal(key, (width, 40))},
-    "head": {"bias": jax.random.normal(key, (5,), jnp.bfloat16)},
-  }
-  state = create_state(params, optax.adam(1e-3), with_average=True)
-  average = jax.tree.map(lambda leaf: leaf * 2, params)
-  return state.replace(step=jnp.int32(step), average=average)
-
-
-def shapes_of(tree):
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
-
-
-def assert_same(found, expected):
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-    assert one.dtype == other.dtype
-    np.testing.assert_array_equal(one, other)
-
-
-def save_all(directory, steps, scores=None, **options):
-  with open_checkpoints(directory, **options) as checkpoints:
-    for step in steps:
-      manager.save(checkpoints, state_at(step), FACTS, (scores or {}).get(step))
 
 
 @pytest.fixture
@@ -85,7 +59,7 @@ def test_a_checkpoint_is_kept_if_anything_asks_for_it(tmp_path, options, kept):
 def test_a_checkpoint_that_is_scored_later_counts(tmp_path):
   with open_checkpoints(tmp_path / "checkpoints", keep=1, keep_best=1) as checkpoints:
     for step, score in ((10, None), (20, 0.5), (30, 0.1)):
-      manager.save(checkpoints, state_at(step), FACTS, score)
+      manager.save(checkpoints, state_at(step), METADATA, score)
       if step == 10:
         manager.note_score(checkpoints, 10, 0.9)
     manager.note_score(checkpoints, 30, float("nan"))
@@ -119,14 +93,6 @@ def data_file(directory, step):
   return max(files, key=lambda path: path.stat().st_size)
 
 
-def flip_bits(path):
-  """Changes something of every large array, and nothing that is needed to read the file."""
-  data = bytearray(path.read_bytes())
-  for place in range(min(len(data) // 2, 10_000), len(data) - 1000, 20_000):
-    data[place] ^= 16
-  path.write_bytes(data)
-
-
 def cut(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 10])
 
@@ -145,9 +111,9 @@ DAMAGES = {
   "no list": lambda d, step: (d / str(step) / "state" / "_METADATA").unlink(),
   "database": lambda d, step: cut(d / str(step) / "state" / "manifest.ocdbt"),
   "no arrays at all": lambda d, step: shutil.rmtree(d / str(step) / "state"),
-  "cut facts": lambda d, step: cut(d / str(step) / "_CHECKPOINT_METADATA"),
-  "no facts": lambda d, step: (d / str(step) / "_CHECKPOINT_METADATA").unlink(),
-  "facts": change_the_labels,
+  "cut metadata": lambda d, step: cut(d / str(step) / "_CHECKPOINT_METADATA"),
+  "no metadata": lambda d, step: (d / str(step) / "_CHECKPOINT_METADATA").unlink(),
+  "metadata": change_the_labels,
 }
 
 
@@ -159,20 +125,20 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings, capfd, damage):
   names = sorted(path.name for path in directory.iterdir())
 
   # Others only read it.
-  step, params, facts = manager.restore_params(directory, shapes_of(state_at(0).params))
-  assert (step, facts) == (20, FACTS)
+  step, params, metadata = manager.restore_params(directory, shapes_of(state_at(0).params))
+  assert (step, metadata) == (20, METADATA)
   assert_same(params, state_at(20).average)
-  assert manager.read_facts(directory) == FACTS
+  assert manager.read_metadata(directory) == METADATA
   assert "the checkpoint of step 30 in" in warnings.text and "is damaged: " in warnings.text
   assert f"step 20 of {directory} is the newest that is whole" in warnings.text
   assert sorted(path.name for path in directory.iterdir()) == names
 
   with open_checkpoints(directory) as checkpoints:
-    state, facts = manager.restore(checkpoints, shapes_of(state_at(0)))
-    assert facts == FACTS
+    state, metadata = manager.restore(checkpoints, shapes_of(state_at(0)))
+    assert metadata == METADATA
     assert_same(state, state_at(20))
     assert manager.latest_step(checkpoints) == 20
-    manager.save(checkpoints, state_at(30), FACTS)
+    manager.save(checkpoints, state_at(30), METADATA)
   assert f"step 30 is now {directory / 'damaged-30'}" in warnings.text
   names = sorted(path.name for path in directory.iterdir())
   assert names == ["10", "20", "30", "damaged-30"]
@@ -201,7 +167,7 @@ def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):
   directory = tmp_path / "checkpoints"
   save_all(directory, [10, 20])
   flip_bits(data_file(directory, 10))
-  DAMAGES["no facts"](directory, 20)
+  DAMAGES["no metadata"](directory, 20)
   message = r"none of the 2 checkpoints in .* can be read: step 20: .*; step 10: .*Restore one"
   with pytest.raises(CheckpointError, match=message):
     with open_checkpoints(directory) as checkpoints:
@@ -211,14 +177,14 @@ def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):
     with open_checkpoints(tmp_path / "empty") as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
   with pytest.raises(CheckpointError, match=r"no checkpoints in .*absent; expected a run"):
-    manager.read_facts(tmp_path / "absent")
+    manager.read_metadata(tmp_path / "absent")
 
 
 def test_another_model_is_no_damage(tmp_path):
   directory = tmp_path / "checkpoints"
   save_all(directory, [10])
   with open_checkpoints(directory) as checkpoints:
-    manager.save(checkpoints, state_at(20, width=301), FACTS)
+    manager.save(checkpoints, state_at(20, width=301), METADATA)
   message = r"step 20 in .* does not fit .* in 4 places: average.stem.kernel is \[301, 40\]"
   with pytest.raises(CheckpointError, match=message):
     with open_checkpoints(directory) as checkpoints:
@@ -242,18 +208,18 @@ def test_an_error_that_passes_is_no_damage(tmp_path, monkeypatch, error):
     with open_checkpoints(directory) as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
   # Rights do not come by themselves.
-  assert getattr(raised.value, "exit_status", 1) == (1 if error.args[0] == 13 else MAY_PASS)
+  assert getattr(raised.value, "exit_status", 1) == (1 if error.args[0] == 13 else TRANSIENT)
   assert manager.complete_steps(directory) == [10, 20]
 
 
 def test_a_checkpoint_without_fingerprints_is_read(tmp_path):
   with ocp.training.Checkpointer(tmp_path / "checkpoints") as orbax:
-    orbax.save(10, state_at(10), custom_metadata=FACTS)
+    orbax.save(10, state_at(10), custom_metadata=METADATA)
   with open_checkpoints(tmp_path / "checkpoints", keep_best=1) as checkpoints:
-    state, facts = manager.restore(checkpoints, shapes_of(state_at(0)))
-    manager.save(checkpoints, state_at(20), FACTS, 0.5)
+    state, metadata = manager.restore(checkpoints, shapes_of(state_at(0)))
+    manager.save(checkpoints, state_at(20), METADATA, 0.5)
   assert_same(state, state_at(10))
-  assert facts == FACTS
+  assert metadata == METADATA
 
 
 def test_parameters_are_checked_in_the_type_they_were_saved_in(tmp_path):
@@ -303,11 +269,11 @@ def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
   directory = tmp_path / "checkpoints"
   with open_checkpoints(directory) as checkpoints:
     for step in (10, 20):
-      manager.save(checkpoints, state_at(step), FACTS)
+      manager.save(checkpoints, state_at(step), METADATA)
     checkpoints.orbax.wait()
     shutil.rmtree(directory)
-    manager.save(checkpoints, state_at(30), FACTS)
-    manager.save(checkpoints, state_at(40), FACTS)
+    manager.save(checkpoints, state_at(30), METADATA)
+    manager.save(checkpoints, state_at(40), METADATA)
   assert f"checkpoints of steps 10, 20 are gone from {directory}; training" in warnings.text
   assert len(warnings.records) == 1
   with open_checkpoints(directory) as checkpoints:
@@ -319,22 +285,11 @@ def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
 def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
   with pytest.raises(CheckpointError, match=r"the folder .*/run is gone. If it is on a disk"):
     with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-      manager.save(checkpoints, state_at(10), FACTS)
+      manager.save(checkpoints, state_at(10), METADATA)
       checkpoints.orbax.wait()
       shutil.rmtree(tmp_path / "run")
-      manager.save(checkpoints, state_at(20), FACTS)
+      manager.save(checkpoints, state_at(20), METADATA)
   assert not (tmp_path / "run").exists()
-
-
-@contextlib.contextmanager
-def small_disk(size):
-  """Files that grow beyond a size in bytes can't be written, as on a disk that is full."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
@@ -344,23 +299,23 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, capfd, at_the_e
   message = rf"can't {action} a checkpoint in {directory}: .*File too large.*step 10 is there; make"
   with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
-      manager.save(checkpoints, state_at(10), FACTS)
+      manager.save(checkpoints, state_at(10), METADATA)
       checkpoints.orbax.wait()
       # Room for what is tried before a save starts.
       with small_disk(70_000):
-        manager.save(checkpoints, state_at(20), FACTS)
+        manager.save(checkpoints, state_at(20), METADATA)
         while checkpoints.orbax.is_saving_in_progress():
           pass
       if not at_the_end:
-        manager.save(checkpoints, state_at(30), FACTS)
-  assert raised.value.exit_status == MAY_PASS
+        manager.save(checkpoints, state_at(30), METADATA)
+  assert raised.value.exit_status == TRANSIENT
   assert manager.complete_steps(directory) == [10]
   assert "Traceback" not in capfd.readouterr().err
   # With more room the same steps are saved, and nothing is left of the attempt.
   with open_checkpoints(directory) as checkpoints:
     state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
     assert_same(state, state_at(10))
-    manager.save(checkpoints, state_at(15), FACTS)
+    manager.save(checkpoints, state_at(15), METADATA)
   assert sorted(path.name for path in directory.iterdir()) == ["10", "15"]
 
 
@@ -368,11 +323,11 @@ def test_a_disk_that_was_full_before_is_told_at_once(tmp_path):
   with pytest.raises(CheckpointError, match=r"can't write a checkpoint in .*: .*File too large"):
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
       with small_disk(1000):
-        manager.save(checkpoints, state_at(10), FACTS)
+        manager.save(checkpoints, state_at(10), METADATA)
   params = {"head": {"kernel": np.random.default_rng(0).normal(size=(300, 200))}}
   with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large") as raised:
     with small_disk(70_000):
-      manager.write_params(tmp_path / "weights", params, FACTS)
+      manager.write_params(tmp_path / "weights", params, METADATA)
   assert "resumes" not in str(raised.value)
   assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
@@ -387,12 +342,12 @@ def test_a_place_that_can_not_be_written_is_told(tmp_path):
     with open_checkpoints(directory) as checkpoints:
       shutil.rmtree(directory)
       directory.write_text("")
-      manager.save(checkpoints, state_at(10), FACTS)
+      manager.save(checkpoints, state_at(10), METADATA)
 
 
 def test_weights_are_written_with_fingerprints(tmp_path):
   params = {"head": {"kernel": np.arange(60_000, dtype=np.float32).reshape(300, 200)}}
-  manager.write_params(tmp_path / "weights", params, FACTS)
+  manager.write_params(tmp_path / "weights", params, METADATA)
   directory = manager.checkpoints_of(tmp_path / "weights")
   metadata = json.loads((directory / "0" / "_CHECKPOINT_METADATA").read_text())
   assert len(metadata["custom_metadata"]["checkpoint"]["arrays"]) == 8

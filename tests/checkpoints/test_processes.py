@@ -17,10 +17,10 @@ jax.distributed.initialize(address, 2, process)
 import jax.numpy as jnp, numpy as np, optax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from tests.checkpoints.test_manager import (
-  FACTS, flip_bits, small_disk, state_at,
+from tests.helpers.checkpoints import (
+  METADATA, data_files, flip_bits, small_disk, state_at,
 )
-from tests.checkpoints.test_processes import data_files
+
 from vswin_jax.checkpoints import manager
 
 mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -40,9 +40,9 @@ def laid(step):
 directory = folder / "checkpoints"
 with manager.open_checkpoints(directory, keep=4) as checkpoints:
   for step in (10, 20, 30, 40):
-    manager.save(checkpoints, laid(step), FACTS)
+    manager.save(checkpoints, laid(step), METADATA)
 if process == 0:
-  # What the other process alone reads: a changed file, no file, facts that nobody can read.
+  # What the other process alone reads: a changed file, no file, metadata that nobody can read.
   flip_bits(data_files(directory, 20, 1)[-1])
   for path in data_files(directory, 30, 1):
     path.unlink()
@@ -54,26 +54,26 @@ def assert_same(found, step):
     for part, expected in zip(one.addressable_shards, other.addressable_shards):
       np.testing.assert_array_equal(part.data, expected.data)
 
-found, params, facts = manager.restore_params(directory, shapes.params)
-assert (found, facts) == (10, FACTS), found
+found, params, metadata = manager.restore_params(directory, shapes.params)
+assert (found, metadata) == (10, METADATA), found
 with manager.open_checkpoints(directory, keep=4) as checkpoints:
-  state, facts = manager.restore(checkpoints, shapes)
-  assert facts == FACTS
+  state, metadata = manager.restore(checkpoints, shapes)
+  assert metadata == METADATA
   assert_same(state, 10)
   assert manager.latest_step(checkpoints) == 10
-  manager.save(checkpoints, laid(20), FACTS)
+  manager.save(checkpoints, laid(20), METADATA)
 with manager.open_checkpoints(directory, keep=4) as checkpoints:
-  state, facts = manager.restore(checkpoints, shapes)
+  state, metadata = manager.restore(checkpoints, shapes)
 assert_same(state, 20)
 
 # One that can't write ends the save in both, at once.
 try:
   with manager.open_checkpoints(directory, keep=4) as checkpoints:
     with small_disk(5000) if process == 1 else contextlib.nullcontext():
-      manager.save(checkpoints, laid(25), FACTS)
+      manager.save(checkpoints, laid(25), METADATA)
       while not (checkpoints.errors or process == 0):
         pass
-    manager.save(checkpoints, laid(30), FACTS)
+    manager.save(checkpoints, laid(30), METADATA)
   raise AssertionError("nobody noticed")
 except manager.CheckpointError as error:
   assert "File too large" in str(error) and "step 20 is there" in str(error), error
@@ -81,12 +81,6 @@ print("done", flush=True)
 # As runs end after an error.
 os._exit(0)
 """
-
-
-def data_files(directory, step, process):
-  """Files of arrays that a process wrote, by size."""
-  files = (directory / str(step) / "state" / f"ocdbt.process_{process}" / "d").iterdir()
-  return sorted(files, key=lambda path: path.stat().st_size)
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from vswin_jax.checkpoints.integrity import failure
-from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS, one_line_errors
+from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS, one_line_errors
 from vswin_jax.distributed.errors import (
   DifferenceError,
-  PassingDifferenceError,
-  PassingStartupError,
   StartupError,
+  TransientDifferenceError,
+  TransientStartupError,
 )
 from vswin_jax.training.loop import LostWorkerError
 
@@ -35,9 +35,9 @@ class BucketError(Exception):
     (OSError(errno.EIO, "Input/output error"), 75),
     (LostWorkerError("a data worker died"), 75),
     (StartupError("two have one number"), 1),
-    (PassingStartupError("one is late"), 75),
+    (TransientStartupError("one is late"), 75),
     (DifferenceError("other disks"), 1),
-    (PassingDifferenceError("a stale view"), 75),
+    (TransientDifferenceError("a stale view"), 75),
     (failure("can't write", ConnectionError("reset")), 75),
     (failure("can't write", OSError("Forbidden: gs://runs")), 1),
     (failure("can't write", ValueError("PERMISSION_DENIED: no rights")), 1),
@@ -58,7 +58,7 @@ def test_errors_end_in_one_line_and_their_status(error, status, capsys):
 def test_a_command_line_that_python_refuses_is_a_user_error(tmp_path):
   ended = subprocess.run([sys.executable, tmp_path / "missing.py"], capture_output=True)
   assert ended.returncode in USER_ERRORS
-  assert not {0, UNEXPECTED, MAY_PASS}.intersection(USER_ERRORS)
+  assert not {0, UNEXPECTED, TRANSIENT}.intersection(USER_ERRORS)
 
 
 def test_other_errors_keep_their_traceback():

@@ -88,10 +88,10 @@ def server(monkeypatch):
     thread.join()
 
 
-def _released(server: _Server, **facts):
-  facts = {"sha256": _DIGEST[:8], "size": len(_CONTENT)} | facts
+def _released(server: _Server, **metadata):
+  metadata = {"sha256": _DIGEST[:8], "size": len(_CONTENT)} | metadata
   return dataclasses.replace(
-    find("swin_t_k400_torchvision"), file="weights.pth", url=server.url, **facts
+    find("swin_t_k400_torchvision"), file="weights.pth", url=server.url, **metadata
   )
 
 
@@ -179,15 +179,15 @@ def test_a_part_from_elsewhere_in_the_file_starts_over(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("facts", "problem"),
+  ("metadata", "problem"),
   [
     ({"sha256": "00000000"}, f"SHA-256 {_DIGEST[:8]} instead of 00000000"),
     ({"size": 299_999}, "300000 bytes instead of 299999"),
   ],
 )
-def test_a_wrong_file_is_not_kept(server, tmp_path, facts, problem):
+def test_a_wrong_file_is_not_kept(server, tmp_path, metadata, problem):
   with _error(server.url, problem, str(tmp_path / "weights.pth")):
-    fetch(_released(server, **facts), tmp_path)
+    fetch(_released(server, **metadata), tmp_path)
   assert list(tmp_path.iterdir()) == []
 
 

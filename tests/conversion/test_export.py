@@ -60,7 +60,7 @@ def test_index_buffers_are_those_of_the_formula(tmp_path):
     "backbone.layers.3.blocks.1.attn.relative_position_index"
   ]
   assert index.shape == (392, 392)
-  # Values worked out in the reference: the diagonal, the neighbours of the first token, the ends.
+  # Values worked out in the reference: the diagonal, the neighbors of the first token, the ends.
   assert (np.diagonal(index) == 1267).all()
   assert (index[0, 1], index[1, 0], index.min(), index.max()) == (1266, 1268, 0, 2534)
 
@@ -82,8 +82,8 @@ def test_files_are_as_readable_as_others_and_float32(tmp_path):
   model = {"name": "video_swin_t", "num_classes": 3, "embed_dim": 8, "depths": (1,)}
   model |= {"num_heads": (1,), "window_size": (2, 2, 2), "param_dtype": "bfloat16"}
   _, params = split_model(create_model(**model))
-  facts = {"model": model, "preprocessing": Preprocessing().as_facts()}
-  write_params(tmp_path / "model", params, facts)
+  metadata = {"model": model, "preprocessing": Preprocessing().to_metadata()}
+  write_params(tmp_path / "model", params, metadata)
   (tmp_path / "other").touch()
   (tmp_path / "folder").mkdir()
   export_file(tmp_path / "model", tmp_path / "out.safetensors", "official")

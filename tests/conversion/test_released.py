@@ -44,7 +44,7 @@ def test_names_files_and_families():
 
 
 @pytest.mark.parametrize("released", RELEASED, ids=lambda released: released.name)
-def test_facts_fit_together(released):
+def test_metadata_fit_together(released):
   assert re.fullmatch(r"[a-z0-9_]+", released.name)
   assert released.url.startswith("https://") and released.url.endswith("/" + released.file)
   assert released.dataset in NUM_CLASSES

@@ -228,9 +228,9 @@ def test_batches_of_files_have_one_shape_whatever_happens(record, tmp_path, star
   assert [bool(error) for error in batch["error"]] == [False, True, False, False]
 
 
-def test_facts_without_whole_videos_still_load():
+def test_metadata_without_whole_videos_still_load():
   preprocessing = Preprocessing(clip=SPEC, views=dataclasses.replace(THREE, whole_frames=6))
-  facts = preprocessing.as_facts()
-  assert Preprocessing.from_facts(facts) == preprocessing
-  del facts["views"]["whole_frames"]
-  assert Preprocessing.from_facts(facts).views == THREE
+  metadata = preprocessing.to_metadata()
+  assert Preprocessing.from_metadata(metadata) == preprocessing
+  del metadata["views"]["whole_frames"]
+  assert Preprocessing.from_metadata(metadata).views == THREE

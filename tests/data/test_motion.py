@@ -67,8 +67,8 @@ def test_data_set_is_reproducible_balanced_and_decodable(tiny_data_dir):
   assert len(ids) == 48
   for index in (0, 17):
     record = records[index]
-    facts = probe(record["video"])
-    assert (facts.num_frames, facts.height, facts.width) == (16, motion.SIZE, motion.SIZE)
+    metadata = probe(record["video"])
+    assert (metadata.num_frames, metadata.height, metadata.width) == (16, motion.SIZE, motion.SIZE)
     assert (record["num_frames"], record["fps_numerator"]) == (16, motion.FPS)
     assert decode_frames(record["video"], range(16)).std() > 10
     number = int(record["id"].decode().split("_")[-1])

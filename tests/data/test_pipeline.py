@@ -300,7 +300,7 @@ def test_one_label_of_a_video_is_no_sequence(train_records):
 
 @dataclasses.dataclass(frozen=True)
 class Numbered(VideoRecords):
-  """Records labelled with their index."""
+  """Records labeled with their index."""
 
   def __getitem__(self, index):
     return super().__getitem__(index) | {"label": index}

@@ -5,7 +5,9 @@ import os
 
 import pytest
 
-from tests.distributed.test_runs import bare_processes
+from tests.helpers.process_runs import (
+  bare_processes,
+)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from jax._src import cloud_tpu_init, clusters
 from jax._src.clusters.cloud_tpu_cluster import BaseTpuCluster
 
 from vswin_jax.distributed.clusters import Cluster, expand_nodes, find_cluster
-from vswin_jax.distributed.errors import PassingStartupError, StartupError
+from vswin_jax.distributed.errors import StartupError, TransientStartupError
 
 SLURM = {
   "SLURM_JOB_ID": "70001",
@@ -136,13 +136,15 @@ def test_a_single_host_of_tpus_runs_alone(monkeypatch):
 
 
 def test_what_the_cloud_does_not_say_it_may_say_later(monkeypatch):
-  with pytest.raises(PassingStartupError, match="RuntimeError: Failed to recognize coordinator"):
+  with pytest.raises(TransientStartupError, match="RuntimeError: Failed to recognize coordinator"):
     find_on_tpus(monkeypatch, ["host.invalid", "other.invalid"], 1, timeout=0.5)
 
   def fails():
     raise ConnectionError("no metadata")
 
-  with pytest.raises(PassingStartupError, match="ConnectionError: no metadata; give --coordinator"):
+  with pytest.raises(
+    TransientStartupError, match="ConnectionError: no metadata; give --coordinator"
+  ):
     find_on_tpus(monkeypatch, fails, 0)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from vswin_jax.distributed import roll_call
 from vswin_jax.distributed.clusters import Cluster
-from vswin_jax.distributed.errors import PassingStartupError, StartupError
+from vswin_jax.distributed.errors import StartupError, TransientStartupError
 from vswin_jax.distributed.roll_call import call_roll
 
 
@@ -42,7 +42,7 @@ def roll(
     options = {"hosts": ("a", "b", "c")} | process.get("cluster", {})
     cluster = dataclasses.replace(cluster, **options)
     try:
-      call_roll(cluster, timeout=timeout, facts=process.get("facts", {}))
+      call_roll(cluster, timeout=timeout, metadata=process.get("metadata", {}))
     except StartupError as error:
       return error
     return None
@@ -50,7 +50,7 @@ def roll(
   with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
     first = pool.submit(call, processes[0])
     for number in left:
-      report = {"process": number, "processes": 3, "host": "left", "facts": {}}
+      report = {"process": number, "processes": 3, "host": "left", "metadata": {}}
       send_when_there_is_a_server(port, json.dumps(report).encode() + b"\n")
     others = pool.map(call, processes[1:])
     return [first.result(), *others]
@@ -75,7 +75,7 @@ def test_all_that_are_there_name_the_missing_one(monkeypatch):
   assert str(errors[0]).startswith(
     "2 of 3 processes started within 1.5 s; missing: process 1 (b). Start"
   )
-  assert all(isinstance(error, PassingStartupError) for error in errors)
+  assert all(isinstance(error, TransientStartupError) for error in errors)
 
 
 def test_a_process_that_left_after_its_report_is_missing():
@@ -83,7 +83,7 @@ def test_a_process_that_left_after_its_report_is_missing():
   errors = roll({"number": 0, **nameless}, {"number": 2, **nameless}, left=(1,), timeout=1.5)
   for error in errors:
     assert str(error).startswith("2 of 3 processes started within 1.5 s; missing: process 1. Start")
-    assert isinstance(error, PassingStartupError)
+    assert isinstance(error, TransientStartupError)
 
 
 def test_a_process_that_left_may_be_started_again():
@@ -93,7 +93,7 @@ def test_a_process_that_left_may_be_started_again():
 def test_a_missing_first_process_is_named():
   (error,) = roll({"number": 1}, timeout=1.0)
   assert str(error).startswith("process 0 (a) does not answer at localhost:")
-  assert isinstance(error, PassingStartupError)
+  assert isinstance(error, TransientStartupError)
 
 
 def test_numbers_and_versions_must_fit():
@@ -102,30 +102,30 @@ def test_numbers_and_versions_must_fit():
   count = roll({"number": 0}, {"number": 1, "cluster": {"num_processes": 2, "hosts": ("a", "b")}})
   assert all("counts 3 processes" in str(error) for error in count)
   assert all("give all the same --num_processes" in str(error) for error in count)
-  facts = roll(
-    {"number": 0, "facts": {"--config.seed": "0", "jax": "1"}},
-    {"number": 2, "facts": {"--config.seed": "7", "jax": "1"}},
+  metadata = roll(
+    {"number": 0, "metadata": {"--config.seed": "0", "jax": "1"}},
+    {"number": 2, "metadata": {"--config.seed": "7", "jax": "1"}},
   )
-  assert all("--config.seed is 0 in process 0 on" in str(error) for error in facts)
-  assert all("but 7 in process 2 on" in str(error) for error in facts)
+  assert all("--config.seed is 0 in process 0 on" in str(error) for error in metadata)
+  assert all("but 7 in process 2 on" in str(error) for error in metadata)
   # The same command would fail again.
-  assert {type(error) for error in number + count + facts} == {StartupError}
+  assert {type(error) for error in number + count + metadata} == {StartupError}
 
 
 def test_strangers_at_the_port_are_sent_away():
   port = free_port()
   lead = Cluster(f"localhost:{port}", 2, 0)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    leading = pool.submit(call_roll, lead, timeout=20.0, facts={})
-    wrong = b'{"process": [1], "processes": 2, "host": "a", "facts": {}}\n'
+    leading = pool.submit(call_roll, lead, timeout=20.0, metadata={})
+    wrong = b'{"process": [1], "processes": 2, "host": "a", "metadata": {}}\n'
     for message in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b"7\n", wrong):
       send_when_there_is_a_server(port, message)
-    call_roll(dataclasses.replace(lead, process_id=1), timeout=20.0, facts={})
+    call_roll(dataclasses.replace(lead, process_id=1), timeout=20.0, metadata={})
     assert leading.result() is None
 
 
 def test_a_port_that_is_taken_is_named():
   with socket.create_server(("", 0)) as server:
     port = server.getsockname()[1]
-    with pytest.raises(PassingStartupError, match=f"can't listen at port {port} of this host"):
-      call_roll(Cluster(f"localhost:{port}", 2, 0), timeout=5.0, facts={})
+    with pytest.raises(TransientStartupError, match=f"can't listen at port {port} of this host"):
+      call_roll(Cluster(f"localhost:{port}", 2, 0), timeout=5.0, metadata={})

@@ -14,9 +14,17 @@ import pytest
 
 from tests.conversion.checkpoints import official_tensors, save_official
 from tests.data.preparation.files import BROKEN, write_broken
-from tests.data.video.test_decoding import FOOTAGE
-from tests.data.video.test_decoding_kinds import encode
-from tests.experiment.test_run import ROOT, environment, run_command
+from tests.helpers.runs import (
+  ROOT,
+  environment,
+  run_command,
+)
+from tests.helpers.video_kinds import (
+  encode,
+)
+from tests.helpers.videos import (
+  FOOTAGE,
+)
 from vswin_jax.data.video.decoding import decode_frames
 
 # File name -> encoder, options; the sizes and frame rates of a folder from everywhere.
@@ -47,7 +55,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Two classes that differ in colour, in every codec, size and frame rate, and broken files."""
+  """Two classes that differ in color, in every codec, size and frame rate, and broken files."""
   folder = tmp_path_factory.mktemp("mine")
   footage = list(scenes())
   # In each class every codec has every size.

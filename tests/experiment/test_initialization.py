@@ -39,13 +39,13 @@ CLASSES = ("run", "jump", "sit")
 def write(folder, options, preprocessing=None, labels=None, num_classes=3, random=()):
   """Weights as a conversion leaves them."""
   model = create_model(**options, num_classes=num_classes, seed=5)
-  facts = {
+  metadata = {
     "model": {**options, "num_classes": num_classes},
-    "preprocessing": (preprocessing or Preprocessing()).as_facts(),
+    "preprocessing": (preprocessing or Preprocessing()).to_metadata(),
     "labels": None if labels is None else list(labels),
     "source": {"random": list(random)},
   }
-  manager.write_params(folder, split_model(model)[1], facts)
+  manager.write_params(folder, split_model(model)[1], metadata)
   return folder
 
 
@@ -62,7 +62,7 @@ def test_a_config_without_a_model_takes_all_from_the_weights(tmp_path, mode):
     std=VTN_STD,
   )
   source = write(tmp_path / "vtn", VTN, preprocessing)
-  config = settle(load("finetune_folder"), source, mode=mode, explicit=())
+  config = settle(load("finetune_folder"), source, mode=mode, overridden_keys=())
   assert config.is_locked
   model = config.model.to_dict()
   assert model == {**VTN, "backbone_options": BACKBONE}
@@ -76,7 +76,7 @@ def test_a_config_without_a_model_takes_all_from_the_weights(tmp_path, mode):
 
 
 @pytest.mark.parametrize(
-  "size, views, explicit, expected",
+  "size, views, overridden_keys, expected",
   [
     # clip size, then short sides of training and validation, and of the test
     (224, {}, {}, (224, 256, 224)),
@@ -87,28 +87,28 @@ def test_a_config_without_a_model_takes_all_from_the_weights(tmp_path, mode):
     (32, {}, {"validation.short_side": 50}, (32, 36, 32)),
   ],
 )
-def test_short_sides_follow_the_size_of_clips(tmp_path, size, views, explicit, expected):
+def test_short_sides_follow_the_size_of_clips(tmp_path, size, views, overridden_keys, expected):
   source = write(tmp_path / "weights", SWIN, clip_of(size, **views))
   config = load("finetune_folder")
-  for key, value in explicit.items():
+  for key, value in overridden_keys.items():
     section, name = key.split(".")
     config[section][name] = value
-  config = settle(config, source, mode="train", explicit=explicit)
+  config = settle(config, source, mode="train", overridden_keys=overridden_keys)
   found = (config.clip.size, config.clip.train_short_side, config.test.short_side)
   assert found == expected
-  assert config.validation.short_side == explicit.get("validation.short_side", expected[1])
+  assert config.validation.short_side == overridden_keys.get("validation.short_side", expected[1])
 
 
 def test_a_run_that_goes_on_keeps_what_it_was_started_with(tmp_path):
   source = write(tmp_path / "weights", SWIN, clip_of(224))
   config = load("finetune_folder")
   config.clip.size = 384
-  first = settle(config, source, mode="train", explicit={"clip.size"})
+  first = settle(config, source, mode="train", overridden_keys={"clip.size"})
   assert first.clip.train_short_side == 439
   # The checkpoint of the run says less of how it was trained than its config does.
   run = write(tmp_path / "run", SWIN, clip_of(384))
   results.write_config(run, first)
-  again = settle(config, run, mode="train", workdir=run, explicit={"clip.size"})
+  again = settle(config, run, mode="train", workdir=run, overridden_keys={"clip.size"})
   assert again.to_json_best_effort() == first.to_json_best_effort()
 
 
@@ -117,7 +117,7 @@ def test_options_given_hold_against_the_weights(tmp_path):
   config = load("finetune_folder")
   config.model.drop_path_rate = 0.05
   config.model.dtype = "bfloat16"
-  model = settle(config, source, mode="train", explicit=()).model
+  model = settle(config, source, mode="train", overridden_keys=()).model
   assert (model.drop_path_rate, model.dtype) == (0.05, "bfloat16")
   assert model.embed_dim == 8
 
@@ -128,7 +128,7 @@ def test_training_of_a_named_model_keeps_its_config(tmp_path):
   config = load("k400_swin_t")
   for name, value in {**SWIN, "drop_path_rate": 0.1}.items():
     config.model[name] = value
-  settled = settle(config, source, mode="train", explicit=())
+  settled = settle(config, source, mode="train", overridden_keys=())
   assert settled.to_json_best_effort() == config.to_json_best_effort()
   assert options["name"] == settled.model.name
 
@@ -136,7 +136,7 @@ def test_training_of_a_named_model_keeps_its_config(tmp_path):
 def test_an_evaluation_takes_the_options_of_the_model(tmp_path):
   """Those that fit any parameters would otherwise be the config's, in silence."""
   source = write(tmp_path / "weights", VTN, clip_of(32, num_clips=1, crops="center"))
-  config = settle(load("k400_vtn_vit_b"), source, mode="eval", explicit=())
+  config = settle(load("k400_vtn_vit_b"), source, mode="eval", overridden_keys=())
   assert config.model.attention_window == 4 and config.model.num_heads == 4
   assert config.model.dtype == "bfloat16"
   assert config.model.backbone_options.num_heads == 2
@@ -154,7 +154,7 @@ def test_weights_of_another_model_are_refused_though_they_fit(tmp_path, mode, op
   section, _, name = option.rpartition(".")
   (config.model[section] if section else config.model)[name] = value
   with pytest.raises(manager.CheckpointError, match=f"a model with {option} \\d, the config"):
-    settle(config, source, mode=mode, explicit=())
+    settle(config, source, mode=mode, overridden_keys=())
 
 
 def test_weights_of_a_backbone_fit_any_model_around_it(tmp_path):
@@ -164,16 +164,16 @@ def test_weights_of_a_backbone_fit_any_model_around_it(tmp_path):
   for name, given in VTN.items():
     config.model[name] = given
   config.model.num_layers, config.model.attention_window = 2, 8
-  assert settle(config, source, mode="train", explicit=()).model.num_layers == 2
+  assert settle(config, source, mode="train", overridden_keys=()).model.num_layers == 2
   config.model.backbone_options.num_heads = 3
   with pytest.raises(manager.CheckpointError, match=r"with backbone_options\.num_heads 2"):
-    settle(config, source, mode="train", explicit=())
+    settle(config, source, mode="train", overridden_keys=())
 
 
 def test_weights_of_another_kind_of_model_are_refused(tmp_path):
   source = write(tmp_path / "weights", SWIN)
   with pytest.raises(manager.CheckpointError, match="holds a video_swin_t, the config is"):
-    settle(load("k400_vtn_vit_b"), source, mode="eval", explicit=())
+    settle(load("k400_vtn_vit_b"), source, mode="eval", overridden_keys=())
 
 
 def state_of(options, num_classes=3):

@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from tests.experiment.test_run import metrics, run
 from tests.helpers import multi_label
+from tests.helpers.runs import (
+  metrics,
+  run,
+)
 from vswin_jax import load_model, predict
 from vswin_jax.data.records import open_records
 from vswin_jax.training.evaluation import average_precisions

@@ -25,7 +25,7 @@ def write(folder, names, label, probabilities):
     result,
     title="title",
     subtitle=("one", "two"),
-    facts={"step": 3},
+    metadata={"step": 3},
     class_names=names,
     video_ids=[f"video {index}" for index in range(count)],
     metrics=folder / "metrics.jsonl",

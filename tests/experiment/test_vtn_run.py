@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from tests.conversion.checkpoints import fill, golden_keys, save_vtn
-from tests.experiment.test_run import environment, final_arrays, run_command
+from tests.helpers.runs import (
+  environment,
+  final_arrays,
+  run_command,
+)
 from vswin_jax import load_model, predict
 from vswin_jax.data.records import open_records
 from vswin_jax.data.video.encoding import encode_mp4
@@ -46,7 +50,7 @@ def test_a_vtn_trains_resumes_and_is_evaluated_on_whole_videos(tiny_data_dir, tm
     "--config.model.num_layers=1",
     "--config.model.backbone_options.depth=1",
     "--config.model.frames_per_chunk=3",
-    "--config.model.rematerialisation=chunk",
+    "--config.model.rematerialization=chunk",
     "--config.train.batch_size=8",
     "--config.train.save_every=2",
     "--config.loader.num_workers=0",

@@ -131,12 +131,12 @@ with open_run_folder("gs://fourth/run") as folder:
   shapes = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state_at(0)
   )
-  step, params, facts = manager.restore_params(folder.checkpoints, shapes.params)
-  assert (step, facts) == (2, {"step": 2})
+  step, params, metadata = manager.restore_params(folder.checkpoints, shapes.params)
+  assert (step, metadata) == (2, {"step": 2})
   assert manager.complete_steps(folder.checkpoints) == [2, 3]
   with manager.open_checkpoints(folder.checkpoints, keep=2) as checkpoints:
-    state, facts = manager.restore(checkpoints, shapes)
-    assert facts == {"step": 2}
+    state, metadata = manager.restore(checkpoints, shapes)
+    assert metadata == {"step": 2}
     for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(state_at(2))):
       np.testing.assert_array_equal(found, expected)
     manager.save(checkpoints, state_at(3), {"step": 3})

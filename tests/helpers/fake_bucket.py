@@ -183,8 +183,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     elif kind == "multipart":
       head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
       message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
-      facts, content = message.iter_parts()
-      key = f"{bucket}/{json.loads(facts.get_payload(decode=True))['name']}"
+      metadata, content = message.iter_parts()
+      key = f"{bucket}/{json.loads(metadata.get_payload(decode=True))['name']}"
       if self._put(key, content.get_payload(decode=True)):
         self._reply(200, self._resource(key))
     elif "upload_id" not in self.query:

@@ -79,7 +79,7 @@ def reference_model(meta: dict, **overrides) -> VideoSwin:
 
 
 def golden(case: str) -> tuple[dict, dict[str, np.ndarray]]:
-  """Facts and arrays of a golden file."""
+  """Metadata and arrays of a golden file."""
   with np.load(GOLDEN / f"{case}.npz") as arrays:
     return json.loads(str(arrays["meta"])), {
       name: arrays[name] for name in arrays.files if name != "meta"

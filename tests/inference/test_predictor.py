@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.experiment.test_run import environment
+from tests.helpers.runs import (
+  environment,
+)
 from vswin_jax import create_model, load_model
 from vswin_jax.checkpoints.manager import write_params
 from vswin_jax.data import transforms
@@ -48,8 +50,8 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("model") / "checkpoint"
   _, params = split_model(create_model(**MODEL))
   params["head"]["kernel"] *= 30.0
-  facts = {"model": MODEL, "labels": LABELS, "preprocessing": PREPROCESSING.as_facts()}
-  write_params(folder, params, facts)
+  metadata = {"model": MODEL, "labels": LABELS, "preprocessing": PREPROCESSING.to_metadata()}
+  write_params(folder, params, metadata)
   return folder
 
 
@@ -104,8 +106,8 @@ def test_predictions_are_means_over_views_of_the_models_probabilities(
 
 def test_a_model_of_several_labels_gives_sigmoids(model, videos, tmp_path):
   _, params = split_model(model)
-  facts = {"model": MODEL, "labels": LABELS, "preprocessing": PREPROCESSING.as_facts()}
-  write_params(tmp_path / "checkpoint", params, facts | {"multi_label": True})
+  metadata = {"model": MODEL, "labels": LABELS, "preprocessing": PREPROCESSING.to_metadata()}
+  write_params(tmp_path / "checkpoint", params, metadata | {"multi_label": True})
   several = load_model(tmp_path / "checkpoint")
   # A checkpoint that does not say so gives one label.
   assert several.multi_label and not model.multi_label

@@ -51,8 +51,8 @@ def model(tmp_path_factory):
   folder = tmp_path_factory.mktemp("model") / "checkpoint"
   _, params = split_model(create_model(**MODEL))
   params["head"]["fc2"]["kernel"] *= 10.0
-  facts = {"model": MODEL, "labels": None, "preprocessing": PREPROCESSING.as_facts()}
-  write_params(folder, params, facts)
+  metadata = {"model": MODEL, "labels": None, "preprocessing": PREPROCESSING.to_metadata()}
+  write_params(folder, params, metadata)
   return load_model(folder)
 
 
@@ -102,8 +102,8 @@ def test_at_any_moment_a_stream_equals_one_pass_over_all_frames(model, pixels, o
 
 def test_a_model_of_several_labels_gives_sigmoids(model, video, tmp_path):
   _, params = split_model(model)
-  facts = {"model": MODEL, "preprocessing": PREPROCESSING.as_facts(), "multi_label": True}
-  write_params(tmp_path / "checkpoint", params, facts)
+  metadata = {"model": MODEL, "preprocessing": PREPROCESSING.to_metadata(), "multi_label": True}
+  write_params(tmp_path / "checkpoint", params, metadata)
   several = load_model(tmp_path / "checkpoint")
   (timeline,) = iterate_timelines(several, [video], PREPROCESSING, batch_size=2, num_workers=0)
   frames = decode_frames(video, range(70))

@@ -13,7 +13,7 @@ import types
 import pytest
 
 from launch import local
-from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
+from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS
 
 ROOT = pathlib.Path(__file__).parents[2]
 FAKE = pathlib.Path(__file__).with_name("fake_run.py")
@@ -98,7 +98,7 @@ def test_wrong_commands_are_not_started_again(tmp_path, capfd, status):
   wait_until(lambda: not any(map(is_alive, started_pids(tmp_path))))
 
 
-@pytest.mark.parametrize("status", [UNEXPECTED, MAY_PASS])
+@pytest.mark.parametrize("status", [UNEXPECTED, TRANSIENT])
 def test_other_statuses_are_started_again(tmp_path, status):
   assert local.run(job(tmp_path, {1: f"end {status}"}, {})) == 0
   assert len(starts(tmp_path, 0)) == 2

@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from tests.launch.shell import ROOT
-from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
+from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS
 
 PAGE = (ROOT / "launch" / "README.md").read_text()
 
@@ -46,7 +46,7 @@ def test_files_that_are_named_exist():
 def test_statuses_are_those_of_the_library():
   said = dict(re.findall(r"^\| ([\d, ]+) \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE))
   assert said[", ".join(map(str, USER_ERRORS))] == "ends everything at once"
-  assert said[str(UNEXPECTED)] == said[str(MAY_PASS)] == "all are started again"
+  assert said[str(UNEXPECTED)] == said[str(TRANSIENT)] == "all are started again"
 
 
 def test_what_is_computed():

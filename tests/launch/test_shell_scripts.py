@@ -8,13 +8,15 @@ import sysconfig
 
 import pytest
 
+from tests.launch.arguments import (
+  ARGUMENTS,
+  QUOTED,
+)
 from tests.launch.shell import ROOT
-from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
+from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 LAUNCHERS = [path for path in SCRIPTS if path.name != "common.sh"]
-ARGUMENTS = ("--config=c.py", "--workdir=my runs/a", "--config.model.num_heads=(1,1,2,2)")
-QUOTED = "--config=c.py '--workdir=my runs/a' '--config.model.num_heads=(1,1,2,2)'"
 
 
 def test_shellcheck_finds_nothing():
@@ -72,7 +74,7 @@ def fake_python(cluster, body: str) -> str:
   return str(cluster.folder / "programs" / "python_of_run")
 
 
-@pytest.mark.parametrize("status", [0, 134, *USER_ERRORS, UNEXPECTED, MAY_PASS])
+@pytest.mark.parametrize("status", [0, 134, *USER_ERRORS, UNEXPECTED, TRANSIENT])
 def test_run_once_has_the_status_of_the_run(cluster, status):
   python = fake_python(cluster, f"echo said; echo complained >&2; exit {status}")
   file = cluster.folder / "status"

@@ -7,8 +7,11 @@ import time
 
 import pytest
 
-from tests.launch.test_shell_scripts import ARGUMENTS, QUOTED
-from vswin_jax.common.cli import MAY_PASS, UNEXPECTED, USER_ERRORS
+from tests.launch.arguments import (
+  ARGUMENTS,
+  QUOTED,
+)
+from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS
 
 JOB = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_ON_NODE": "96"}
 KILLED = 'echo "srun: error: n1: task 2: Killed" >&2; exit 137'
@@ -90,7 +93,7 @@ def test_wrong_commands_are_not_started_again(cluster, status):
   assert len(cluster.calls("srun")) == 1
 
 
-@pytest.mark.parametrize("status", [UNEXPECTED, MAY_PASS])
+@pytest.mark.parametrize("status", [UNEXPECTED, TRANSIENT])
 def test_other_statuses_are_started_again(cluster, status):
   cluster.answer(
     "srun",

@@ -6,7 +6,10 @@ import time
 
 import pytest
 
-from tests.launch.test_shell_scripts import ARGUMENTS, QUOTED
+from tests.launch.arguments import (
+  ARGUMENTS,
+  QUOTED,
+)
 from vswin_jax.common.cli import USER_ERRORS
 
 ZONE = ("--name=k4", "--zone=us-west4-a")

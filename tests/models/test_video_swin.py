@@ -39,8 +39,8 @@ def test_which_cases_have_golden_gradients():
   ("case", "options"),
   [(case, {}) for case in NANO[:3]]
   + [
-    (NANO[2], {"attention": attention, "rematerialisation": rematerialisation})
-    for attention, rematerialisation in (
+    (NANO[2], {"attention": attention, "rematerialization": rematerialization})
+    for attention, rematerialization in (
       ("chunked", "none"),
       ("xla", "block"),
       ("chunked", "block"),
@@ -200,12 +200,12 @@ def test_drop_path_keeps_the_expected_value_and_drops_whole_clips():
   ("options", "recomputes"),
   [
     ({}, False),
-    ({"rematerialisation": "block"}, True),
-    ({"rematerialisation": "attention"}, True),
+    ({"rematerialization": "block"}, True),
+    ({"rematerialization": "attention"}, True),
     ({"attention": "chunked"}, True),
   ],
 )
-def test_rematerialisation_computes_the_softmax_again(options, recomputes):
+def test_rematerialization_computes_the_softmax_again(options, recomputes):
   graph, params = split_model(small_model(**options))
   video = jnp.zeros((1, 8, 32, 32, 3))
 
@@ -269,7 +269,7 @@ def test_wrong_input_and_options_get_one_clear_line():
     ({"patch_size": (4, 4)}, r"patch_size must be \(time, height, width\)"),
     ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1"),
     ({"dtype": "bfloat"}, "unknown dtype 'bfloat'; choose one of bfloat16, float16, float32"),
-    ({"rematerialisation": "blocks"}, "unknown rematerialisation 'blocks'"),
+    ({"rematerialization": "blocks"}, "unknown rematerialization 'blocks'"),
     ({"attention": "chunkd"}, "unknown attention 'chunkd'; choose one of chunked, xla"),
   ],
 )

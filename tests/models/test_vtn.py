@@ -52,7 +52,7 @@ def test_chunks_of_frames_change_nothing(frames_per_chunk):
   np.testing.assert_allclose(run(chunked, video), whole, atol=2e-6)
 
 
-def test_rematerialised_chunks_give_the_same_gradients_in_less_memory():
+def test_rematerialized_chunks_give_the_same_gradients_in_less_memory():
   video = small_video(frames=64, batch=1)
 
   def compiled(**overrides):
@@ -63,7 +63,7 @@ def test_rematerialised_chunks_give_the_same_gradients_in_less_memory():
     return program(params), program.memory_analysis().temp_size_in_bytes
 
   expected, memory = compiled()
-  gradient, less_memory = compiled(frames_per_chunk=8, rematerialisation="chunk")
+  gradient, less_memory = compiled(frames_per_chunk=8, rematerialization="chunk")
   for path, leaf in flatten(expected).items():
     np.testing.assert_allclose(flatten(gradient)[path], leaf, atol=2e-5, err_msg=path)
   assert less_memory < memory / 2
@@ -73,7 +73,7 @@ def test_rematerialised_chunks_give_the_same_gradients_in_less_memory():
 def test_training_on_250_frames_of_vit_b_fits_80_gb():
   model = nnx.eval_shape(
     lambda: create_model(
-      "vtn_vit_b", frames_per_chunk=10, rematerialisation="chunk", dtype="bfloat16"
+      "vtn_vit_b", frames_per_chunk=10, rematerialization="chunk", dtype="bfloat16"
     )
   )
   graph, shapes = split_model(model)
@@ -188,7 +188,7 @@ def test_dropout_is_a_function_of_the_key():
     ({"width": 100}, "the temporal encoder: 100 channels are not divisible by num_heads 12"),
     ({"attention_window": 7}, "attention_window must be even, got 7"),
     ({"num_positions": 2}, "num_positions must be at least 3"),
-    ({"rematerialisation": "block"}, "unknown rematerialisation 'block'"),
+    ({"rematerialization": "block"}, "unknown rematerialization 'block'"),
     ({"backbone": "custom"}, "built with a backbone of its own: give backbone="),
     ({"backbone": len, "backbone_options": {"depth": 1}}, "are for named backbones"),
     ({"backbone_options": (1, 2)}, "backbone_options must be a dict, got"),

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from tests.data.video.test_decoding import FOOTAGE
+from tests.helpers.videos import (
+  FOOTAGE,
+)
 from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.augmentation.rand_augment import apply_operation, operation_names
 from vswin_jax.data.clips import ClipSpec, train_clip
@@ -60,7 +62,7 @@ def host_pictures(record: dict) -> dict[str, np.ndarray]:
 def device_pictures(clips: np.ndarray) -> dict[str, np.ndarray]:
   """Clips as a training step sees them, by title; those that mix show the first of two clips."""
   recipes = {
-    "colour jitter 0.4": Augmentation(color_jitter=0.4),
+    "color jitter 0.4": Augmentation(color_jitter=0.4),
     "random erasing": Augmentation(erasing_probability=1.0),
     "mixup": Augmentation(mixup_alpha=0.8),
     "cutmix": Augmentation(cutmix_alpha=1.0),

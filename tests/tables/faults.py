@@ -20,7 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from tests.distributed.test_runs import OPTIONS, ROOT, assert_same_numbers, run, wait_for
+from tests.helpers.process_runs import (
+  OPTIONS,
+  ROOT,
+  assert_same_numbers,
+  run,
+  wait_for,
+)
 from tests.helpers.tiny_motion import prepare
 
 
@@ -67,7 +73,7 @@ class Run:
     self.processes[number].send_signal(what)
 
   def end(self) -> float:
-    """Waits for the end of all processes; seconds since the last call that waited or signalled."""
+    """Waits for the end of all processes; seconds since the last call that waited or signaled."""
     ends = {}
     while len(ends) < len(self.processes):
       for number, process in self.processes.items():

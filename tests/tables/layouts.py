@@ -10,8 +10,16 @@ import tempfile
 
 import numpy as np
 
-from tests.distributed.test_runs import processes_of_run, run, start, wait_for
-from tests.experiment.test_run import final_arrays, metrics
+from tests.helpers.process_runs import (
+  processes_of_run,
+  run,
+  start,
+  wait_for,
+)
+from tests.helpers.runs import (
+  final_arrays,
+  metrics,
+)
 from tests.helpers.tiny_motion import prepare
 
 LAYOUTS = ((1, 4), (2, 2), (4, 1))

@@ -26,7 +26,7 @@ _OFFICIAL = {
   "size": 224, "train crop": "short side 256, resized box", "flip": 0.5, "label smoothing": 0.0,
   "RandAugment": "none", "random erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "head dropout": 0.5,
   "backbone rate": "0.1x", "bias table rate": "1x", "decay of norms": "yes",
-  "decay of bias tables": "no", "normalisation": "123.675, 116.28, 103.53 / 58.395, 57.12, 57.375",
+  "decay of bias tables": "no", "normalization": "123.675, 116.28, 103.53 / 58.395, 57.12, 57.375",
   "gradient clipping": "none",
 }  # fmt: skip
 _KINETICS = {**_OFFICIAL, "epochs": 30.0, "views": "4x3", "validation": "1x1, short side 256"}
@@ -46,7 +46,7 @@ _VTN = {
   "RandAugment": "none", "random erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "head dropout": 0.5,
   "temporal dropout": 0.1, "backbone rate": "1x", "decay of norms": "yes", "views": "1x1",
   "validation": "1x1, short side 256", "evaluation frames": 250,
-  "normalisation": "114.75, 114.75, 114.75 / 57.375, 57.375, 57.375", "gradient clipping": "none",
+  "normalization": "114.75, 114.75, 114.75 / 57.375, 57.375, 57.375", "gradient clipping": "none",
 }  # fmt: skip
 _VIT = "vit_base_patch16_224.orig_in21k_ft_in1k.safetensors"
 
@@ -127,7 +127,7 @@ def values_here(config) -> dict:
     "head dropout": model.head_dropout_rate,
     "views": describe_views(spec, test),
     "validation": f"{describe_views(spec, validation)}, short side {validation.short_side}",
-    "normalisation": " / ".join(
+    "normalization": " / ".join(
       ", ".join(f"{value:g}" for value in values) for values in (config.data.mean, config.data.std)
     ),
     "gradient clipping": config.optimizer.clip_norm or "none",
@@ -198,7 +198,7 @@ def table() -> str:
     "",
     "Not in the tables: all compute in bfloat16 (the official code: float16 where apex chose it;",
     "VTN: float32); an epoch goes on where the one before ended, and drops nothing that does not",
-    "fill a batch; VTN's frames are resized as bytes, before they are normalised (reference:",
+    "fill a batch; VTN's frames are resized as bytes, before they are normalized (reference:",
     "after). The weights that the 384-pixel models start from are known by their name only.",
   ]
   for name, (source, reference) in REFERENCES.items():

@@ -151,8 +151,8 @@ def test_every_video_counts_once_however_batches_and_hosts_cut_them(
     )
 
     def eval_step(_, batch):
-      facts = {name: batch[name] for name in ("label", "record", "failed", "weight")}
-      return facts | {"probabilities": table[np.asarray(batch["record"])]}
+      metadata = {name: batch[name] for name in ("label", "record", "failed", "weight")}
+      return metadata | {"probabilities": table[np.asarray(batch["record"])]}
 
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     result = evaluate(eval_step, {"test": {}}, batches, 6, mesh)["test"]

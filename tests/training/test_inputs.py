@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.test_step import BATCH, CLASSES, PIXELS, batches, run
+from tests.helpers.steps import (
+  BATCH,
+  CLASSES,
+  PIXELS,
+  batches,
+  run,
+)
 from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.models.normalization import denormalize, normalize
 from vswin_jax.training import sharding
@@ -93,7 +99,7 @@ def test_parts_of_a_step_see_the_augmented_clips():
   mesh = sharding.make_mesh(1, jax.devices()[:2])
   options = {"devices": 2, "mesh": mesh, "augmentation": STRONG, "model_options": plain, "steps": 2}
   whole, _, _ = run(**options)
-  parts, _, _ = run(**options, accumulate=2)
+  parts, _, _ = run(**options, grad_accum_steps=2)
   unchanged, _, _ = run(devices=2, model_options=plain, steps=2)
   for actual, expected, other in zip(parts, whole, unchanged):
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)

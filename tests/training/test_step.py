@@ -7,6 +7,14 @@ import numpy as np
 import optax
 import pytest
 
+from tests.helpers.steps import (
+  BATCH,
+  CLASSES,
+  PIXELS,
+  batches,
+  run,
+  tiny_model,
+)
 from vswin_jax.models import create_model
 from vswin_jax.models.normalization import normalize
 from vswin_jax.models.parameters import merge_model, split_model
@@ -20,57 +28,6 @@ from vswin_jax.training.step import (
   make_train_step,
   top1_accuracy,
 )
-
-BATCH, CLASSES = 8, 5
-PIXELS = {"mean": (110.0, 100.0, 90.0), "std": (60.0, 50.0, 40.0)}
-
-
-def tiny_model(**options):
-  return create_model(
-    "video_swin_t",
-    num_classes=CLASSES,
-    embed_dim=64,
-    depths=(2,),
-    num_heads=(4,),
-    window_size=(4, 4, 4),
-    **{"drop_path_rate": 0.2, "head_dropout_rate": 0.3} | options,
-  )
-
-
-def batches(count, multi_label=False):
-  random = np.random.default_rng(0)
-  for _ in range(count):
-    batch = {
-      "video": random.integers(0, 256, (BATCH, 8, 32, 32, 3), dtype=np.uint8),
-      "position_ids": np.tile(np.arange(8, dtype=np.int32), (BATCH, 1)),
-      "label": random.integers(0, CLASSES, BATCH, dtype=np.int32),
-      "failed": np.full(BATCH, -1, np.int32),
-    }
-    if multi_label:
-      batch["label"] = (random.random((BATCH, CLASSES)) < 0.4).astype(np.uint8)
-    yield batch
-
-
-def run(devices=1, fsdp=1, steps=4, model_options=None, **options):
-  """Losses of a few steps, the final state and the jitted step."""
-  mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-  graph, params = split_model(tiny_model(**model_options or {}))
-  optimizer = make_optimizer(params, lambda step: 1e-3, clip_norm=1.0)
-
-  def initial():
-    return create_state(params, optimizer, with_average="average_decay" in options)
-
-  shardings = sharding.state_shardings(mesh, jax.eval_shape(initial))
-  state = jax.jit(initial, out_shardings=shardings)()
-  step = make_train_step(
-    graph, optimizer, lambda step: 1e-3, seed=0, log_every=3, **PIXELS, **options
-  )
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-  history = []
-  for batch in batches(steps, options.get("multi_label", False)):
-    state, metrics = step(state, sharding.put_batch(batch, sharding.batch_sharding(mesh)))
-    history.append({name: float(value) for name, value in metrics.items()})
-  return history, state, step
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +66,7 @@ def test_state_is_donated():
 def test_accumulated_parts_sum_to_the_whole_batch():
   plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
   whole, whole_state, _ = run(4, model_options=plain)
-  parts, parts_state, _ = run(4, model_options=plain, accumulate=2)
+  parts, parts_state, _ = run(4, model_options=plain, grad_accum_steps=2)
   for actual, expected in zip(parts, whole):
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)
     np.testing.assert_allclose(actual["mean_top1"], expected["mean_top1"], rtol=1e-6)
@@ -164,7 +121,7 @@ def test_several_labels_are_learnt_each_by_itself():
 def test_several_labels_on_several_devices_and_in_parts():
   plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
   single, _, _ = run(model_options=plain, multi_label=True)
-  parts, _, _ = run(4, 2, model_options=plain, multi_label=True, accumulate=2)
+  parts, _, _ = run(4, 2, model_options=plain, multi_label=True, grad_accum_steps=2)
   for actual, expected in zip(parts, single):
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)
     np.testing.assert_allclose(actual["mean_top1"], expected["mean_top1"], rtol=1e-6)
@@ -203,7 +160,7 @@ def test_logged_means_start_anew_after_each_logged_step(single):
 
 
 def test_average_is_kept_and_differs_from_the_parameters():
-  _, state, _ = run(average_decay=0.9)
+  _, state, _ = run(ema_decay=0.9)
   _, plain, _ = run()
   chex.assert_trees_all_equal(state.params, plain.params)
   distance = optax.tree.norm(jax.tree.map(jnp.subtract, state.average, state.params))
@@ -256,13 +213,13 @@ def vtn_and_batch():
   return model, batch
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_position_ids_reach_the_model_in_training(accumulate):
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+def test_position_ids_reach_the_model_in_training(grad_accum_steps):
   model, batch = vtn_and_batch()
   graph, params = split_model(model)
   optimizer = make_optimizer(params, lambda step: 1e-3)
   step = make_train_step(
-    graph, optimizer, lambda step: 1e-3, seed=0, accumulate=accumulate, **PIXELS
+    graph, optimizer, lambda step: 1e-3, seed=0, grad_accum_steps=grad_accum_steps, **PIXELS
   )
   state = create_state(params, optimizer, with_average=False)
   _, metrics = jax.jit(step)(state, batch)

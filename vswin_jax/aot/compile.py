@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from vswin_jax.aot.batch_search import largest_that_fits
 from vswin_jax.aot.compiler import Compiled, compile_step
-from vswin_jax.aot.dataset_metadata import DataFacts, data_facts
+from vswin_jax.aot.dataset_metadata import DatasetMetadata, dataset_metadata
 from vswin_jax.aot.devices import devices_of
 from vswin_jax.aot.hlo import read_collectives, read_loops
 from vswin_jax.aot.results import NOTE, Result, describe, describe_search, table, write_row
@@ -30,7 +30,7 @@ def run(
   workdir: str | pathlib.Path | None = None,
   effort: str = "full",
   search: bool = True,
-  explicit: Collection[str] = (),
+  overridden_keys: Collection[str] = (),
   say: Callable[[str], None] = print,
 ) -> list[Result]:
   """Compiles the training step of a config for one machine, or for several with a table.
@@ -42,7 +42,7 @@ def run(
     effort: of the compiler for what is asked for, "quick" or "full"; what is tried besides, the
       largest batch and what would fit, takes the quick one.
     search: for the largest number of clips a device.
-    explicit: keys of `config` that hold against the weights that it starts from.
+    overridden_keys: keys of `config` that hold against the weights that it starts from.
     say: is given what there is to read, when it is known.
 
   Returns:
@@ -55,10 +55,10 @@ def run(
     CheckpointError: weights that can't be read.
   """
   targets = parse_targets(topologies)
-  config = settle_model(config, explicit)
-  facts = data_facts(config.data.name, config.data.dir, config.data.train_split)
+  config = settle_model(config, overridden_keys)
+  metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   # All before the first is compiled: what does not fit the last is not said after hours.
-  plans = [plan_for(config, target, facts) for target in targets]
+  plans = [plan_for(config, target, metadata) for target in targets]
   rows = None
   if workdir is not None:
     folder = local_path(workdir)
@@ -66,12 +66,12 @@ def run(
     rows = folder / RESULTS_FILE
   results = []
   for target, plan in zip(targets, plans, strict=True):
-    result = compile_plan(plan, target, facts, config.train.batch_size, effort)
+    result = compile_plan(plan, target, metadata, config.train.batch_size, effort)
     _keep(result, rows, say, describe)
     if not result.error and (search or not result.fits):
-      result = search_largest(config, target, facts, result)
+      result = search_largest(config, target, metadata, result)
       if not result.fits:
-        result = add_advice(config, target, facts, result)
+        result = add_advice(config, target, metadata, result)
       _keep(result, rows, say, describe_search)
     say("")
     results.append(result)
@@ -92,12 +92,12 @@ def _keep(
 
 
 def settle_model(
-  config: config_dict.ConfigDict, explicit: Collection[str] = ()
+  config: config_dict.ConfigDict, overridden_keys: Collection[str] = ()
 ) -> config_dict.ConfigDict:
   """The config with the model of the weights that it starts from, if it names none itself.
 
   Args:
-    explicit: keys of `config` that hold against what the weights say.
+    overridden_keys: keys of `config` that hold against what the weights say.
 
   Raises:
     ConfigError: neither a model nor weights are given.
@@ -110,13 +110,13 @@ def settle_model(
       "--config.init_from=DIR of converted weights or of a run, or --config.model.name"
     )
   source = file_path(config.init_from)
-  return initialization.settle(config, source, mode="train", explicit=explicit)
+  return initialization.settle(config, source, mode="train", overridden_keys=overridden_keys)
 
 
 def compile_for(
   config: config_dict.ConfigDict,
   target: Target,
-  facts: DataFacts,
+  metadata: DatasetMetadata,
   *,
   clips_per_device: int | None = None,
 ) -> Result:
@@ -128,43 +128,47 @@ def compile_for(
   Raises:
     TargetError, ConfigError: as `run`.
   """
-  plan = plan_for(config, target, facts, clips_per_device)
-  return compile_plan(plan, target, facts, config.train.batch_size)
+  plan = plan_for(config, target, metadata, clips_per_device)
+  return compile_plan(plan, target, metadata, config.train.batch_size)
 
 
 def compile_plan(
-  plan: Plan, target: Target, facts: DataFacts, wanted_batch_size: int, effort: str = "quick"
+  plan: Plan,
+  target: Target,
+  metadata: DatasetMetadata,
+  wanted_batch_size: int,
+  effort: str = "quick",
 ) -> Result:
   """Compiles the training step of a plan from `plan_for`."""
   compiled = compile_step(plan, effort)
   jax.clear_caches()  # no step is compiled twice, and the programs are large
-  return result_of(plan, target, facts, wanted_batch_size, compiled)
+  return result_of(plan, target, metadata, wanted_batch_size, compiled)
 
 
 def plan_for(
   config: config_dict.ConfigDict,
   target: Target,
-  facts: DataFacts,
+  metadata: DatasetMetadata,
   clips_per_device: int | None = None,
 ) -> Plan:
   """The plan of a config on a machine, with a batch that its devices can share."""
   devices = devices_of(target)
   config = config.copy_and_resolve_references()
   if clips_per_device is None:
-    shares = len(devices) * config.train.accumulate
+    shares = len(devices) * config.train.grad_accum_steps
     config.train.batch_size = -(-config.train.batch_size // shares) * shares
   else:
     config.train.batch_size = clips_per_device * len(devices)
   return make_plan(
     read_settings(config.lock(), "train", devices),
-    num_classes=facts.num_classes,
-    num_videos=facts.num_videos,
-    multi_label=facts.multi_label,
+    num_classes=metadata.num_classes,
+    num_videos=metadata.num_videos,
+    multi_label=metadata.multi_label,
   )
 
 
 def result_of(
-  plan: Plan, target: Target, facts: DataFacts, wanted_batch_size: int, compiled: Compiled
+  plan: Plan, target: Target, metadata: DatasetMetadata, wanted_batch_size: int, compiled: Compiled
 ) -> Result:
   config = plan.settings.config
   loops = read_loops(compiled.text) if compiled.text else []
@@ -175,7 +179,7 @@ def result_of(
     batch_size=config.train.batch_size,
     wanted_batch_size=wanted_batch_size,
     fsdp=config.mesh.fsdp,
-    rematerialisation=config.model.get("rematerialisation") or "none",
+    rematerialization=config.model.get("rematerialization") or "none",
     epochs=config.train.epochs,
     num_steps=plan.num_steps,
     effort=compiled.effort,
@@ -191,9 +195,9 @@ def result_of(
     loops=len(loops),
     unknown_loops=loops.count(None),
     product_flops=compiled.product_flops,
-    accumulate=config.train.accumulate,
-    num_videos=facts.num_videos,
-    videos_source=facts.source,
+    grad_accum_steps=config.train.grad_accum_steps,
+    num_videos=metadata.num_videos,
+    videos_source=metadata.source,
     error=compiled.error,
   )
 
@@ -201,7 +205,7 @@ def result_of(
 def search_largest(
   config: config_dict.ConfigDict,
   target: Target,
-  facts: DataFacts,
+  metadata: DatasetMetadata,
   result: Result,
   known: dict[int, int | None] | None = None,
 ) -> Result:
@@ -212,17 +216,17 @@ def search_largest(
   Args:
     known: bytes by clips a device that are known besides; None: more than there are.
   """
-  parts = config.train.accumulate
+  parts = config.train.grad_accum_steps
   failed = {}
 
   def peak_memory(clips: int) -> int | None:
-    size, why = _try(config, target, facts, clips * parts)
+    size, why = _try(config, target, metadata, clips * parts)
     if why:
       failed[clips] = f"{clips * parts} clips a chip: {why}"
     return size
 
   # The run must have a step.
-  clips = config.train.epochs * facts.num_videos * config.train.repeats
+  clips = config.train.epochs * metadata.num_videos * config.train.repeats
   most = int(clips) // (target.num_devices * parts)
   memory = {**(known or {}), result.clips_per_device: _size(result)}
   tried = {clips // parts: size for clips, size in memory.items()}
@@ -236,12 +240,15 @@ def search_largest(
 
 
 def _try(
-  config: config_dict.ConfigDict, target: Target, facts: DataFacts, clips_per_device: int | None
+  config: config_dict.ConfigDict,
+  target: Target,
+  metadata: DatasetMetadata,
+  clips_per_device: int | None,
 ) -> tuple[int | None, str]:
   """Bytes of a step, also of one that needs more than there are if the compiler says how many; and
   why it did not compile, if that was something else."""
   try:
-    result = compile_for(config, target, facts, clips_per_device=clips_per_device)
+    result = compile_for(config, target, metadata, clips_per_device=clips_per_device)
   except ConfigError as error:
     return None, str(error)
   return _size(result), result.error
@@ -256,7 +263,7 @@ def _size(result: Result) -> int | None:
 
 
 def add_advice(
-  config: config_dict.ConfigDict, target: Target, facts: DataFacts, result: Result
+  config: config_dict.ConfigDict, target: Target, metadata: DatasetMetadata, result: Result
 ) -> Result:
   """The result of a step that does not fit, with flags that were compiled and do.
 
@@ -268,7 +275,7 @@ def add_advice(
   def helps(changes: dict) -> bool:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
-    size, why = _try(changed, target, facts, None)
+    size, why = _try(changed, target, metadata, None)
     flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
     if why:
       failed.append(f"{flags}: {why}")
@@ -278,11 +285,11 @@ def add_advice(
     return fits
 
   # The sum over the parts takes memory too, so more parts may be needed.
-  kept = any(helps({"train.accumulate": parts}) for parts in _parts(config, result)[:2])
+  kept = any(helps({"train.grad_accum_steps": parts}) for parts in _parts(config, result)[:2])
   more = []
   recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
-  if result.rematerialisation != recompute:
-    more.append({"model.rematerialisation": recompute})
+  if result.rematerialization != recompute:
+    more.append({"model.rematerialization": recompute})
   if config.mesh.fsdp < target.slice_size:
     more.append({"mesh.fsdp": target.slice_size})
   helped = [kept, *map(helps, more)]
@@ -300,7 +307,7 @@ def add_advice(
 def _parts(config: config_dict.ConfigDict, result: Result) -> list[int]:
   """Numbers of parts, the fewest first, into which the clips of a device can be cut so that a part
   is no larger than what fits."""
-  at_once = (result.largest or 0) // config.train.accumulate
+  at_once = (result.largest or 0) // config.train.grad_accum_steps
   clips = result.clips_per_device
   return [
     parts for parts in range(2, clips + 1) if clips % parts == 0 and clips // parts <= at_once

@@ -21,7 +21,7 @@ _TRAINING_VIDEOS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DataFacts:
+class DatasetMetadata:
   """Attributes:
   source: where the numbers are from, in words.
   """
@@ -32,8 +32,8 @@ class DataFacts:
   source: str
 
 
-def data_facts(name: str, data_dir: str, split: str) -> DataFacts:
-  """The facts of a prepared data set or, where it has no folder, the published ones.
+def dataset_metadata(name: str, data_dir: str, split: str) -> DatasetMetadata:
+  """The metadata of a prepared data set or, where it has no folder, the published ones.
 
   Raises:
     DatasetError: the data set is neither at hand nor known, or can't be read.
@@ -51,15 +51,15 @@ def data_facts(name: str, data_dir: str, split: str) -> DataFacts:
       f"{error}; compiling needs to know its classes and videos, and knows without the data only "
       f"{', '.join(sorted([*_TRAINING_VIDEOS, *generated.BUILDERS]))}"
     ) from error
-  return DataFacts(
+  return DatasetMetadata(
     len(records.class_names), len(records), records.multi_label, f"the data set in {data_dir}"
   )
 
 
-def _known(name: str) -> DataFacts | None:
+def _known(name: str) -> DatasetMetadata | None:
   if name == MotionClips.name:
     videos = MotionClips.NUM_CLIPS["train"]
-    return DataFacts(len(MOTIONS), videos, False, "as the library makes it")
+    return DatasetMetadata(len(MOTIONS), videos, False, "as the library makes it")
   if name not in _TRAINING_VIDEOS:
     return None
-  return DataFacts(len(label_names(name)), _TRAINING_VIDEOS[name], False, "published numbers")
+  return DatasetMetadata(len(label_names(name)), _TRAINING_VIDEOS[name], False, "published numbers")

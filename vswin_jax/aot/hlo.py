@@ -66,7 +66,7 @@ def read_collectives(text: str, slices: int = 1, slice_size: int = 0) -> list[Co
   branches all count.
 
   Args:
-    text: of the optimised program, as `compiled.as_text()` gives it.
+    text: of the optimized program, as `compiled.as_text()` gives it.
     slices: of the machine. The program for TPUs is that of one slice, and hands what goes between
       slices to the host; the one for GPUs is that of all.
     slice_size: devices of a slice; 0: all of the program's.

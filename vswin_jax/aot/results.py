@@ -51,7 +51,7 @@ class Result:
     product_flops: of matrix products and convolutions, before compilation; None: not counted.
     loops: parts of the program of which the compiler counts the operations and bytes of one run.
     unknown_loops: of these, such as collectives are counted once of as well.
-    accumulate: parts of a batch, one after the other.
+    grad_accum_steps: parts of a batch, one after the other.
     num_videos: of the training split; None: not kept.
     videos_source: where that number is from, in words.
     largest: clips a device that fit; None: not searched for.
@@ -67,7 +67,7 @@ class Result:
   batch_size: int
   wanted_batch_size: int
   fsdp: int
-  rematerialisation: str
+  rematerialization: str
   epochs: float
   num_steps: int
   effort: str
@@ -81,7 +81,7 @@ class Result:
   loops: int = 0
   unknown_loops: int = 0
   product_flops: float | None = None
-  accumulate: int = 1
+  grad_accum_steps: int = 1
   num_videos: int | None = None
   videos_source: str = ""
   largest: int | None = None
@@ -159,7 +159,7 @@ def describe(result: Result) -> str:
     return f"{head}\nnot compiled: {result.error}"
   lines = [f"{head}; compiled in {result.seconds:.0f} s, {result.effort} effort"]
   if result.batch_size != result.wanted_batch_size:
-    parts = f" with {result.accumulate} parts each" if result.accumulate > 1 else ""
+    parts = f" with {result.grad_accum_steps} parts each" if result.grad_accum_steps > 1 else ""
     lines.append(
       f"train.batch_size={result.wanted_batch_size} can't be divided among {result.num_devices} "
       f"chips{parts}; the smallest that can, and is as large, is {result.batch_size}: "

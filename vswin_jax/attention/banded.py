@@ -1,4 +1,4 @@
-"""Attention over long sequences: every token sees its neighbours and one global token.
+"""Attention over long sequences: every token sees its neighbors and one global token.
 
 The sliding window of Longformer (VTN, section 3.2) as dense batched matrix products over blocks of
 queries: time and memory grow with tokens x window, forward and backward, without gathers and
@@ -27,12 +27,12 @@ def banded_attention(
 ) -> jax.Array:
   """Attention of every token to those at most `reach` away and to one global token.
 
-  One softmax runs over the neighbours and the global token, which is not among the tokens.
+  One softmax runs over the neighbors and the global token, which is not among the tokens.
 
   Args:
     query: `[batch, heads, tokens, head_dim]`, scaled. Likewise `key`, `value`.
     global_key: `[batch, heads, head_dim]`, of the global token. Likewise `global_value`.
-    reach: neighbours on each side, in tokens; one-sided half of a Longformer's window.
+    reach: neighbors on each side, in tokens; one-sided half of a Longformer's window.
     valid: bool `[batch, tokens]`: tokens that others may see; None: all.
     dropout_rate: on the attention probabilities, applied if `dropout_key` is given.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 
-# What the reference adds between tokens that are neighbours only through the cyclic shift.
+# What the reference adds between tokens that are neighbors only through the cyclic shift.
 OTHER_REGION_LOGIT = -100.0
 
 # Logits that "chunked" computes at a time for each example: 8 MiB.

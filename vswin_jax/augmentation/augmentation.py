@@ -3,7 +3,7 @@
 They run on the accelerator, since on a host they would cost more than decoding the clips.
 
 Three stages, in the order of a training step: `augment_pixels` on uint8 clips, `erase` on
-normalised ones, `mix` on normalised clips and soft targets. The first two draw per clip, from its
+normalized ones, `mix` on normalized clips and soft targets. The first two draw per clip, from its
 key alone, hence give the same whatever else is in the batch; the last draws once per batch.
 """
 
@@ -33,7 +33,7 @@ class Augmentation:
     color_jitter: brightness, contrast and saturation change in random order, each by a factor
       uniform in 1 +- this, but never below 0; as torchvision does, after RandAugment.
     erasing_probability: of erasing a box per clip (Zhong et al. 2017, arXiv:1708.04896), which
-      is set to the mean colour.
+      is set to the mean color.
     erasing_area_range: smallest and largest area of the box, as a share of the frame; uniform.
     erasing_aspect_ratio_range: smallest and largest height over width of it; log-uniform.
     mixup_alpha: of the beta distribution of weights of mixup (Zhang et al. 2017,
@@ -96,7 +96,7 @@ class Augmentation:
 
 
 def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
-  """RandAugment and colour jitter, with one draw per clip for all of its frames.
+  """RandAugment and color jitter, with one draw per clip for all of its frames.
 
   Clips are handled one after the other: they get different operations, of which each computes
   only its own.
@@ -116,7 +116,7 @@ def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation
     return video
   if video.dtype != jnp.uint8 or video.ndim != 5:
     raise ValueError(
-      "video must be uint8 [batch, time, height, width, 3], before normalisation; got "
+      "video must be uint8 [batch, time, height, width, 3], before normalization; got "
       f"{video.dtype} {list(video.shape)}"
     )
 
@@ -144,7 +144,7 @@ def erase(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.
   """Sets a random box to zero in some clips, the same in all frames.
 
   Args:
-    video: float `[batch, time, height, width, 3]`, normalised.
+    video: float `[batch, time, height, width, 3]`, normalized.
     keys: of each clip, `[batch]`.
     augmentation: what to do.
 
@@ -190,7 +190,7 @@ def mix(
   """Mixes a batch with itself in reverse order, by mixup or cutmix.
 
   Args:
-    video: float `[batch, time, height, width, 3]`, normalised.
+    video: float `[batch, time, height, width, 3]`, normalized.
     targets: float32 `[batch, classes]`, between 0 and 1.
     key: one for the batch: all clips get the same weight, or box.
     augmentation: what to do.

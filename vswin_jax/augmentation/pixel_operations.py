@@ -44,7 +44,7 @@ def posterize(planes: jax.Array, bits) -> jax.Array:
 
 
 def autocontrast(planes: jax.Array) -> jax.Array:
-  """Stretches every colour of every frame to 0-255, rounding down.
+  """Stretches every color of every frame to 0-255, rounding down.
 
   Where the quotient is a whole number, as for the brightest value, Pillow's floating-point numbers
   sometimes fall short of it and give one less (0.4 % of all value and range combinations).
@@ -56,21 +56,21 @@ def autocontrast(planes: jax.Array) -> jax.Array:
 
 
 def equalize(planes: jax.Array) -> jax.Array:
-  """Flattens the histogram of every colour of every frame."""
+  """Flattens the histogram of every color of every frame."""
   # One after the other: the half bytes of a frame take thirty times its memory.
   return jax.lax.map(_equalize_frame, planes)
 
 
 def color(planes: jax.Array, factor) -> jax.Array:
-  """Moves away from the grey image (factor 0) through the image itself (factor 1)."""
+  """Moves away from the gray image (factor 0) through the image itself (factor 1)."""
   return _blend(_luminance(planes)[:, None], planes, factor)
 
 
 def contrast(planes: jax.Array, factor) -> jax.Array:
-  """Moves away from the mean grey of each frame (factor 0) through the image itself (factor 1)."""
-  grey = _luminance(planes)
-  pixels = grey.shape[1] * grey.shape[2]
-  total = grey.sum((1, 2), keepdims=True)
+  """Moves away from the mean gray of each frame (factor 0) through the image itself (factor 1)."""
+  gray = _luminance(planes)
+  pixels = gray.shape[1] * gray.shape[2]
+  total = gray.sum((1, 2), keepdims=True)
   mean = total // pixels + (2 * (total % pixels) >= pixels)
   return _blend(mean[:, None], planes, factor)
 
@@ -86,7 +86,7 @@ def sharpness(planes: jax.Array, factor) -> jax.Array:
 
 
 def smooth(planes: jax.Array) -> jax.Array:
-  """3x3 mean with five times the weight in the centre; the border stays as it is."""
+  """3x3 mean with five times the weight in the center; the border stays as it is."""
   if min(planes.shape[2:]) < 3:
     return planes
   values = planes.astype(jnp.int32)
@@ -164,7 +164,7 @@ def warp_bicubic(planes: jax.Array, a, b, c, d, e, f) -> jax.Array:
 def crop_and_resize(planes: jax.Array, top, left, height, width) -> jax.Array:
   """Resizes a box to the whole frame, bilinearly, with the fixed-point numbers of OpenCV.
 
-  The box is given in whole pixels and lies within the frame. OpenCV's own vectorised code differs
+  The box is given in whole pixels and lies within the frame. OpenCV's own vectorized code differs
   from its plain one by one in a few values.
   """
   first, second, weight = _linear_taps(width, planes.shape[3])
@@ -255,7 +255,7 @@ def _cubic(before, first, second, after, share) -> jax.Array:
 
 
 def _linear_taps(size, resized: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """For each of `resized` places two neighbours among `size` and the weight of the second."""
+  """For each of `resized` places two neighbors among `size` and the weight of the second."""
   # Twice the place times `resized`, which keeps it whole.
   place = (2 * jnp.arange(resized) + 1) * size - resized
   first = jnp.floor_divide(place, 2 * resized)

@@ -23,10 +23,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from vswin_jax.common.cli import MAY_PASS, may_pass
+from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.models.parameters import flatten, parameter_path
 
-# Where Orbax keeps what is said about a checkpoint, and what this library adds to the facts there.
+# The file in which Orbax keeps custom metadata, and the key of this library's own part of it.
 _METADATA_FILE, _OWN = "_CHECKPOINT_METADATA", "checkpoint"
 
 # Errors that say nothing about the files: the same may be read a minute later, by somebody else, or
@@ -57,7 +57,7 @@ class CheckpointError(ValueError):
 class StorageError(CheckpointError):
   """A checkpoint that can't be read or written now; the same may succeed later."""
 
-  exit_status = MAY_PASS
+  exit_status = TRANSIENT
 
 
 class DamagedError(Exception):
@@ -70,30 +70,30 @@ class Contents:
 
   Attributes:
     arrays: descriptions with `shape` and `dtype`, by dotted path.
-    facts: what was saved with the arrays.
+    metadata: what was saved with the arrays.
     fingerprints: of the arrays, by dotted path; None: it was written without.
   """
 
   arrays: dict
-  facts: dict
+  metadata: dict
   fingerprints: dict[str, int] | None
 
 
-def facts_to_write(state, facts: dict, score: float | None) -> dict:
-  """The facts, and with them what tells later whether the checkpoint is whole, and its score."""
+def metadata_to_write(state, metadata: dict, score: float | None) -> dict:
+  """The metadata, and with them what tells later whether the checkpoint is whole, and its score."""
   arrays = arrays_of(state)
   marks = fingerprints(arrays)
   own = {
     "arrays": "".join(f"{marks[path]:08x}" for path in sorted(marks)),
     "shapes": _checksum(_shapes(arrays)),
-    "facts": _checksum(facts),
+    "metadata": _checksum(metadata),
     "score": score,
   }
-  return {**facts, _OWN: own}
+  return {**metadata, _OWN: own}
 
 
-def read_facts(path) -> tuple[dict, dict]:
-  """The facts of a checkpoint, and what this library added to them (empty if it was written
+def read_metadata(path) -> tuple[dict, dict]:
+  """The metadata of a checkpoint, and what this library added to them (empty if it was written
   without).
 
   Raises:
@@ -101,29 +101,29 @@ def read_facts(path) -> tuple[dict, dict]:
     CheckpointError: they can't be read now.
   """
   with _reading(path):
-    facts = json.loads((path / _METADATA_FILE).read_text())["custom_metadata"]
-    own = facts.pop(_OWN, {})
-    if own and own["facts"] != _checksum(facts):
+    metadata = json.loads((path / _METADATA_FILE).read_text())["custom_metadata"]
+    own = metadata.pop(_OWN, {})
+    if own and own["metadata"] != _checksum(metadata):
       raise DamagedError("what it says about itself is not what was written")
-  return facts, own
+  return metadata, own
 
 
 def read_contents(path) -> Contents:
   """All that a checkpoint says about itself.
 
   Raises:
-    as `read_facts`.
+    as `read_metadata`.
   """
-  facts, own = read_facts(path)
+  metadata, own = read_metadata(path)
   with _reading(path), _alone():
     arrays = arrays_of(ocp.metadata(path).metadata)
     if not own:
-      return Contents(arrays, facts, None)
+      return Contents(arrays, metadata, None)
     if own["shapes"] != _checksum(_shapes(arrays)):
       raise DamagedError("the list of its arrays is not what was written, or can't be read")
     text = own["arrays"]
     marks = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
-  return Contents(arrays, facts, dict(zip(sorted(arrays), marks)))
+  return Contents(arrays, metadata, dict(zip(sorted(arrays), marks)))
 
 
 def load_arrays(path, contents: Contents, shapes):
@@ -136,7 +136,7 @@ def load_arrays(path, contents: Contents, shapes):
     A tree like `shapes`, of the dtypes that were saved.
 
   Raises:
-    as `read_facts`.
+    as `read_metadata`.
   """
 
   def as_saved(key_path, leaf):
@@ -202,7 +202,7 @@ def _fingerprint(part: jax.Array, starts: jax.Array, shape: tuple[int, ...]) -> 
     along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) + start
     place += along * np.uint32(stride % 2**32)
     stride *= sizes[axis]
-  # Neighbours get unlike numbers, otherwise those of swapped words would often make up for each
+  # Neighbors get unlike numbers, otherwise those of swapped words would often make up for each
   # other.
   place *= np.uint32(0x9E3779B1)
   place = (place ^ (place >> 15)) * np.uint32(0x85EBCA6B)
@@ -218,8 +218,8 @@ def _shapes(arrays: dict) -> dict:
   return {path: list(leaf.shape) for path, leaf in arrays.items()}
 
 
-def _checksum(facts: dict) -> int:
-  return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+def _checksum(metadata: dict) -> int:
+  return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
 
 
 # How a process tells the others of an error, those that count more first.
@@ -262,7 +262,7 @@ def _first_error(error: Exception | None) -> Exception | None:
 
 def failure(text: str, cause: BaseException) -> CheckpointError:
   """The error of what files, disks or networks raised."""
-  return (StorageError if may_pass(cause) else CheckpointError)(text)
+  return (StorageError if is_transient(cause) else CheckpointError)(text)
 
 
 def in_words(error: BaseException) -> str:

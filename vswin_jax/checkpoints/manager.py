@@ -167,7 +167,7 @@ def _read_scores(directory: AnyPath) -> dict[int, float]:
   scores = {}
   for step in complete_steps(directory):
     with contextlib.suppress(DamagedError):
-      score = integrity.read_facts(path_of(directory, step))[1].get("score")
+      score = integrity.read_metadata(path_of(directory, step))[1].get("score")
       if score is not None:
         scores[step] = score
   return scores
@@ -184,13 +184,13 @@ def latest_step(checkpoints: Checkpoints) -> int | None:
   return newest_step(checkpoints.directory)
 
 
-def save(checkpoints: Checkpoints, state, facts: dict, score: float | None = None) -> None:
+def save(checkpoints: Checkpoints, state, metadata: dict, score: float | None = None) -> None:
   """Starts to save a state; returns when its arrays have been copied and may be changed.
 
   Waits for the save before. A directory whose checkpoints were removed meanwhile is filled anew.
 
   Args:
-    facts: what is needed to use the weights besides them (model, preprocessing, labels); JSON.
+    metadata: what is needed to use the weights besides them (model, preprocessing, labels); JSON.
     score: as in `note_score`; a checkpoint without one is never among the best.
 
   Raises:
@@ -203,7 +203,7 @@ def save(checkpoints: Checkpoints, state, facts: dict, score: float | None = Non
     _forget_lost(checkpoints)
     checkpoints.scores.pop(step, None)
     note_score(checkpoints, step, score)
-    metadata = integrity.facts_to_write(state, facts, checkpoints.scores.get(step))
+    metadata = integrity.metadata_to_write(state, metadata, checkpoints.scores.get(step))
     checkpoints.orbax.save_async(step, state, force=True, custom_metadata=metadata)
 
 
@@ -253,7 +253,7 @@ def restore(checkpoints: Checkpoints, shapes) -> tuple[Any, dict]:
     shapes: the state to restore, as `jax.ShapeDtypeStruct`s with shardings.
 
   Returns:
-    The state, and the facts that were saved with it.
+    The state, and the metadata that were saved with it.
 
   Raises:
     CheckpointError: there is none, all are damaged, or the newest holds another model.
@@ -270,7 +270,7 @@ def restore(checkpoints: Checkpoints, shapes) -> tuple[Any, dict]:
     checkpoints.orbax.reload()
     for step in damaged:
       checkpoints.scores.pop(step, None)
-  return state, contents.facts
+  return state, contents.metadata
 
 
 def _put_aside(directory: AnyPath, steps: list[int]) -> None:
@@ -293,13 +293,13 @@ def _put_aside(directory: AnyPath, steps: list[int]) -> None:
     logger.warning("the damaged checkpoint of step %d is now %s", step, target)
 
 
-def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> None:
+def write_params(directory: str | os.PathLike, params: dict, metadata: dict) -> None:
   """Writes weights that were not trained here as checkpoint 0 of a folder like that of a run.
 
   Args:
     directory: must not exist; appears when all is written, or not at all.
     params: nested dicts of arrays.
-    facts: as in `save`.
+    metadata: as in `save`.
 
   Raises:
     LocalPathError: the name of a folder on another machine.
@@ -309,7 +309,7 @@ def write_params(directory: str | os.PathLike, params: dict, facts: dict) -> Non
   check_absent(directory)
   incomplete = directory.with_name(f".{directory.name}.incomplete-{os.getpid()}")
   state = {"params": params}
-  metadata = integrity.facts_to_write(state, facts, None)
+  metadata = integrity.metadata_to_write(state, metadata, None)
   try:
     with _making(directory):
       incomplete.mkdir(parents=True)
@@ -338,8 +338,8 @@ def check_absent(directory: str | os.PathLike) -> None:
     raise CheckpointError(f"{directory} exists; name another folder, or remove it first")
 
 
-def read_facts(directory: str | os.PathLike) -> dict:
-  """The facts that were saved with the newest complete checkpoint, as far as they are not damaged.
+def read_metadata(directory: str | os.PathLike) -> dict:
+  """Returns the metadata of the newest complete checkpoint whose metadata is not damaged.
 
   Raises:
     CheckpointError: there is no checkpoint, or none says anything about itself.
@@ -348,7 +348,7 @@ def read_facts(directory: str | os.PathLike) -> dict:
   damaged = {}
   for step in reversed(existing_steps(directory)):
     try:
-      return integrity.read_facts(path_of(directory, step))[0]
+      return integrity.read_metadata(path_of(directory, step))[0]
     except DamagedError as error:
       damaged[step] = str(error)
   raise none_whole(directory, damaged)
@@ -376,7 +376,7 @@ def restore_params(
 
   Returns:
     The step of the checkpoint, the parameters (replaceable ones that do not fit, and those
-    ignored, stay as in `shapes`) and the facts that were saved with them.
+    ignored, stay as in `shapes`) and the metadata that were saved with them.
 
   Raises:
     CheckpointError: there is no checkpoint, all are damaged, or the newest holds another model.
@@ -408,7 +408,7 @@ def restore_params(
   params = jax.tree_util.tree_map_with_path(
     lambda path, leaf: arrays.get(parameter_path(path), leaf), shapes
   )
-  return step, params, contents.facts
+  return step, params, contents.metadata
 
 
 @contextlib.contextmanager

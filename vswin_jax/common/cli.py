@@ -1,6 +1,6 @@
 """How the commands of this package end when something goes wrong.
 
-Exit statuses of `USER_ERRORS` say that the command has to be changed, `UNEXPECTED` and `MAY_PASS`
+Exit statuses of `USER_ERRORS` say that the command has to be changed, `UNEXPECTED` and `TRANSIENT`
 that the same command may succeed. What launches runs goes by them.
 """
 
@@ -17,7 +17,7 @@ from absl import app, flags
 # 1 is how these commands end, 2 how Python does if its own command line is wrong.
 USER_ERRORS = (1, 2)
 UNEXPECTED = 70
-MAY_PASS = 75
+TRANSIENT = 75
 # Of the errors of an operating system, those that stay until somebody does something.
 _LASTING = (
   FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
@@ -45,8 +45,8 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
   except (OSError, *errors) as error:
     status = getattr(error, "exit_status", 1)
     # Without a number it is no error of the operating system, but of a library that says it so.
-    if isinstance(error, OSError) and error.errno and may_pass(error):
-      status = MAY_PASS
+    if isinstance(error, OSError) and error.errno and is_transient(error):
+      status = TRANSIENT
     line = f"error: {' '.join(str(error).split()) if isinstance(error, OSError) else error}"
     if status == 1:
       sys.exit(line)
@@ -66,7 +66,7 @@ def unexpected_errors() -> Iterator[None]:
     sys.exit(UNEXPECTED)
 
 
-def may_pass(error: BaseException | None) -> bool:
+def is_transient(error: BaseException | None) -> bool:
   """Whether what files, disks or networks raised may be gone at the next try: not if it, or its
   cause, stays until somebody does something."""
   while error is not None:

@@ -21,7 +21,7 @@ from vswin_jax.models.parameters import unflatten
 from vswin_jax.models.video_swin import VideoSwinConfig
 from vswin_jax.models.vtn import VTNConfig
 
-_LICENCE = "the reference code is Apache-2.0; no licence is stated for the weights themselves"
+_LICENCE = "the reference code is Apache-2.0; no license is stated for the weights themselves"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +66,20 @@ def convert_file(
   labels = _labels(request, content, converted)
   preprocessing = _preprocessing(converted, request)
   digest = file_sha256(source)
-  facts = {
+  metadata = {
     "model": converted.model,
-    "preprocessing": preprocessing.as_facts(),
+    "preprocessing": preprocessing.to_metadata(),
     "labels": None if labels is None else list(labels),
     "source": {
       "file": source.name,
       "sha256": digest,
       "family": converted.family,
-      "licence": _LICENCE,
+      "license": _LICENCE,
       "notes": list(converted.notes),
       "random": list(converted.random),
     },
   }
-  manager.write_params(destination, unflatten(converted.params), facts)
+  manager.write_params(destination, unflatten(converted.params), metadata)
   known = released.identify(source.name, digest, source.stat().st_size)
   return Conversion(source, known, converted, labels, preprocessing)
 

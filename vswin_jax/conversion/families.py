@@ -1,4 +1,4 @@
-"""Recognises the weights of a file and turns them into a model of this library."""
+"""Recognizes the weights of a file and turns them into a model of this library."""
 
 import dataclasses
 import re
@@ -90,8 +90,8 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], options: Options) -> Conv
   Raises:
     ConversionError: unknown or incomplete weights, or options that do not fit them.
   """
-  for recognise, convert_family in _FAMILIES:
-    family = recognise(tensors)
+  for recognize, convert_family in _FAMILIES:
+    family = recognize(tensors)
     if family is not None:
       _check_options(family, options)
       return convert_family(family, tensors, options)
@@ -400,9 +400,9 @@ def _preprocessing(family: str, config: dict, dataset: str | None) -> Preprocess
   return Preprocessing(clip=ClipSpec(sampling=sampling, size=size), views=Views(4, "three", size))
 
 
-# (recognise(tensors) -> family or None, convert(family, tensors, options)), asked in order.
+# (recognize(tensors) -> family or None, convert(family, tensors, options)), asked in order.
 _FAMILIES: tuple[tuple[Callable, Callable], ...] = (
-  (video_swin.recognise, _convert_video_swin),
+  (video_swin.recognize, _convert_video_swin),
   (_recognise_swin_2d, _convert_swin_2d),
-  (vtn.recognise, _convert_vtn),
+  (vtn.recognize, _convert_vtn),
 )

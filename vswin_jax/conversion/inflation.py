@@ -101,7 +101,7 @@ def resize_table(table: np.ndarray, window: Size3D, target: Size3D) -> np.ndarra
 
 
 def _resize(array: np.ndarray, axis: int, size: int, kernel) -> np.ndarray:
-  """Interpolates along an axis, pixel centres at halves, edges repeated, no antialiasing."""
+  """Interpolates along an axis, pixel centers at halves, edges repeated, no antialiasing."""
   before = array.shape[axis]
   if before == size:
     return array

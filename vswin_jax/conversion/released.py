@@ -1,4 +1,4 @@
-"""The checkpoints others have published that this library can read: names, places, facts.
+"""The checkpoints others have published that this library can read: names, places, metadata.
 
 Figures are those of the publishers, on their copies of the data; nothing here was measured with
 this library.
@@ -66,27 +66,29 @@ class Released:
   sha256: str | None = None
 
 
-def _official(name: str, model: str, dataset: str, file: str, **facts) -> Released:
+def _official(name: str, model: str, dataset: str, file: str, **metadata) -> Released:
   """Of the authors of Video Swin."""
   base = "https://github.com/SwinTransformer/storage/releases/download/v1.0.4/"
-  facts = {"window": (8, 7, 7), **facts}
-  return Released(name, file, base + file, "official", model, dataset, **facts)
+  metadata = {"window": (8, 7, 7), **metadata}
+  return Released(name, file, base + file, "official", model, dataset, **metadata)
 
 
-def _mmaction2(name: str, model: str, dataset: str, config: str, suffix: str, **facts) -> Released:
+def _mmaction2(
+  name: str, model: str, dataset: str, config: str, suffix: str, **metadata
+) -> Released:
   """Of mmaction2 1.x; the second part of the suffix are the first digits of the SHA-256."""
   base = "https://download.openmmlab.com/mmaction/v1.0/recognition/swin/"
   file = f"{config}_{suffix}.pth"
-  facts = {"window": (8, 7, 7), "views": "4x3", "sha256": suffix.split("-")[1], **facts}
-  return Released(name, file, f"{base}{config}/{file}", "mmaction2", model, dataset, **facts)
+  metadata = {"window": (8, 7, 7), "views": "4x3", "sha256": suffix.split("-")[1], **metadata}
+  return Released(name, file, f"{base}{config}/{file}", "mmaction2", model, dataset, **metadata)
 
 
-def _torchvision(name: str, model: str, file: str, **facts) -> Released:
+def _torchvision(name: str, model: str, file: str, **metadata) -> Released:
   """Of torchvision, which took over the official weights; last in the name: the SHA-256."""
   url = f"https://download.pytorch.org/models/{file}"
   digits = file.removesuffix(".pth").split("-")[1]
-  facts = {"window": (8, 7, 7), "views": "12x1", "sha256": digits, **facts}
-  return Released(name, file, url, "torchvision", model, "kinetics400", **facts)
+  metadata = {"window": (8, 7, 7), "views": "12x1", "sha256": digits, **metadata}
+  return Released(name, file, url, "torchvision", model, "kinetics400", **metadata)
 
 
 def _swin_2d(
@@ -396,9 +398,9 @@ def find(name: str) -> Released:
 
 
 def identify(path_name: str, sha256: str, size: int) -> Released | None:
-  """Recognises a file, None if it is none of these.
+  """Recognizes a file, None if it is none of these.
 
-  Where digits of the SHA-256 are known they decide, so a renamed file is recognised and another
+  Where digits of the SHA-256 are known they decide, so a renamed file is recognized and another
   of the same name is not; elsewhere the name has to do, and the size if known.
 
   Args:

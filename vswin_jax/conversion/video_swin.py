@@ -37,7 +37,7 @@ _RENAMES = {
 FAMILIES = tuple(_RENAMES)
 
 
-def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
+def recognize(tensors: Mapping[str, np.ndarray]) -> str | None:
   """The family of 3D weights; None if they are something else."""
   patch = tensors.get("backbone.patch_embed.proj.weight", tensors.get("patch_embed.proj.weight"))
   if patch is None or patch.ndim != 5:

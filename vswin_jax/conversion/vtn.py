@@ -103,7 +103,7 @@ def recognise_backbone(tensors: Mapping[str, np.ndarray]) -> str | None:
   return "resnet" if {"conv1.weight", "layer1.0.conv3.weight"} <= tensors.keys() else None
 
 
-def recognise(tensors: Mapping[str, np.ndarray]) -> str | None:
+def recognize(tensors: Mapping[str, np.ndarray]) -> str | None:
   """The family of VTN weights or of a backbone alone; None if they are something else."""
   if "temporal_encoder.encoder.layer.0.attention.self.query_global.weight" in tensors:
     return "vtn"

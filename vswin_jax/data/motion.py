@@ -117,7 +117,7 @@ def render(poses: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _draw_shape(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """A textured shape: colours `[size, size, 3]` and opacity `[size, size]`, float32."""
+  """A textured shape: colors `[size, size, 3]` and opacity `[size, size]`, float32."""
   middle = _TEXTURE_SIZE / 2
   sides = _SIDES[random.choice(list(_SIDES))]
   turns = (np.arange(sides) + 0.5) / sides * 2 * np.pi

@@ -31,7 +31,7 @@ class Preprocessing:
   clip: ClipSpec = dataclasses.field(default_factory=ClipSpec)
   views: Views = dataclasses.field(default_factory=Views)
 
-  def as_facts(self) -> dict:
+  def to_metadata(self) -> dict:
     """JSON for a checkpoint."""
     return {
       "mean": list(self.mean),
@@ -41,18 +41,18 @@ class Preprocessing:
     }
 
   @classmethod
-  def from_facts(cls, facts: Mapping) -> "Preprocessing":
-    """Inverse of `as_facts`.
+  def from_metadata(cls, metadata: Mapping) -> "Preprocessing":
+    """Inverse of `to_metadata`.
 
     Raises:
-      ValueError: facts of something else.
+      ValueError: metadata of something else.
     """
     try:
       return cls(
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        clip=ClipSpec(**facts["clip"]),
-        views=Views(**facts["views"]),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+        clip=ClipSpec(**metadata["clip"]),
+        views=Views(**metadata["views"]),
       )
     except (KeyError, TypeError) as error:
-      raise ValueError(f"incomplete facts about preprocessing: {error!r}") from error
+      raise ValueError(f"incomplete metadata about preprocessing: {error!r}") from error

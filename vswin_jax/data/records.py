@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vswin_jax.data.video.decoding import VideoFacts
+from vswin_jax.data.video.decoding import VideoMetadata
 
 
 class DatasetError(ValueError):
@@ -20,7 +20,7 @@ class DatasetError(ValueError):
 
 
 def features(class_names: list[str], multi_label: bool = False) -> tfds.features.FeaturesDict:
-  """Schema of a record: encoded video, its facts (from `decoding.probe`), id and label.
+  """Schema of a record: encoded video, its metadata (from `decoding.probe`), id and label.
 
   Args:
     class_names: by index.
@@ -42,10 +42,10 @@ def features(class_names: list[str], multi_label: bool = False) -> tfds.features
 
 
 def record(
-  video: bytes, video_id: str, label: int | str | Sequence[int | str], facts: VideoFacts
+  video: bytes, video_id: str, label: int | str | Sequence[int | str], metadata: VideoMetadata
 ) -> dict:
   """One example in the schema of `features`; with several labels, `label` is a sequence."""
-  return {"video": video, "id": video_id, "label": label, **dataclasses.asdict(facts)}
+  return {"video": video, "id": video_id, "label": label, **dataclasses.asdict(metadata)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ def resample(num_frames: int, fps: fractions.Fraction, frame_rate: float) -> np.
   """Source frames of a video resampled to another frame rate: int `[resampled frames]`, at least 1.
 
   Frame i is source frame floor(i * fps / frame_rate), as torchvision's `VideoClips` counts, but
-  exactly: rounding never takes a neighbour. A higher rate repeats frames.
+  exactly: rounding never takes a neighbor. A higher rate repeats frames.
 
   Args:
     num_frames: of the source, at least 1.
@@ -116,7 +116,7 @@ def uniform_eval(num_frames: int, clip_length: int) -> np.ndarray:
 
 
 def _segments(num_frames: int, clip_length: int) -> tuple[np.ndarray, np.ndarray]:
-  """First and last frame of each segment; neighbours share their boundary frame."""
+  """First and last frame of each segment; neighbors share their boundary frame."""
   edges = np.around(np.arange(clip_length + 1) * ((num_frames - 1) / clip_length))
   edges = edges.astype(np.int64)
   return edges[:-1], edges[1:]

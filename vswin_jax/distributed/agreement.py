@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vswin_jax.common.paths import AnyPath
-from vswin_jax.distributed.errors import DifferenceError, PassingDifferenceError
+from vswin_jax.distributed.errors import DifferenceError, TransientDifferenceError
 
 _TOKEN = "processes_of_this_run"
 
@@ -31,23 +31,23 @@ def of_first(number: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def check_same(facts: Mapping[str, str]) -> None:
-  """Compares facts, by name, with those of process 0.
+def check_same(metadata: Mapping[str, str]) -> None:
+  """Compares metadata, by name, with those of process 0.
 
   Raises:
-    PassingDifferenceError: in all processes, if one has another. Options were compared before: it
+    TransientDifferenceError: in all processes, if one has another. Options were compared before: it
       is about files.
   """
   if jax.process_count() == 1:
     return
-  marks = np.array([zlib.crc32(str(value).encode()) for value in facts.values()], np.uint32)
+  marks = np.array([zlib.crc32(str(value).encode()) for value in metadata.values()], np.uint32)
   differences = multihost_utils.process_allgather(marks)
   differences = differences != differences[0]
   if differences.any():
     process, place = (int(index) for index in np.argwhere(differences)[0])
-    name = list(facts)[place]
-    own = f" (here: {facts[name]})" if len(str(facts[name])) < 200 else ""
-    raise PassingDifferenceError(
+    name = list(metadata)[place]
+    own = f" (here: {metadata[name]})" if len(str(metadata[name])) < 200 else ""
+    raise TransientDifferenceError(
       f"{name} is not the same in process {process} as in process 0{own}; all hosts must see the "
       "same files and be given the same options"
     )

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 import jax
 from jax._src import cloud_tpu_init, clusters
 
-from vswin_jax.common.cli import may_pass
-from vswin_jax.distributed.errors import PassingStartupError, StartupError
+from vswin_jax.common.cli import is_transient
+from vswin_jax.distributed.errors import StartupError, TransientStartupError
 
 _FLAGS = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
 # What srun tells its tasks, besides their number.
@@ -72,7 +72,7 @@ def find_cluster(
     timeout: seconds to wait for the name of the coordinator, where it has to be asked for.
 
   Raises:
-    StartupError: what was given is not enough, or makes no sense; `PassingStartupError` where
+    StartupError: what was given is not enough, or makes no sense; `TransientStartupError` where
       whoever had to be asked did not answer.
   """
   if (coordinator, num_processes, process_id) == (None, 1, None):
@@ -142,7 +142,7 @@ def _asking() -> Iterator[None]:
     yield
   except Exception as error:  # of the cloud's services, of many kinds
     # They fail now and then, and a host may get its name after others have started.
-    kind = PassingStartupError if may_pass(error) else StartupError
+    kind = TransientStartupError if is_transient(error) else StartupError
     raise kind(
       "this looks like a host of a TPU pod or of Kubernetes, but the others can't be found: "
       f"{type(error).__name__}: {error}; give {_FLAGS}"

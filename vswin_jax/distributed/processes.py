@@ -30,7 +30,7 @@ def start(
   *,
   start_timeout: float = 300.0,
   heartbeat_timeout: float = 60.0,
-  facts: Mapping[str, str] | None = None,
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Connects this process with the others of its run; must come before any use of devices.
 
@@ -38,7 +38,7 @@ def start(
     start_timeout: seconds within which all must have started.
     heartbeat_timeout: seconds after which a process that says nothing counts as dead; then the
       others abort.
-    facts: what must be the same in all processes, by name.
+    metadata: what must be the same in all processes, by name.
 
   Raises:
     StartupError: not all came in time, or they do not belong together.
@@ -47,7 +47,7 @@ def start(
     return
   # NumPy draws the order of the data.
   versions = {module.__name__: module.__version__ for module in (jax, np, vswin_jax)}
-  call_roll(cluster, timeout=start_timeout, facts=dict(facts or {}) | versions)
+  call_roll(cluster, timeout=start_timeout, metadata=dict(metadata or {}) | versions)
   # For CPUs alone: there nothing else connects processes, and one program after the other keeps
   # what they send each other in one order.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -9,10 +9,10 @@ import json
 import socket
 import time
 
-from vswin_jax.common.cli import may_pass
+from vswin_jax.common.cli import is_transient
 from vswin_jax.common.progress import logger
 from vswin_jax.distributed.clusters import Cluster
-from vswin_jax.distributed.errors import PassingStartupError, StartupError
+from vswin_jax.distributed.errors import StartupError, TransientStartupError
 
 # Seconds between two words about who is still missing.
 _PATIENCE = 15.0
@@ -24,11 +24,11 @@ class _Verdict:
 
   Attributes:
     error: why the run can't start; empty: all are there.
-    may_pass: whether the same command may succeed.
+    is_transient: whether the same command may succeed.
   """
 
   error: str = ""
-  may_pass: bool = False
+  is_transient: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,31 +53,31 @@ class _Process:
       return False
 
 
-def call_roll(cluster: Cluster, *, timeout: float, facts: dict[str, str]) -> None:
+def call_roll(cluster: Cluster, *, timeout: float, metadata: dict[str, str]) -> None:
   """Waits until every process is there.
 
   Raises:
     StartupError: in every process that is there, naming those that are not
-      (`PassingStartupError`), those of other `facts`, or numbers that two processes have.
+      (`TransientStartupError`), those of other `metadata`, or numbers that two processes have.
   """
   own = {
     "process": cluster.process_id,
     "processes": cluster.num_processes,
     "host": socket.gethostname(),
-    "facts": facts,
+    "metadata": metadata,
   }
   deadline = time.monotonic() + timeout
   call = _lead if cluster.process_id == 0 else _follow
   verdict = call(cluster, own, deadline, timeout)
   if verdict.error:
-    raise (PassingStartupError if verdict.may_pass else StartupError)(verdict.error)
+    raise (TransientStartupError if verdict.is_transient else StartupError)(verdict.error)
 
 
 def _lead(cluster: Cluster, own: dict, deadline: float, timeout: float) -> _Verdict:
   """Process 0: collects the others and tells them what came of it."""
   others: list[_Process] = []
   # What the others are told if this process ends here.
-  verdict = _Verdict("process 0 ended while the roll was called", may_pass=True)
+  verdict = _Verdict("process 0 ended while the roll was called", is_transient=True)
   try:
     verdict = _collect(cluster, own, deadline, timeout, others)
   finally:
@@ -104,7 +104,7 @@ def _collect(
         return _Verdict(
           f"{len(present)} of {cluster.num_processes} processes started within {timeout:g} s; "
           f"missing: {names}. Start the same command on every host, or raise --start_timeout",
-          may_pass=True,
+          is_transient=True,
         )
       if time.monotonic() > said + _PATIENCE:
         said = time.monotonic()
@@ -139,11 +139,11 @@ def _drop_those_that_left(others: list[_Process]) -> None:
 
 
 def _is_of_a_process(message: dict) -> bool:
-  return _has_kinds(message, {"process": int, "processes": int, "host": str, "facts": dict})
+  return _has_kinds(message, {"process": int, "processes": int, "host": str, "metadata": dict})
 
 
 def _is_a_verdict(message: dict) -> bool:
-  return _has_kinds(message, {"error": str, "may_pass": bool})
+  return _has_kinds(message, {"error": str, "is_transient": bool})
 
 
 def _has_kinds(message: dict, kinds: dict[str, type]) -> bool:
@@ -155,7 +155,7 @@ def _has_kinds(message: dict, kinds: dict[str, type]) -> bool:
 
 def _conflict(own: dict, present: list[_Process], other: dict) -> str:
   """Why the process of a report can't belong to the run, or ""."""
-  names = [f"process {facts['process']} on {facts['host']}" for facts in (own, other)]
+  names = [f"process {metadata['process']} on {metadata['host']}" for metadata in (own, other)]
   if other["processes"] != own["processes"]:
     return (
       f"{names[0]} counts {own['processes']} processes, {names[1]} {other['processes']}; give all "
@@ -168,8 +168,8 @@ def _conflict(own: dict, present: list[_Process], other: dict) -> str:
         f"{other['host']}; give each its own --process_id, and make sure that no earlier run is "
         "left"
       )
-  for name in sorted(own["facts"].keys() | other["facts"].keys()):
-    here, there = own["facts"].get(name), other["facts"].get(name)
+  for name in sorted(own["metadata"].keys() | other["metadata"].keys()):
+    here, there = own["metadata"].get(name), other["metadata"].get(name)
     if here != there:
       return (
         f"{name} is {here} in {names[0]}, but {there} in {names[1]}; it must be the same in all"
@@ -194,7 +194,7 @@ def _follow(cluster: Cluster, own: dict, deadline: float, timeout: float) -> _Ve
   return _Verdict(
     f"{cluster.name(0)} does not answer at {cluster.coordinator} within {timeout:g} s{reason}; "
     "start the same command on its host, check the address, or raise --start_timeout",
-    may_pass=True,
+    is_transient=True,
   )
 
 
@@ -206,7 +206,7 @@ def _listen(cluster: Cluster) -> socket.socket:
     return socket.create_server(("", port))
   except OSError as error:
     # An earlier run may still be ending, and launchers may take another port.
-    kind = PassingStartupError if may_pass(error) else StartupError
+    kind = TransientStartupError if is_transient(error) else StartupError
     raise kind(
       f"can't listen at port {port} of this host, the coordinator's: {error}. End the program that "
       "has it, or give another --coordinator (SLURM: JAX_COORDINATOR_PORT)"

@@ -46,7 +46,7 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
       "dir": "~/tensorflow_datasets",
       "train_split": "train",
       "eval_split": "validation",
-      # Pixels (0-255, RGB) are normalised with these on the device.
+      # Pixels (0-255, RGB) are normalized with these on the device.
       "mean": IMAGENET_MEAN,
       "std": IMAGENET_STD,
       # Training stops when a larger share of clips can't be decoded.
@@ -58,16 +58,16 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
   config.clip = _section(ClipSpec())
   config.loader = _section(LoaderOptions())
 
-  # Views of a video: while training (one centre crop), and for the final result.
+  # Views of a video: while training (one center crop), and for the final result.
   config.validation = _section(Views(num_clips=1, crops="center", short_side=256))
   config.test = _section(Views(num_clips=4, crops="three", short_side=224))
 
   config.train = config_dict.ConfigDict(
     {
-      # Clips of one optimizer step over all devices, in `accumulate` parts (each of which is
+      # Clips of one optimizer step over all devices, in `grad_accum_steps` parts (each of which is
       # mixed by itself, if `augmentation` mixes).
       "batch_size": 64,
-      "accumulate": 1,
+      "grad_accum_steps": 1,
       "epochs": 30.0,
       # Clips of a video in an epoch, which gets that much longer; each is cut and augmented by
       # itself.
@@ -75,7 +75,7 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
       # Only where videos have one label.
       "label_smoothing": 0.0,
       # Of the moving average of the parameters, evaluated beside them; 0: none.
-      "average_decay": 0.0,
+      "ema_decay": 0.0,
       # In steps; the last step always evaluates and saves.
       "log_every": 50,
       "eval_every": 5000,

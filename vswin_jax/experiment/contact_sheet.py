@@ -34,7 +34,7 @@ _STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """Facts of the videos of a split.
+  """Metadata of the videos of a split.
 
   Attributes:
     seconds: float64 `[videos]`, 0 where no frame rate is known; likewise `num_bytes`, int64.
@@ -55,7 +55,7 @@ def read_statistics(
   max_videos: int = 0,
   progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Statistics:
-  """Reads the facts of a split's videos, of all or of some that are spread evenly.
+  """Reads the metadata of a split's videos, of all or of some that are spread evenly.
 
   Args:
     max_videos: 0: all.
@@ -137,7 +137,7 @@ def make_examples(
   mean: tuple[float, ...],
   std: tuple[float, ...],
 ) -> list[Example]:
-  """The first clips of training, augmented as they are there, but for the normalisation.
+  """The first clips of training, augmented as they are there, but for the normalization.
 
   Each clip stands beside the views that an evaluation has of the same video; where training takes
   another one instead of a video that can't be decoded, the title says so.

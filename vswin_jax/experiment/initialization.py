@@ -70,7 +70,7 @@ def settle(
   *,
   mode: str,
   workdir: AnyPath | None = None,
-  explicit: Collection[str],
+  overridden_keys: Collection[str],
 ) -> config_dict.ConfigDict:
   """The config with what the weights decide.
 
@@ -80,7 +80,7 @@ def settle(
   Args:
     source: from `source_of`.
     workdir: of the run; if it is the source, the run goes on as it was started.
-    explicit: keys of `config` that hold against the preprocessing of the weights.
+    overridden_keys: keys of `config` that hold against the preprocessing of the weights.
 
   Raises:
     CheckpointError: the weights are those of another model than the config names.
@@ -92,14 +92,14 @@ def settle(
   names_no_model = config.model.name is None
   if mode == "eval" or names_no_model:
     config = config.copy_and_resolve_references()
-    size = config.clip.size if "clip.size" in explicit else usage.preprocessing.clip.size
+    size = config.clip.size if "clip.size" in overridden_keys else usage.preprocessing.clip.size
     values = _values_of_use(usage.preprocessing, size)
     if mode == "train":
       started_with = results.read_config(workdir) if source == workdir else None
       values |= _values_of_training(usage.preprocessing, size, started_with)
     for key, value in values.items():
       section, name = key.split(".")
-      if config[section][name] != value and key not in explicit:
+      if config[section][name] != value and key not in overridden_keys:
         logger.info("config.%s: %s, as the checkpoint says", key, value)
         config[section][name] = value
     if names_no_model or config.model.name == usage.model["name"]:
@@ -118,13 +118,13 @@ def _model_options(usage: Usage, given: dict) -> dict:
 
 def _values_of_use(preprocessing: Preprocessing, size: int) -> dict:
   """Config keys and values of how weights are used, for clips of `size` pixels."""
-  facts = preprocessing.as_facts()
+  metadata = preprocessing.to_metadata()
   views = preprocessing.views
   return {
     "data.mean": preprocessing.mean,
     "data.std": preprocessing.std,
-    **{f"clip.{name}": value for name, value in facts["clip"].items()},
-    **{f"test.{name}": value for name, value in facts["views"].items()},
+    **{f"clip.{name}": value for name, value in metadata["clip"].items()},
+    **{f"test.{name}": value for name, value in metadata["views"].items()},
     "test.short_side": round(views.short_side * size / preprocessing.clip.size),
   }
 
@@ -179,7 +179,7 @@ def _are_of_a_backbone_alone(directory: AnyPath) -> bool:
 
 def _random_parts(directory: AnyPath) -> tuple[str, ...]:
   """Starts of the paths of parameters that converted weights left random."""
-  return tuple(manager.read_facts(directory).get("source", {}).get("random", ()))
+  return tuple(manager.read_metadata(directory).get("source", {}).get("random", ()))
 
 
 def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, ...]) -> TrainState:
@@ -191,7 +191,7 @@ def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, 
   directory = manager.checkpoints_of(source)
   shapes = with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
   random = _random_parts(directory)
-  labels = manager.read_facts(directory).get("labels")
+  labels = manager.read_metadata(directory).get("labels")
   if labels not in (None, list(class_names)):
     random += CLASSIFIERS
   step, loaded, _ = manager.restore_params(directory, shapes, replaceable="head.", ignored=random)
@@ -223,7 +223,7 @@ def _modules(paths: list[str]) -> list[str]:
   )
 
 
-def check_facts(directory: AnyPath, facts: dict, now: dict, *, resuming: bool) -> None:
+def check_metadata(directory: AnyPath, metadata: dict, now: dict, *, resuming: bool) -> None:
   """Compares what a checkpoint says about its weights with what a run would say.
 
   Raises:
@@ -233,22 +233,22 @@ def check_facts(directory: AnyPath, facts: dict, now: dict, *, resuming: bool) -
   data = now["training"]["data"]
   new_run = "or start a new run with --config.init_from"
   # Converted weights may not know the names of their classes; their number is checked elsewhere.
-  if facts.get("labels") not in (None, now["labels"]):
+  if metadata.get("labels") not in (None, now["labels"]):
     raise manager.CheckpointError(
       f"the classes of {directory} are not those of the data set {data}, or stand in another "
       f"order; use the data set it was trained on, {new_run}"
     )
-  if "training" in facts and facts.get("multi_label", False) != now["multi_label"]:
+  if "training" in metadata and metadata.get("multi_label", False) != now["multi_label"]:
     raise manager.CheckpointError(
       f"one of {directory} and the data set {data} gives a video one label, the other any number "
       f"of them; use the data set it was trained on, {new_run}"
     )
   # What a checkpoint does not say had its default.
-  before = read_usage(directory).preprocessing.as_facts()
+  before = read_usage(directory).preprocessing.to_metadata()
   for name, value in now["preprocessing"].items():
     if name != "views" and before[name] != value:
       logger.warning("the weights were trained with %s %s, now it is %s", name, before[name], value)
-  videos = facts.get("training", {}).get("videos")
+  videos = metadata.get("training", {}).get("videos")
   if resuming and videos != now["training"]["videos"]:
     raise manager.CheckpointError(
       f"{directory} was trained on {videos} videos, the training split now has "

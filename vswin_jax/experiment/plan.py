@@ -68,7 +68,7 @@ class Plan:
     config = self.settings.config
     model = create_model(config.model.name, seed=config.seed, **self.model_options)
     _, params = split_model(model)
-    return create_state(params, self.optimizer, with_average=config.train.average_decay > 0)
+    return create_state(params, self.optimizer, with_average=config.train.ema_decay > 0)
 
   def state_shapes(self) -> TrainState:
     """`jax.ShapeDtypeStruct`s with shardings."""
@@ -93,8 +93,8 @@ class Plan:
       augmentation=self.settings.augmentation,
       multi_label=self.multi_label,
       label_smoothing=config.train.label_smoothing,
-      accumulate=config.train.accumulate,
-      average_decay=config.train.average_decay,
+      grad_accum_steps=config.train.grad_accum_steps,
+      ema_decay=config.train.ema_decay,
       log_every=config.train.log_every,
     )
     out_shardings = (self.state_shardings(), sharding.replicated(mesh))
@@ -130,7 +130,7 @@ def read_settings(
     loader = LoaderOptions(**config.loader)
     mesh = sharding.make_mesh(config.mesh.fsdp, devices, config.mesh.slices)
     _check_train_values(config, augmentation)
-    sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.accumulate)
+    sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.grad_accum_steps)
     check_at_least(1, eval_batch_size=config.eval_batch_size)
     check_clips(set_options(config.model), clip.num_frames, clip.size)
   return Settings(config, mesh, clip, validation, test, augmentation, loader)
@@ -187,18 +187,18 @@ def config_errors():
 
 def _check_train_values(config: config_dict.ConfigDict, augmentation: Augmentation) -> None:
   train, data = config.train, config.data
-  names = ("accumulate", "repeats", "log_every", "eval_every", "save_every", "keep")
+  names = ("grad_accum_steps", "repeats", "log_every", "eval_every", "save_every", "keep")
   check_at_least(1, **{f"train.{name}": train[name] for name in names})
   check_at_least(0, seed=config.seed)
   check_at_least(0, **{f"train.{name}": train[name] for name in ("keep_best", "keep_every")})
   if not (math.isfinite(train.epochs) and train.epochs > 0):
     raise ValueError(f"train.epochs must be a positive number, got {train.epochs}")
-  rates = ("label_smoothing", "average_decay")
+  rates = ("label_smoothing", "ema_decay")
   check_rates(**{f"train.{name}": train[name] for name in rates})
-  if augmentation.mixes and train.batch_size < 2 * train.accumulate:
+  if augmentation.mixes and train.batch_size < 2 * train.grad_accum_steps:
     raise ValueError(
       "mixup and cutmix mix the clips of a part of a batch, of which there must be two at least; "
-      f"train.batch_size is {train.batch_size}, train.accumulate {train.accumulate}"
+      f"train.batch_size is {train.batch_size}, train.grad_accum_steps {train.grad_accum_steps}"
     )
   for name in ("mean", "std"):
     if len(data[name]) != 3:

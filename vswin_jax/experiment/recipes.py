@@ -1,6 +1,6 @@
 """What the recipes of several config files share.
 
-Where the executed behaviour of a reference differs from what its config files say, its recipes come
+Where the executed behavior of a reference differs from what its config files say, its recipes come
 in two: `--config=configs/k400_swin_b.py` is what produced the published numbers,
 `--config=configs/k400_swin_b.py:written` what was written down.
 """
@@ -85,7 +85,7 @@ def kinetics_swin_384_config(version: str = "executed") -> config_dict.ConfigDic
   config = kinetics_swin_22k_config("video_swin_l", "swin_l_w12_in22k_2d --window=8,12,12", version)
   config.model.window_size = (8, 12, 12)
   config.model.drop_path_rate = 0.5
-  config.model.rematerialisation = "block"
+  config.model.rematerialization = "block"
   config.clip.size = 384
   config.clip.train_short_side = 416
   config.validation.short_side = 416

@@ -72,7 +72,7 @@ def write_results(
   *,
   title: str,
   subtitle: tuple[str, str],
-  facts: dict,
+  metadata: dict,
   class_names: tuple[str, ...],
   video_ids: list[str],
   metrics: AnyPath,
@@ -83,7 +83,7 @@ def write_results(
   Several labels of a video stand in one field of `predictions.csv`, with "|" between them.
 
   Args:
-    facts: what to say in `evaluation.json` besides the scores.
+    metadata: what to say in `evaluation.json` besides the scores.
     video_ids: of the rows of `result.predictions`.
     metrics: the `metrics.jsonl` whose curves the report shows.
   """
@@ -109,7 +109,7 @@ def write_results(
       class_names=class_names,
       metrics=read_metrics(metrics),
     )
-  numbers = facts | result.scalars() | {"unreadable": len(result.failed)}
+  numbers = metadata | result.scalars() | {"unreadable": len(result.failed)}
   with replacing(workdir / "evaluation.json") as path:
     path.write_text(json.dumps(numbers, indent=2) + "\n")
   logger.info("report: %s", workdir / "report.png")

@@ -70,7 +70,7 @@ class Experiment:
     return self.train_records.class_names
 
   @property
-  def shared_facts(self) -> dict[str, str]:
+  def shared_metadata(self) -> dict[str, str]:
     """What must be the same in all processes, besides the config, by name."""
     names = zlib.crc32("\0".join(self.class_names).encode())
     sizes = f"{len(self.train_records)} and {len(self.eval_records)} videos"
@@ -85,7 +85,7 @@ class Experiment:
     }
 
   @property
-  def facts(self) -> dict:
+  def metadata(self) -> dict:
     """What a checkpoint says about its weights."""
     data = self.config.data
     preprocessing = Preprocessing(
@@ -93,7 +93,7 @@ class Experiment:
     )
     return {
       "model": {"name": self.config.model.name, **self.plan.model_options},
-      "preprocessing": preprocessing.as_facts(),
+      "preprocessing": preprocessing.to_metadata(),
       "labels": list(self.class_names),
       "multi_label": self.plan.multi_label,
       "training": {
@@ -110,14 +110,14 @@ def run(
   workdir: str,
   mode: str,
   checkpoint: str | None = None,
-  explicit: Collection[str] = (),
+  overridden_keys: Collection[str] = (),
 ) -> Evaluation | None:
   """Runs `mode` "train" (train or resume, then evaluate) or "eval" in `workdir`.
 
   Args:
     checkpoint: for "eval", the workdir whose newest checkpoint is evaluated; None: `workdir`. Its
       preprocessing takes the place of the config's.
-    explicit: keys of `config` that hold against the checkpoint's preprocessing.
+    overridden_keys: keys of `config` that hold against the checkpoint's preprocessing.
 
   Returns:
     The evaluation of the final (or given) checkpoint; None if training was asked to stop.
@@ -134,10 +134,10 @@ def run(
     log = folder.local / f"{mode}.log" if is_first() else None
     set_up_logging(log, process=jax.process_index())
     config = initialization.settle(
-      config, source, mode=mode, workdir=folder.path, explicit=explicit
+      config, source, mode=mode, workdir=folder.path, overridden_keys=overridden_keys
     )
     experiment = _build(config, folder, mode)
-    check_same(shared_values(config) | experiment.shared_facts | {"the weights": str(source)})
+    check_same(shared_values(config) | experiment.shared_metadata | {"the weights": str(source)})
     if mode == "train":
       step = _train(experiment, source, stop)
       if stop.reached:
@@ -184,13 +184,15 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
     directory, keep=train.keep, keep_best=train.keep_best, keep_every=train.keep_every
   ) as saved:
     if manager.latest_step(saved) is None:
-      state, facts = _new_state(experiment, source), {}
+      state, metadata = _new_state(experiment, source), {}
     else:
-      state, facts = manager.restore(saved, plan.state_shapes())
-      initialization.check_facts(directory, facts, experiment.facts, resuming=True)
+      state, metadata = manager.restore(saved, plan.state_shapes())
+      initialization.check_metadata(directory, metadata, experiment.metadata, resuming=True)
     start_step = int(state.step)
     evaluated = read_scores(folder.local)
-    left_evaluation = facts.get("left_evaluation", False) and not of_first(start_step in evaluated)
+    left_evaluation = metadata.get("left_evaluation", False) and not of_first(
+      start_step in evaluated
+    )
     # What was saved before it was evaluated does not know its score.
     for step in evaluated.keys() - saved.scores.keys():
       if step <= start_step:
@@ -210,8 +212,8 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
     def save(state: TrainState, scores: dict[str, float] | None) -> None:
       step = int(state.step)
       is_due = step % train.eval_every == 0 or step == plan.num_steps
-      facts = experiment.facts | {"left_evaluation": is_due and scores is None}
-      manager.save(saved, state, facts, None if scores is None else main_score(scores))
+      metadata = experiment.metadata | {"left_evaluation": is_due and scores is None}
+      manager.save(saved, state, metadata, None if scores is None else main_score(scores))
       folder.publish()
 
     eval_step = plan.jitted_eval_step()
@@ -332,10 +334,10 @@ def _evaluate(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Eva
   clip, test = experiment.settings.clip, experiment.settings.test
   shardings = sharding.state_shardings(experiment.mesh, experiment.plan.param_shapes)
   directory = manager.checkpoints_of(source)
-  step, params, facts = manager.restore_params(
+  step, params, metadata = manager.restore_params(
     directory, with_shardings(experiment.plan.param_shapes, shardings)
   )
-  initialization.check_facts(directory, facts, experiment.facts, resuming=False)
+  initialization.check_metadata(directory, metadata, experiment.metadata, resuming=False)
   views = count_views(clip, test)
   logger.info(
     "evaluating step %d of %s: %d videos, %d views each",
@@ -348,7 +350,7 @@ def _evaluate(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Eva
   result = _evaluate_versions(experiment, eval_step, {"test": params}, test, stop)["test"]
   logger.info(result.describe())
   if is_first():
-    training = facts.get("training")
+    training = metadata.get("training")
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
     is_own = source == experiment.folder.path
     results.write_results(
@@ -360,7 +362,7 @@ def _evaluate(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Eva
         f"{clip.frame_order}",
         f"{describe_views(clip, test)} views (clips x crops) of each video",
       ),
-      facts={"step": step, "views": views},
+      metadata={"step": step, "views": views},
       class_names=experiment.class_names,
       video_ids=[experiment.eval_records.video_id(row[0]) for row in result.predictions],
       metrics=(experiment.folder.local if is_own else source) / "metrics.jsonl",

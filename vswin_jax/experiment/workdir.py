@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from vswin_jax.checkpoints.integrity import in_words
 from vswin_jax.checkpoints.manager import checkpoints_of
-from vswin_jax.common.cli import MAY_PASS, may_pass
+from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
 from vswin_jax.common.progress import logger
 
@@ -30,7 +30,7 @@ class RunFolderError(ValueError):
 
   def __init__(self, message: str, cause: BaseException):
     super().__init__(message)
-    self.exit_status = MAY_PASS if may_pass(cause) else 1
+    self.exit_status = TRANSIENT if is_transient(cause) else 1
 
 
 @dataclasses.dataclass(frozen=True)

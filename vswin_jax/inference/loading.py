@@ -9,7 +9,7 @@ from flax import nnx
 from vswin_jax.checkpoints.manager import (
   CheckpointError,
   checkpoints_of,
-  read_facts,
+  read_metadata,
   restore_params,
 )
 from vswin_jax.data.preprocessing import Preprocessing
@@ -40,13 +40,13 @@ def read_usage(directory: str | os.PathLike) -> Usage:
   Raises:
     CheckpointError: no checkpoint there, or not one of this library.
   """
-  facts = read_facts(directory)
+  metadata = read_metadata(directory)
   try:
     return Usage(
-      model=facts["model"],
-      labels=tuple(facts["labels"]) if facts.get("labels") else None,
-      preprocessing=Preprocessing.from_facts(facts["preprocessing"]),
-      multi_label=bool(facts.get("multi_label", False)),
+      model=metadata["model"],
+      labels=tuple(metadata["labels"]) if metadata.get("labels") else None,
+      preprocessing=Preprocessing.from_metadata(metadata["preprocessing"]),
+      multi_label=bool(metadata.get("multi_label", False)),
     )
   except (KeyError, ValueError) as error:
     raise CheckpointError(
@@ -65,10 +65,10 @@ def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
       `dtype="bfloat16"` or `attention="chunked"`; those of `backbone_options` one by one.
 
   Returns:
-    The model on one device: `model(video)` with normalised float `[batch, time, height, width,
+    The model on one device: `model(video)` with normalized float `[batch, time, height, width,
     3]` gives logits `[batch, num_classes]`, `model.features(video)` the pooled features. It
     carries `labels` (a tuple of class names, None if unknown), `preprocessing` (a
-    `Preprocessing`: normalisation, clips and views) and `multi_label` (True: probabilities are
+    `Preprocessing`: normalization, clips and views) and `multi_label` (True: probabilities are
     sigmoids of the logits, class by class; False: their softmax).
 
   Raises:

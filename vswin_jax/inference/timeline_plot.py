@@ -39,7 +39,7 @@ def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int =
   names = [textwrap.shorten(timeline.labels[index], 34, placeholder="...") for index in shown]
   heat.set_yticks(np.arange(len(shown)) + 0.5, names, parse_math=False)
   heat.invert_yaxis()
-  heat.set_xlabel("seconds (grey: could not be decoded)" if timeline.error else "seconds")
+  heat.set_xlabel("seconds (gray: could not be decoded)" if timeline.error else "seconds")
   figure.colorbar(mesh, ax=[strip, heat], label="probability", pad=0.01)
   figure.savefig(path, dpi=110, format="png")
 

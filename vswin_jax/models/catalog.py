@@ -39,7 +39,7 @@ CATALOG = types.MappingProxyType(
 
 _NO_PART_OF_THE_FUNCTION = frozenset(
   {
-    *("num_classes", "dtype", "param_dtype", "rematerialisation", "attention", "frames_per_chunk"),
+    *("num_classes", "dtype", "param_dtype", "rematerialization", "attention", "frames_per_chunk"),
     *("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_dropout_rate"),
     *("init_std", "embedding_std"),
   }
@@ -63,8 +63,8 @@ def different_options(options: dict, others: dict) -> list[tuple[str, object, ob
   """Where two models differ though their parameters may fit both: (option, value, other value).
 
   Args:
-    options: of `create_model`; likewise `others`. How a model is computed, initialised and
-      regularised, and the number of its classes, does not matter.
+    options: of `create_model`; likewise `others`. How a model is computed, initialized and
+      regularized, and the number of its classes, does not matter.
 
   Raises:
     ValueError: options that make no model.

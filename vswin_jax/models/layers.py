@@ -13,7 +13,7 @@ from flax import nnx
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What the backward pass of an image backbone may compute again.
-BLOCK_REMATERIALISATIONS = ("none", "block")
+BLOCK_REMATERIALIZATIONS = ("none", "block")
 
 
 def check_video(video: jax.Array) -> None:
@@ -21,7 +21,7 @@ def check_video(video: jax.Array) -> None:
   is_float = jnp.issubdtype(video.dtype, jnp.floating)
   if video.ndim != 5 or video.shape[-1] != 3 or video.size == 0 or not is_float:
     raise ValueError(
-      "video must be float [batch, time, height, width, 3], normalised; got "
+      "video must be float [batch, time, height, width, 3], normalized; got "
       f"{video.dtype} {list(video.shape)}"
     )
 

@@ -95,7 +95,7 @@ class LongformerAttention(nnx.Module):
 
 
 class LongformerLayer(nnx.Module):
-  """Post-norm layer: attention, then an MLP, both residual and then normalised."""
+  """Post-norm layer: attention, then an MLP, both residual and then normalized."""
 
   def __init__(self, config, *, rngs: nnx.Rngs):
     self.config = config

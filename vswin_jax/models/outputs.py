@@ -18,7 +18,7 @@ def class_probabilities(logits: jax.Array, multi_label: bool) -> jax.Array:
   return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
 
 
-# What a model gives for a normalised video and the positions of its frames, by name.
+# What a model gives for a normalized video and the positions of its frames, by name.
 OUTPUTS = types.MappingProxyType(
   {
     "probabilities": lambda model, *inputs: class_probabilities(model(*inputs), False),

@@ -50,7 +50,7 @@ def unflatten(leaves: dict[str, object]) -> dict:
 
 
 def is_statistic(path: str) -> bool:
-  """Whether a parameter, by dotted path, is a stored statistic of batch normalisation, which is
+  """Whether a parameter, by dotted path, is a stored statistic of batch normalization, which is
   loaded and kept like a parameter, but never learnt."""
   return path.endswith((".running_mean", ".running_variance"))
 

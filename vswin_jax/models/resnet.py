@@ -1,6 +1,6 @@
 """ResNet for single images (arXiv 1512.03385), as torchvision and timm define it.
 
-Bottlenecks carry the stride in their 3 x 3 convolution ("v1.5"). Batch normalisation uses its
+Bottlenecks carry the stride in their 3 x 3 convolution ("v1.5"). Batch normalization uses its
 stored statistics in training too: then the features of a frame depend on that frame alone, and
 frames may be computed in chunks, or cached, with the same result.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vswin_jax.common.checks import check_at_least, check_choices, fields, set_sizes
-from vswin_jax.models.layers import BLOCK_REMATERIALISATIONS, DTYPES
+from vswin_jax.models.layers import BLOCK_REMATERIALIZATIONS, DTYPES
 
 BATCH_NORM_EPSILON = 1e-5
 # Channels of a stage over those inside its bottlenecks.
@@ -26,26 +26,26 @@ class ResNetConfig:
   Attributes:
     depths: blocks per stage; every stage but the first halves height and width.
     width: channels after the stem; those of the features are 4 * 2**(stages - 1) times as many.
-    dtype: of the computation; normalisation is float32.
+    dtype: of the computation; normalization is float32.
     param_dtype: of the parameters.
-    rematerialisation: what the backward pass recomputes: "none" or "block".
+    rematerialization: what the backward pass recomputes: "none" or "block".
   """
 
   depths: tuple[int, ...] = (3, 4, 6, 3)
   width: int = 64
   dtype: str = "float32"
   param_dtype: str = "float32"
-  rematerialisation: str = "none"
+  rematerialization: str = "none"
 
   def __post_init__(self):
     set_sizes(self, "depths")
     check_at_least(1, **fields(self, "width"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
-    check_choices(BLOCK_REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_choices(BLOCK_REMATERIALIZATIONS, **fields(self, "rematerialization"))
 
 
 class FrozenBatchNorm(nnx.Module):
-  """Batch normalisation with stored statistics, which no gradient reaches."""
+  """Batch normalization with stored statistics, which no gradient reaches."""
 
   def __init__(self, channels: int, config: ResNetConfig):
     ones = jnp.ones(channels, config.param_dtype)
@@ -81,7 +81,7 @@ def _convolution(
 
 
 class ConvolutionNorm(nnx.Module):
-  """A convolution without bias, then normalisation."""
+  """A convolution without bias, then normalization."""
 
   def __init__(
     self, inputs: int, outputs: int, size: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs
@@ -131,7 +131,7 @@ class ResNet(nnx.Module):
     self.num_features = channels
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Features of images: float `[batch, height, width, 3]`, normalised RGB of any size ->
+    """Features of images: float `[batch, height, width, 3]`, normalized RGB of any size ->
     float32 `[batch, channels]`, the mean over the last stage's grid."""
     x = jax.nn.relu(self.stem(images.astype(self.config.dtype)))
     x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -139,7 +139,7 @@ class ResNet(nnx.Module):
     def run(block, x):
       return block(x)
 
-    if self.config.rematerialisation == "block":
+    if self.config.rematerialization == "block":
       run = jax.checkpoint(run)
     for blocks in self.stages:
       for block in blocks:

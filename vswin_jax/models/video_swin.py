@@ -44,7 +44,7 @@ from vswin_jax.models.windows import (
 )
 
 LAYER_NORM_EPSILON = 1e-5
-REMATERIALISATIONS = ("none", "block", "attention")
+REMATERIALIZATIONS = ("none", "block", "attention")
 _RATES = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_dropout_rate")
 
 
@@ -66,7 +66,7 @@ class VideoSwinConfig:
     head_dropout_rate: before the classifier.
     dtype: of the computation; LayerNorm, softmax, pooling and the head are float32.
     param_dtype: of the parameters; float32 unless memory forbids.
-    rematerialisation: what the backward pass recomputes: "none", "block" (all but the input of
+    rematerialization: what the backward pass recomputes: "none", "block" (all but the input of
       each block) or "attention" (logits and probabilities).
     attention: implementation of `window_attention`.
     init_std: standard deviation of the initial linear layers and bias tables. That of the
@@ -86,7 +86,7 @@ class VideoSwinConfig:
   head_dropout_rate: float = 0.5
   dtype: str = "float32"
   param_dtype: str = "float32"
-  rematerialisation: str = "none"
+  rematerialization: str = "none"
   attention: str = "xla"
   init_std: float = 0.02
 
@@ -104,7 +104,7 @@ class VideoSwinConfig:
     check_at_least(1, **fields(self, "embed_dim"))
     check_rates(**fields(self, *_RATES))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
-    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_choices(REMATERIALIZATIONS, **fields(self, "rematerialization"))
     check_choices(IMPLEMENTATIONS, **fields(self, "attention"))
     for stage, heads in enumerate(self.num_heads):
       check_heads(self.embed_dim * 2**stage, heads, f"stage {stage}")
@@ -114,7 +114,7 @@ class PatchEmbed(nnx.Module):
   """Non-overlapping patches -> channels, then LayerNorm (section 3.1).
 
   A convolution whose stride is its kernel, written as the matrix product that it is; the rows of
-  the kernel are (time, height, width, colour) of a patch.
+  the kernel are (time, height, width, color) of a patch.
   """
 
   def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
@@ -166,7 +166,7 @@ class WindowAttention(nnx.Module):
         implementation=self.config.attention,
       )
 
-    if self.config.rematerialisation == "attention":
+    if self.config.rematerialization == "attention":
       attend = jax.checkpoint(attend)
     heads = attend(qkv, self.relative_position_bias_table[...])
     x = heads.swapaxes(2, 3).reshape(x.shape)
@@ -246,7 +246,7 @@ class Stage(nnx.Module):
     def run(block, x, key):
       return block(x, key=key)
 
-    if self.config.rematerialisation == "block":
+    if self.config.rematerialization == "block":
       run = jax.checkpoint(run)
     for block, block_key in zip(self.blocks, split_key(key, len(self.blocks))):
       x = run(block, x, block_key)
@@ -290,10 +290,10 @@ class VideoSwin(nnx.Module):
   def feature_map(
     self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
   ) -> jax.Array:
-    """Normalised features of the last stage.
+    """Normalized features of the last stage.
 
     Args:
-      video: float `[batch, time, height, width, 3]`, normalised RGB, of any size.
+      video: float `[batch, time, height, width, 3]`, normalized RGB, of any size.
       position_ids: not used; other models want to know where in the video the frames were.
       key: random key for dropout; None for a deterministic call.
 

@@ -18,7 +18,7 @@ from vswin_jax.common.checks import (
   fields,
 )
 from vswin_jax.models.layers import (
-  BLOCK_REMATERIALISATIONS,
+  BLOCK_REMATERIALIZATIONS,
   DTYPES,
   MLP,
   drop_path,
@@ -48,7 +48,7 @@ class ViTConfig:
     drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
     dtype: of the computation; LayerNorm and softmax are float32.
     param_dtype: of the parameters.
-    rematerialisation: what the backward pass recomputes: "none" or "block".
+    rematerialization: what the backward pass recomputes: "none" or "block".
     init_std: standard deviation of the initial linear layers.
     embedding_std: of the initial class tokens and position embeddings.
   """
@@ -64,7 +64,7 @@ class ViTConfig:
   drop_path_rate: float = 0.0
   dtype: str = "float32"
   param_dtype: str = "float32"
-  rematerialisation: str = "none"
+  rematerialization: str = "none"
   init_std: float = 0.02
   embedding_std: float = 0.02
 
@@ -73,7 +73,7 @@ class ViTConfig:
     check_at_least(1, **fields(self, *sizes))
     check_rates(**fields(self, "dropout_rate", "drop_path_rate"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
-    check_choices(BLOCK_REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_choices(BLOCK_REMATERIALIZATIONS, **fields(self, "rematerialization"))
     check_heads(self.width, self.num_heads, "the image backbone")
     if self.image_size % self.patch_size:
       raise ValueError(
@@ -160,7 +160,7 @@ class ViT(nnx.Module):
     not depend on the rest of them.
 
     Args:
-      images: float `[batch, height, width, 3]`, normalised RGB of `image_size`.
+      images: float `[batch, height, width, 3]`, normalized RGB of `image_size`.
       key: random key for dropout; None for a deterministic call.
 
     Returns:
@@ -183,7 +183,7 @@ class ViT(nnx.Module):
     def run(block, x, key, kept):
       return block(x, kept, key=key)
 
-    if self.config.rematerialisation == "block":
+    if self.config.rematerialization == "block":
       run = jax.checkpoint(run, static_argnums=3)
     kept = [x.shape[1]] * (len(self.blocks) - 1) + [self.class_tokens]
     for block, block_key, tokens in zip(self.blocks, block_keys, kept):

@@ -32,7 +32,7 @@ from vswin_jax.models.layers import (
 from vswin_jax.models.longformer import TemporalEncoder
 
 HEAD_LAYER_NORM_EPSILON = 1e-5
-REMATERIALISATIONS = ("none", "chunk")
+REMATERIALIZATIONS = ("none", "chunk")
 CUSTOM_BACKBONE = "custom"
 
 
@@ -61,7 +61,7 @@ class VTNConfig:
       `jax.jit` every call compiles anew.
     dtype: of the computation; LayerNorm, softmax and the head are float32.
     param_dtype: of the parameters; float32 unless memory forbids.
-    rematerialisation: what the backward pass recomputes: "none" or "chunk" (the backbone, chunk by
+    rematerialization: what the backward pass recomputes: "none" or "chunk" (the backbone, chunk by
       chunk).
     init_std: standard deviation of the temporal encoder's initial linear layers.
     embedding_std: of its initial embeddings of positions and token types. That of the reference
@@ -84,7 +84,7 @@ class VTNConfig:
   frames_per_chunk: int = 0
   dtype: str = "float32"
   param_dtype: str = "float32"
-  rematerialisation: str = "none"
+  rematerialization: str = "none"
   init_std: float = 0.02
   embedding_std: float = 0.02
 
@@ -96,7 +96,7 @@ class VTNConfig:
     check_at_least(2, **fields(self, "attention_window"))
     check_rates(**fields(self, "dropout_rate", "attention_dropout_rate", "head_dropout_rate"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
-    check_choices(REMATERIALISATIONS, **fields(self, "rematerialisation"))
+    check_choices(REMATERIALIZATIONS, **fields(self, "rematerialization"))
     check_heads(self.width, self.num_heads, "the temporal encoder")
     if self.attention_window % 2:
       raise ValueError(f"attention_window must be even, got {self.attention_window}")
@@ -138,7 +138,7 @@ class Head(nnx.Module):
 
 
 def _uniform_linear(inputs: int, outputs: int, config: VTNConfig, rngs: nnx.Rngs):
-  """A linear layer as PyTorch initialises it by default."""
+  """A linear layer as PyTorch initializes it by default."""
   uniform = symmetric_uniform(inputs**-0.5)
   return linear(
     inputs, outputs, config, rngs, kernel_init=uniform, bias_init=uniform, dtype="float32"
@@ -180,7 +180,7 @@ class VTN(nnx.Module):
     """Classifies videos.
 
     Args:
-      video: float `[batch, frames, height, width, 3]`, normalised RGB.
+      video: float `[batch, frames, height, width, 3]`, normalized RGB.
       position_ids: int `[batch, frames]`: numbers of the frames in their video, as decoded; they
         are taken modulo `num_positions - 2`. None: 0, 1, 2 and so on, as if all frames were there.
       valid: bool `[batch, frames]`: False for the padding of videos shorter than the longest of
@@ -223,7 +223,7 @@ class VTN(nnx.Module):
         )
       return features.reshape(*chunk.shape[:2], -1)
 
-    if self.config.rematerialisation == "chunk":
+    if self.config.rematerialization == "chunk":
       encode = jax.checkpoint(encode)
     return map_chunks(encode, video, self.config.frames_per_chunk or video.shape[1])
 

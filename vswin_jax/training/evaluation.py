@@ -88,9 +88,9 @@ def jit_eval_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
   """
 
   def run(params: dict, batch: dict) -> dict:
-    facts = dict(batch)
-    inputs = facts.pop("video"), facts.pop("position_ids")
-    return facts | {"probabilities": step(params, *inputs)}
+    metadata = dict(batch)
+    inputs = metadata.pop("video"), metadata.pop("position_ids")
+    return metadata | {"probabilities": step(params, *inputs)}
 
   return jax.jit(run, out_shardings=replicated(mesh))
 

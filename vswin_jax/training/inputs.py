@@ -84,7 +84,7 @@ def model_inputs(
     key: of the step, or of the part; clips are mixed within it.
 
   Returns:
-    Normalised float32 `[batch, time, height, width, 3]`, and targets `[batch, num_classes]`.
+    Normalized float32 `[batch, time, height, width, 3]`, and targets `[batch, num_classes]`.
   """
   targets = make_targets(
     batch["label"], num_classes, multi_label=multi_label, label_smoothing=label_smoothing

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from vswin_jax.common.cli import MAY_PASS
+from vswin_jax.common.cli import TRANSIENT
 from vswin_jax.common.progress import Progress, logger, own_logger
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
@@ -20,7 +20,7 @@ class TrainingError(RuntimeError):
 class LostWorkerError(TrainingError):
   """A data worker that died."""
 
-  exit_status = MAY_PASS
+  exit_status = TRANSIENT
 
 
 def train(

@@ -84,8 +84,8 @@ def make_train_step(
   augmentation: Augmentation = _NO_AUGMENTATION,
   multi_label: bool = False,
   label_smoothing: float = 0.0,
-  accumulate: int = 1,
-  average_decay: float = 0.0,
+  grad_accum_steps: int = 1,
+  ema_decay: float = 0.0,
   log_every: int = 50,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """Builds the training step, to be jitted with the state donated.
@@ -93,13 +93,13 @@ def make_train_step(
   Args:
     graph: of the model, from `split_model`.
     seed: of augmentation, dropout and stochastic depth, which are a function of (seed, step) alone.
-    mean: of the pixels, per colour; likewise `std`.
+    mean: of the pixels, per color; likewise `std`.
     mesh: of the devices that share a batch; None: one device.
     augmentation: of the clips.
     multi_label: videos have any number of labels, each learnt by itself.
     label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
-    accumulate: parts of the batch whose gradients are summed one after the other.
-    average_decay: of the moving average of the parameters; 0 keeps none.
+    grad_accum_steps: parts of the batch whose gradients are summed one after the other.
+    ema_decay: of the moving average of the parameters; 0 keeps none.
     log_every: steps after which the means in the metrics start anew.
 
   Returns:
@@ -132,13 +132,13 @@ def make_train_step(
   gradient = jax.value_and_grad(loss_function, has_aux=True)
 
   def gradient_of_batch(params, batch, key):
-    if accumulate == 1:
+    if grad_accum_steps == 1:
       (loss, top1), grads = gradient(params, batch, key)
       return loss, top1, grads
 
     def part_first(x):
       # Every part takes its share from each device.
-      return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
+      return jnp.moveaxis(x.reshape(-1, grad_accum_steps, *x.shape[1:]), 1, 0)
 
     def add_part(total, part):
       batch_part, index = part
@@ -146,9 +146,9 @@ def make_train_step(
       return jax.tree.map(jnp.add, total, (loss, top1, grads)), None
 
     zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    parts = (jax.tree.map(part_first, batch), jnp.arange(accumulate))
+    parts = (jax.tree.map(part_first, batch), jnp.arange(grad_accum_steps))
     total, _ = jax.lax.scan(add_part, zero, parts)
-    return jax.tree.map(lambda x: x / accumulate, total)
+    return jax.tree.map(lambda x: x / grad_accum_steps, total)
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -157,8 +157,8 @@ def make_train_step(
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
-    if average_decay:
-      average = update_average(average, params, average_decay, state.step + 1)
+    if ema_decay:
+      average = update_average(average, params, ema_decay, state.step + 1)
 
     now = {"steps": 1.0, "loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
     starts_anew = state.step % log_every == 0

@@ -7,7 +7,11 @@ import av
 import cv2
 import numpy as np
 
-from tests.data.video.test_decoding_kinds import KINDS, encode, scene
+from tests.helpers.video_kinds import (
+  KINDS,
+  encode,
+  scene,
+)
 from vswin_jax.data.annotations.common import Annotations, Video
 
 CLASSES = ("run", "jump")

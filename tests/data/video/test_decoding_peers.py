@@ -36,6 +36,6 @@ def test_readers_give_the_clips_of_this_library(benchmark, video, name):
   for clip in clips:
     expected = ours(video, clip)
     assert expected.shape == (32, 224, 224, 3)
-    # Another build of FFmpeg may convert colours a little differently.
+    # Another build of FFmpeg may convert colors a little differently.
     difference = np.abs(reader(video, clip).astype(int) - expected)
     assert difference.max() <= 3 and difference.mean() < 0.5

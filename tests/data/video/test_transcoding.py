@@ -8,8 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.data.video.test_decoding import FOOTAGE, moving_bars
-from tests.data.video.test_decoding_kinds import KINDS, decode_plainly, encode, scene
+from tests.helpers.video_kinds import (
+  KINDS,
+  decode_plainly,
+  encode,
+  scene,
+)
+from tests.helpers.videos import (
+  FOOTAGE,
+  moving_bars,
+)
 from vswin_jax.data.video.container import VideoError
 from vswin_jax.data.video.decoding import decode_frames, probe
 from vswin_jax.data.video.encoding import H264, encode_mp4
@@ -29,12 +37,12 @@ def difference(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def assert_same_pictures(video: bytes, expected: np.ndarray, pixels: str = "yuv420p") -> None:
   """Every frame is the expected one, but for what encoding costs."""
-  facts = probe(video)
-  assert (facts.num_frames, facts.height, facts.width) == expected.shape[:3]
+  metadata = probe(video)
+  assert (metadata.num_frames, metadata.height, metadata.width) == expected.shape[:3]
   for number, frame in enumerate(decode_frames(video, range(len(expected)))):
     errors = [difference(frame, other) for other in expected]
     assert np.argmin(errors) == number
-    # Sharp colours do not survive yuv420p, and a full range is rounded.
+    # Sharp colors do not survive yuv420p, and a full range is rounded.
     assert errors[number] < (1 if pixels == "yuv420p" else 25)
     bias = frame.mean((0, 1)) - expected[number].mean((0, 1))
     np.testing.assert_allclose(bias, 0, atol=0.2 if pixels == "yuv420p" else 3)
@@ -43,8 +51,8 @@ def assert_same_pictures(video: bytes, expected: np.ndarray, pixels: str = "yuv4
 def test_real_footage_gets_smaller_and_keeps_its_colours():
   source = (FOOTAGE / "bigbuckbunny.mp4").read_bytes()
   result = transcode(source, Transcoding(short_side=256))
-  facts = probe(result)
-  assert (facts.num_frames, facts.height, facts.width) == (132, 256, 456)
+  metadata = probe(result)
+  assert (metadata.num_frames, metadata.height, metadata.width) == (132, 256, 456)
   assert len(result) < len(source) / 2
   numbers = range(0, 132, 20)
   expected = decode_frames(
@@ -105,9 +113,9 @@ def test_damage_in_the_middle_is_an_error():
     packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
   position, size = packets[40]
   source[position : position + size] = b"\xff" * size
-  facts = probe(bytes(source))
+  metadata = probe(bytes(source))
   with pytest.raises(VideoError, match=r"damaged video: frame 4\d can't"):
-    check_frames(bytes(source), facts)
+    check_frames(bytes(source), metadata)
   with pytest.raises(VideoError, match=r"damaged video: frame 4\d can't"):
     transcode(bytes(source), Transcoding())
 
@@ -134,9 +142,9 @@ def test_every_kind_of_video(tmp_path, name):
 
 @pytest.mark.parametrize("space, number", [("bt709", 1), ("smpte170m", 6)])
 def test_colours_keep_their_meaning(tmp_path, space, number):
-  """Large videos say that they count colours otherwise than small ones do."""
-  colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
-  frames = [np.full((32, 48, 3), colour, np.uint8) for colour in colours]
+  """Large videos say that they count colors otherwise than small ones do."""
+  colors = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+  frames = [np.full((32, 48, 3), color, np.uint8) for color in colors]
   options = {"crf": "1", "colorspace": space, "x264-params": f"colormatrix={space}"}
   path = encode(tmp_path / "a.mp4", "libx264", "yuv420p", options, frames=frames)
   with av.open(str(path)) as container:
@@ -158,8 +166,8 @@ def test_frames_do_not_keep_the_type_of_their_source(tmp_path, name):
 
 def test_very_slow_videos():
   source = (FOOTAGE / "carphone_pristine.mp4").read_bytes()
-  facts = dataclasses.replace(probe(source), fps_numerator=1, fps_denominator=5000)
-  assert probe(transcode(source, Transcoding(64), facts)).fps_numerator == 25
+  metadata = dataclasses.replace(probe(source), fps_numerator=1, fps_denominator=5000)
+  assert probe(transcode(source, Transcoding(64), metadata)).fps_numerator == 25
 
 
 def test_a_size_that_changes_on_the_way(tmp_path):
@@ -170,6 +178,6 @@ def test_a_size_that_changes_on_the_way(tmp_path):
   ]
   path = tmp_path / "both.ts"
   path.write_bytes(b"".join(part.read_bytes() for part in parts))
-  facts = probe(path)
-  result = probe(transcode(path, Transcoding(), facts))
-  assert (result.num_frames, result.height, result.width) == (facts.num_frames, 32, 48)
+  metadata = probe(path)
+  result = probe(transcode(path, Transcoding(), metadata))
+  assert (result.num_frames, result.height, result.width) == (metadata.num_frames, 32, 48)

@@ -45,22 +45,22 @@ def collect_rows(
     found = list(read(source))
     if not found:
       raise AnnotationError(f"{source.path}: it lists no videos")
-    labelled = [row for row in found if row.labels is not None]
+    labeled = [row for row in found if row.labels is not None]
     for row in found:
       if row.labels is None and row.split != "test":
         raise AnnotationError(
           f"{row.where}: no label of {row.path!r}; only videos of test may have none"
         )
-    if len(labelled) < len(found):
-      name, count = os.path.basename(source.path), len(found) - len(labelled)
+    if len(labeled) < len(found):
+      name, count = os.path.basename(source.path), len(found) - len(labeled)
       few = f"{name}: left out, without label: {count:,}"
-      notes.append(few if labelled else f"{name} has no labels: left out")
+      notes.append(few if labeled else f"{name} has no labels: left out")
     unclear = [row for row in found if row.split is None]
     if unclear and (len(sources) > 1 or len(unclear) < len(found)):
       raise AnnotationError(
         f"{unclear[0].where}: the split of {unclear[0].path!r} is unclear; give it as SPLIT=FILE"
       )
-    rows.extend(labelled)
+    rows.extend(labeled)
   if not rows:
     raise AnnotationError(f"{sources[0].path}: no videos with labels; give those of train too")
   return rows, notes

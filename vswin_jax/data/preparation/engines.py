@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from vswin_jax.data.preparation.shards import (
   Shard,
   ShardResult,
-  file_facts,
+  file_metadata,
   move_shard,
   read_result,
   write_shard,
@@ -49,7 +49,7 @@ def on_this_machine(num_workers: int) -> Engine:
       videos,
       num_workers=num_workers,
       if_killed=killed,
-      size=lambda video: file_facts(video)[0],
+      size=lambda video: file_metadata(video)[0],
     )
 
     def reported(count: int) -> Iterator[Prepared | Problem]:

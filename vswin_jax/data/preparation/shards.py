@@ -97,7 +97,7 @@ def plan_shards(
   """
   shards = []
   for split, videos in splits.items():
-    files = [(video, *file_facts(video)) for video in videos]
+    files = [(video, *file_metadata(video)) for video in videos]
     num_bytes = sum(size for _, size, _ in files)
     bits = 0
     while num_bytes > shard_bytes << bits and bits < _MOST_BITS:
@@ -114,12 +114,12 @@ def plan_shards(
 
 def _fingerprint(files: Sequence[tuple[Video, int, int]], recipe: Recipe) -> str:
   """Of videos (names, sizes, times of change, labels) and of what becomes of them."""
-  videos = [(video.path, video.id, video.labels, *facts) for video, *facts in files]
-  facts = json.dumps([_FORMAT, dataclasses.asdict(recipe), videos])
-  return hashlib.sha256(facts.encode()).hexdigest()
+  videos = [(video.path, video.id, video.labels, *metadata) for video, *metadata in files]
+  metadata = json.dumps([_FORMAT, dataclasses.asdict(recipe), videos])
+  return hashlib.sha256(metadata.encode()).hexdigest()
 
 
-def file_facts(video: Video) -> tuple[int, int]:
+def file_metadata(video: Video) -> tuple[int, int]:
   """Size in bytes of a video's file, and when it changed, in ns; 0 if it can't be told."""
   try:
     found = os.stat(video.path)
@@ -150,14 +150,14 @@ def finished(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
 def read_result(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
   """The result of a shard whose files are there, whole and of its fingerprint; else None."""
   try:
-    facts = json.loads(_facts_path(folder, shard).read_text())
+    metadata = json.loads(_facts_path(folder, shard).read_text())
     result = ShardResult(
-      totals=Totals(**facts["totals"]),
-      num_bytes=facts["num_bytes"],
-      problems=tuple(Problem(**problem) for problem in facts["problems"]),
+      totals=Totals(**metadata["totals"]),
+      num_bytes=metadata["num_bytes"],
+      problems=tuple(Problem(**problem) for problem in metadata["problems"]),
     )
     size = records_path(folder, shard).stat().st_size
-    is_same = facts["fingerprint"] == shard.fingerprint and size == result.num_bytes
+    is_same = metadata["fingerprint"] == shard.fingerprint and size == result.num_bytes
   except (OSError, ValueError, KeyError, TypeError):
     return None
   return result if is_same else None
@@ -210,7 +210,7 @@ def _totals(outcome: Prepared) -> Totals:
 
 
 def move_shard(shard: Shard, source: pathlib.Path, destination: pathlib.Path) -> None:
-  """Moves a finished shard to another folder of the same file system, its facts last."""
+  """Moves a finished shard to another folder of the same file system, its metadata last."""
   for path_in in (records_path, _facts_path):
     path_in(source, shard).replace(path_in(destination, shard))
 

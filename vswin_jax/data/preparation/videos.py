@@ -18,13 +18,13 @@ from vswin_jax.data.video.container import (
   VideoError,
   open_video,
 )
-from vswin_jax.data.video.decoding import VideoFacts, decode_frames, probe
+from vswin_jax.data.video.decoding import VideoMetadata, decode_frames, probe
 from vswin_jax.data.video.transcoding import Transcoding, check_frames, transcode
 
 # Kinds of problems that may be gone the next time.
 UNREADABLE, CRASHES = "unreadable", "crashes"
 
-# A serialised example can't be larger; what is not the video takes far less than the rest.
+# A serialized example can't be larger; what is not the video takes far less than the rest.
 _MOST_BYTES = 2**31 - 2**20
 # One video in so many is decoded before and after, to tell how much faster that has become.
 _TIMED_SHARE = 2
@@ -63,7 +63,7 @@ class Prepared:
   """A record and what became of its file.
 
   Attributes:
-    example: serialised.
+    example: serialized.
     source_bytes: of the file; `stored_bytes` of the video in the record.
     seconds: of the video.
     clip_seconds: processor time of decoding a clip of 32 frames from the file and from the record,
@@ -87,7 +87,7 @@ def killed(video: Video) -> Problem:
 
 
 def prepare_video(video: Video, recipe: Recipe) -> Prepared | Problem:
-  """Probes, decodes from end to end, transcodes if asked to, and serialises one video."""
+  """Probes, decodes from end to end, transcodes if asked to, and serializes one video."""
   problem = functools.partial(Problem, video.path, video.id)
   try:
     return _prepare(video, recipe)
@@ -122,17 +122,17 @@ def _prepare(video: Video, recipe: Recipe) -> Prepared:
     raise _Refused("empty", "the file has no bytes")
   if recipe.transcoding is None:
     _check_size(source_bytes)
-  facts, seconds = _checked_facts(video.path, recipe.max_seconds)
-  content, stored_facts = _content(video.path, facts, recipe.transcoding)
+  metadata, seconds = _checked_metadata(video.path, recipe.max_seconds)
+  content, stored_metadata = _content(video.path, metadata, recipe.transcoding)
   _check_size(len(content))
   labels = list(video.labels)
-  example = record(content, video.id, labels if recipe.multi_label else labels[0], stored_facts)
+  example = record(content, video.id, labels if recipe.multi_label else labels[0], stored_metadata)
   return Prepared(
     example=_features(recipe.class_names, recipe.multi_label).serialize_example(example),
     source_bytes=source_bytes,
     stored_bytes=len(content),
     seconds=seconds,
-    clip_seconds=_time_clips(video, content, facts) if recipe.transcoding else None,
+    clip_seconds=_time_clips(video, content, metadata) if recipe.transcoding else None,
   )
 
 
@@ -141,19 +141,19 @@ def _check_size(num_bytes: int) -> None:
     raise _Refused("too large", f"{num_bytes:,} bytes do not fit into one record; transcode it")
 
 
-def _checked_facts(path: str, max_seconds: float) -> tuple[VideoFacts, float]:
-  """Facts of a video, and its length in seconds."""
+def _checked_metadata(path: str, max_seconds: float) -> tuple[VideoMetadata, float]:
+  """Metadata of a video, and its length in seconds."""
   with open_video(path) as (container, _):
     # What FFmpeg calls a picture: a video of one frame, which may carry any name.
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
       raise NotAVideo(f"it is a picture ({container.format.long_name})")
     # Some kinds of files tell their frames only when they are decoded, which may take hours.
     _check_length((container.duration or 0) / av.time_base, max_seconds)
-  facts = probe(path)
-  rate = facts.fps_numerator / facts.fps_denominator
-  seconds = facts.num_frames / rate if rate else 0.0
+  metadata = probe(path)
+  rate = metadata.fps_numerator / metadata.fps_denominator
+  seconds = metadata.num_frames / rate if rate else 0.0
   _check_length(seconds, max_seconds)
-  return facts, seconds
+  return metadata, seconds
 
 
 def _check_length(seconds: float, max_seconds: float) -> None:
@@ -162,14 +162,14 @@ def _check_length(seconds: float, max_seconds: float) -> None:
 
 
 def _content(
-  path: str, facts: VideoFacts, transcoding: Transcoding | None
-) -> tuple[bytes, VideoFacts]:
+  path: str, metadata: VideoMetadata, transcoding: Transcoding | None
+) -> tuple[bytes, VideoMetadata]:
   if transcoding is not None:
-    content = transcode(path, transcoding, facts)
+    content = transcode(path, transcoding, metadata)
     return content, probe(content)
-  check_frames(path, facts)
+  check_frames(path, metadata)
   with open(path, "rb") as file:
-    return file.read(), facts
+    return file.read(), metadata
 
 
 @functools.lru_cache(maxsize=1)
@@ -177,10 +177,12 @@ def _features(class_names: tuple[str, ...], multi_label: bool):
   return features(list(class_names), multi_label=multi_label)
 
 
-def _time_clips(video: Video, content: bytes, facts: VideoFacts) -> tuple[float, float] | None:
+def _time_clips(
+  video: Video, content: bytes, metadata: VideoMetadata
+) -> tuple[float, float] | None:
   if digest(video.id)[0] % _TIMED_SHARE:
     return None
-  indices = (facts.num_frames // 2 + _TIMED_CLIP) % facts.num_frames
+  indices = (metadata.num_frames // 2 + _TIMED_CLIP) % metadata.num_frames
   try:
     return _time(video.path, indices), _time(content, indices)
   except VideoError:  # its size changes on the way, which transcoding puts right

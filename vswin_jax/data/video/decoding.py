@@ -58,7 +58,7 @@ _MPEG4_EMPTY = 19
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoFacts:
+class VideoMetadata:
   """What a video holds: presented frames, displayed size in pixels, average frame rate.
 
   The frame rate is 0 / 1 if the file does not say.
@@ -103,8 +103,8 @@ class _Index:
   one_per_packet: bool = False
 
 
-def probe(video: bytes | str | os.PathLike) -> VideoFacts:
-  """Facts of an encoded video, read without decoding more than one frame where that is possible.
+def probe(video: bytes | str | os.PathLike) -> VideoMetadata:
+  """Metadata of an encoded video, read without decoding more than one frame where that is possible.
 
   Raises:
     VideoError: no such file, no video stream, or no frames.
@@ -115,12 +115,12 @@ def probe(video: bytes | str | os.PathLike) -> VideoFacts:
 
 
 @functools.lru_cache(maxsize=8)
-def _probe_file(path: str, size: int, changed: int) -> VideoFacts:
+def _probe_file(path: str, size: int, changed: int) -> VideoMetadata:
   del size, changed  # with them the path stands for one content
   return _probe(path)
 
 
-def _probe(video) -> VideoFacts:
+def _probe(video) -> VideoMetadata:
   index = _index(video)
   with open_video(video) as (container, stream):
     rate = stream.average_rate or stream.guessed_rate
@@ -130,7 +130,7 @@ def _probe(video) -> VideoFacts:
     if frame is None:
       raise VideoError("no frame of the video can be decoded")
     height, width, _ = to_picture(frame, VideoReformatter()).shape
-    return VideoFacts(
+    return VideoMetadata(
       num_frames=index.num_frames,
       height=height,
       width=width,

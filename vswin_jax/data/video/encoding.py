@@ -92,7 +92,7 @@ def write_mp4(
     stream.options = settings.options()
     for number, frame in enumerate(frames):
       if number == 0:
-        # Otherwise a player takes the colours of large videos for those of small ones.
+        # Otherwise a player takes the colors of large videos for those of small ones.
         stream.codec_context.colorspace = frame.colorspace
       frame.time_base = 1 / fps
       frame.pts = number

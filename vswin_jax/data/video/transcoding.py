@@ -17,7 +17,7 @@ from vswin_jax.data.video.container import (
   read_packets,
   upright,
 )
-from vswin_jax.data.video.decoding import VideoFacts, probe
+from vswin_jax.data.video.decoding import VideoMetadata, probe
 from vswin_jax.data.video.encoding import H264, write_mp4
 
 # Of videos that do not say how many frames they show a second.
@@ -43,7 +43,7 @@ class Transcoding:
 
 
 def transcode(
-  video: bytes | str | os.PathLike, options: Transcoding, facts: VideoFacts | None = None
+  video: bytes | str | os.PathLike, options: Transcoding, metadata: VideoMetadata | None = None
 ) -> bytes:
   """Encodes a video anew: H.264 in mp4, upright, with as many frames as before.
 
@@ -52,15 +52,15 @@ def transcode(
 
   Args:
     video: the bytes or the path of a video file.
-    facts: of the video, from `decoding.probe`, if they are known.
+    metadata: of the video, from `decoding.probe`, if they are known.
 
   Raises:
     VideoError: the video can't be opened, or one of its frames can't be decoded.
   """
-  facts = facts or probe(video)
-  rate = fractions.Fraction(facts.fps_numerator, facts.fps_denominator)
+  metadata = metadata or probe(video)
+  rate = fractions.Fraction(metadata.fps_numerator, metadata.fps_denominator)
   rate = rate.limit_denominator(_FINEST_RATE) or _USUAL_RATE
-  height, width = fit_short_side(facts.height, facts.width, options.short_side)
+  height, width = fit_short_side(metadata.height, metadata.width, options.short_side)
   reformatter = VideoReformatter()
   frames = (
     reformatter.reformat(
@@ -74,26 +74,28 @@ def transcode(
       dst_color_range=ColorRange.MPEG,
       threads=1,
     )
-    for frame in all_frames(video, facts)
+    for frame in all_frames(video, metadata)
   )
   return write_mp4(frames, height, width, rate, options.h264)
 
 
-def check_frames(video: bytes | str | os.PathLike, facts: VideoFacts) -> None:
+def check_frames(video: bytes | str | os.PathLike, metadata: VideoMetadata) -> None:
   """Decodes a video from end to end.
 
   Raises:
     VideoError: one of its frames can't be decoded.
   """
-  for _ in all_frames(video, facts):
+  for _ in all_frames(video, metadata):
     pass
 
 
-def all_frames(video: bytes | str | os.PathLike, facts: VideoFacts) -> Iterator[av.VideoFrame]:
+def all_frames(
+  video: bytes | str | os.PathLike, metadata: VideoMetadata
+) -> Iterator[av.VideoFrame]:
   """Every frame in the order of presentation, as it is stored.
 
   Args:
-    facts: from `decoding.probe`, which leaves out what a damaged end spoils.
+    metadata: from `decoding.probe`, which leaves out what a damaged end spoils.
 
   Raises:
     VideoError: a frame is damaged or missing.
@@ -101,11 +103,11 @@ def all_frames(video: bytes | str | os.PathLike, facts: VideoFacts) -> Iterator[
   number = -1
   with open_video(video) as (container, stream):
     frames = decode_packets(read_packets(container, stream), stream)
-    for number, (frame, sound) in enumerate(itertools.islice(frames, facts.num_frames)):
+    for number, (frame, sound) in enumerate(itertools.islice(frames, metadata.num_frames)):
       if not sound:
         raise VideoError(f"damaged video: frame {number} can't be decoded")
       yield frame
-    if number + 1 < facts.num_frames:
+    if number + 1 < metadata.num_frames:
       raise VideoError(f"damaged video: frame {number + 1} is missing from the stream")
 
 

@@ -1,0 +1,69 @@
+"""Small states, and damage to their checkpoints."""
+
+import contextlib
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.manager import open_checkpoints
+from vswin_jax.training.step import create_state
+
+METADATA = {"model": {"name": "x"}, "labels": ["a", "b"]}
+
+
+def state_at(step, width=300):
+  key = jax.random.key(step)
+  params = {
+    "stem": {"kernel": jax.random.normal(key, (width, 40))},
+    "head": {"bias": jax.random.normal(key, (5,), jnp.bfloat16)},
+  }
+  state = create_state(params, optax.adam(1e-3), with_average=True)
+  average = jax.tree.map(lambda leaf: leaf * 2, params)
+  return state.replace(step=jnp.int32(step), average=average)
+
+
+def shapes_of(tree):
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def assert_same(found, expected):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+
+
+def save_all(directory, steps, scores=None, **options):
+  with open_checkpoints(directory, **options) as checkpoints:
+    for step in steps:
+      manager.save(checkpoints, state_at(step), METADATA, (scores or {}).get(step))
+
+
+def flip_bits(path):
+  """Changes something of every large array, and nothing that is needed to read the file."""
+  data = bytearray(path.read_bytes())
+  for place in range(min(len(data) // 2, 10_000), len(data) - 1000, 20_000):
+    data[place] ^= 16
+  path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def small_disk(size):
+  """Files that grow beyond a size in bytes can't be written, as on a disk that is full."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def data_files(directory, step, process):
+  """Files of arrays that a process wrote, by size."""
+  files = (directory / str(step) / "state" / f"ocdbt.process_{process}" / "d").iterdir()
+  return sorted(files, key=lambda path: path.stat().st_size)
