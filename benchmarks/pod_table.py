@@ -98,7 +98,7 @@ def run_job(job: Job, results: pathlib.Path) -> None:
   metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   config.mesh.fsdp = job.fsdp or config.mesh.fsdp
   plan = compile.plan_for(config, target, metadata, job.clips or None)
-  batch_size, fsdp = plan.settings.config.train.batch_size, plan.settings.config.mesh.fsdp
+  batch_size, fsdp = plan.settings.train.batch_size, plan.settings.mesh.fsdp
   wanted = batch_size if job.clips else config.train.batch_size
   # Clips that are mixed may lie on other chips.
   mixes = plan.settings.augmentation.mixes
@@ -162,7 +162,7 @@ def on_other_slice(found, target, metadata, plan, wanted_batch_size: int):
   tried besides was tried on the first slice alone."""
   from vswin_jax.aot.hlo import wire_bytes
 
-  devices, train = target.num_devices, plan.settings.config.train
+  devices, train = target.num_devices, plan.settings.train
   collectives = tuple(
     dataclasses.replace(
       one, group=devices, wire_bytes=wire_bytes(one.kind, one.operand_bytes, devices)

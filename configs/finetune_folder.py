@@ -1,10 +1,10 @@
-"""Your own videos, from any checkpoint: its model and preprocessing, a new head.
+"""Fine-tuning on your own videos: model and preprocessing of any checkpoint, a new head.
 
-The data set is one of `python -m vswin_jax.prepare --dataset=video_folder`; the checkpoint is one
-of `python -m vswin_jax.convert` or the workdir of a run. It decides about `model`, about mean, std
-and clips, whatever stands here; flags such as --config.clip.num_frames=16 hold against it. On an
-accelerator add --config.model.dtype=bfloat16. Where the weights are those of an image backbone
-alone, the rest of the model is random and should learn as fast as the head:
+`python -m vswin_jax.prepare --dataset=video_folder` makes the data set. The checkpoint comes from
+`python -m vswin_jax.convert` or is the workdir of a run; it overrides `model`, mean, std and clips,
+but not flags such as --config.clip.num_frames=16. On an accelerator, add
+--config.model.dtype=bfloat16. If the weights are those of an image backbone, the rest of the model
+is random and should learn as fast as the head:
 --config.optimizer.learning_rate_multipliers="(('backbone.*',0.1),('.*',1.0))"
 """
 

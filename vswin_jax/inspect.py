@@ -45,15 +45,16 @@ def _inspect() -> None:
   from vswin_jax.common.progress import set_up_logging
   from vswin_jax.data.clips import ClipSpec, Views, check_views
   from vswin_jax.data.records import open_records, split_names
-  from vswin_jax.experiment import contact_sheet, initialization
+  from vswin_jax.experiment import contact_sheet
   from vswin_jax.experiment.config import base_config
+  from vswin_jax.experiment.initialization import override_config
 
   set_up_logging()
   config = _CONFIG.value or base_config()
   overridden_keys = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else ()
   if config.init_from not in (None, "random"):
     source = file_path(config.init_from)
-    config = initialization.settle(config, source, mode="train", overridden_keys=overridden_keys)
+    config = override_config(config, source, mode="train", overridden_keys=overridden_keys)
   elif config.model.name is None:
     print("shown as the config is; for the preprocessing of weights: --config.init_from=DIR")
   name = _DATASET.value or config.data.name

@@ -1,6 +1,6 @@
 """Trains or evaluates a model: `python -m vswin_jax.main --config=FILE --workdir=DIR`.
 
-In a run of several processes every host runs the same command.
+Every host of a multi-host run executes the same command.
 """
 
 import functools
@@ -18,10 +18,9 @@ from vswin_jax.common.cli import (
   unexpected_errors,
 )
 
-# Nothing heavy is imported here: worker processes that decode video import this module too.
+# Worker processes import this module, so it imports nothing large.
 
-# Python's resource tracker removes the shared memory of batches that are alive at the end, and
-# would say so as if it were a fault.
+# Python's resource tracker removes the shared memory of the last batches, and warns of it.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -30,8 +29,8 @@ _MODE = flags.DEFINE_enum(
   "mode",
   "train",
   ["train", "eval", "compile"],
-  "train: train or resume, then evaluate; eval: only evaluate; compile: say what the training step "
-  "needs on devices that are not at hand.",
+  "train: train or resume, then evaluate; eval: only evaluate; compile: estimate memory and time "
+  "of the training step on devices you don't have.",
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "For --mode=eval: a run, or converted weights, to evaluate in --workdir."
@@ -70,7 +69,7 @@ _STOP_STATUS = flags.DEFINE_integer(
 def main(arguments: list[str]) -> None:
   refuse_arguments(arguments)
   if _WORKDIR.value is None and _MODE.value != "compile":
-    sys.exit("error: give --workdir=DIR, a folder for what the run leaves")
+    sys.exit("error: give --workdir=DIR, the folder for checkpoints, logs and report")
   if _TOPOLOGY.value and _MODE.value != "compile":
     sys.exit("error: --topology goes with --mode=compile")
   if _CHECKPOINT.value and _MODE.value != "eval":
@@ -87,11 +86,11 @@ def _compile() -> None:
 
   prepare_environment()
   from vswin_jax.aot import compile, topologies
-  from vswin_jax.experiment import run
+  from vswin_jax.experiment.run import USER_ERRORS
 
   with one_line_errors(
     "what was compiled is in the workdir, if one was given",
-    (*run.USER_ERRORS, topologies.TargetError),
+    (*USER_ERRORS, topologies.TargetError),
   ):
     results = compile.run(
       _CONFIG.value,
@@ -106,16 +105,17 @@ def _compile() -> None:
 
 
 def _overridden_keys() -> list[str]:
-  """Keys of the config that were given on the command line."""
+  """Returns the config keys given on the command line."""
   return list(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def _run() -> None:
   from vswin_jax.distributed import clusters, processes
-  from vswin_jax.experiment import run
+  from vswin_jax.experiment.config import shared_flags
+  from vswin_jax.experiment.run import USER_ERRORS, run
 
   one_line = functools.partial(
-    one_line_errors, "the same command resumes from the last checkpoint", run.USER_ERRORS
+    one_line_errors, "the same command resumes from the last checkpoint", USER_ERRORS
   )
   with unexpected_errors(), one_line():
     processes.start(
@@ -124,7 +124,7 @@ def _run() -> None:
       ),
       start_timeout=_START_TIMEOUT.value,
       heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
-      metadata=run.shared_values(_CONFIG.value)
+      metadata=shared_flags(_CONFIG.value.to_dict())
       | {
         "--workdir": _WORKDIR.value,
         "--mode": _MODE.value,
@@ -132,7 +132,7 @@ def _run() -> None:
       },
     )
   with processes.ending_together(), one_line():
-    result = run.run(
+    result = run(
       _CONFIG.value,
       workdir=_WORKDIR.value,
       mode=_MODE.value,

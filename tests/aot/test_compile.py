@@ -80,7 +80,7 @@ def test_a_batch_that_can_not_be_divided_becomes_one_that_can():
 def test_the_plan_takes_the_next_batch(cpu_devices):
   config = small_config(**{"train.batch_size": 12, "train.grad_accum_steps": 2})
   plan = compile.plan_for(config, parse_target("v5e:2x2"), metadata_of(config))
-  assert plan.settings.config.train.batch_size == 16
+  assert plan.settings.train.batch_size == 16
   assert plan.num_steps == 6 * 4096 // 16
   assert config.train.batch_size == 12
 
@@ -117,7 +117,7 @@ def fake_compiler(monkeypatch, cpu_devices):
       )
 
     def compile_plan(plan, target, *_):
-      return result_for(plan.settings.config, target)
+      return result_for(plan.settings, target)
 
     def compile_for(config, target, metadata, *, clips_per_device=None):
       config = config.copy_and_resolve_references()

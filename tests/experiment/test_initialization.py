@@ -12,13 +12,14 @@ from vswin_jax.common.progress import logger
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.preprocessing import VTN_MEAN, VTN_STD, Preprocessing
 from vswin_jax.experiment import results
-from vswin_jax.experiment.config import base_config
+from vswin_jax.experiment.config import ConfigError, base_config, read_settings
 from vswin_jax.experiment.initialization import (
-  StartError,
-  settle,
-  source_of,
-  with_weights_of,
+  InitializationError,
+  find_source,
+  load_initial_weights,
+  override_config,
 )
+from vswin_jax.experiment.workdir import RunFolder
 from vswin_jax.models import create_model
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.training.optimizer import make_optimizer
@@ -49,6 +50,10 @@ def write(folder, options, preprocessing=None, labels=None, num_classes=3, rando
   return folder
 
 
+def folder_of(path):
+  return RunFolder(path, path)
+
+
 def clip_of(size, **views):
   views = {"num_clips": 4, "crops": "three", "short_side": size} | views
   return Preprocessing(clip=ClipSpec(size=size, train_short_side=size), views=Views(**views))
@@ -62,7 +67,7 @@ def test_a_config_without_a_model_takes_all_from_the_weights(tmp_path, mode):
     std=VTN_STD,
   )
   source = write(tmp_path / "vtn", VTN, preprocessing)
-  config = settle(load("finetune_folder"), source, mode=mode, overridden_keys=())
+  config = override_config(load("finetune_folder"), source, mode=mode, overridden_keys=())
   assert config.is_locked
   model = config.model.to_dict()
   assert model == {**VTN, "backbone_options": BACKBONE}
@@ -93,7 +98,7 @@ def test_short_sides_follow_the_size_of_clips(tmp_path, size, views, overridden_
   for key, value in overridden_keys.items():
     section, name = key.split(".")
     config[section][name] = value
-  config = settle(config, source, mode="train", overridden_keys=overridden_keys)
+  config = override_config(config, source, mode="train", overridden_keys=overridden_keys)
   found = (config.clip.size, config.clip.train_short_side, config.test.short_side)
   assert found == expected
   assert config.validation.short_side == overridden_keys.get("validation.short_side", expected[1])
@@ -103,12 +108,14 @@ def test_a_run_that_goes_on_keeps_what_it_was_started_with(tmp_path):
   source = write(tmp_path / "weights", SWIN, clip_of(224))
   config = load("finetune_folder")
   config.clip.size = 384
-  first = settle(config, source, mode="train", overridden_keys={"clip.size"})
+  first = override_config(config, source, mode="train", overridden_keys={"clip.size"})
   assert first.clip.train_short_side == 439
   # The checkpoint of the run says less of how it was trained than its config does.
   run = write(tmp_path / "run", SWIN, clip_of(384))
-  results.write_config(run, first)
-  again = settle(config, run, mode="train", workdir=run, overridden_keys={"clip.size"})
+  results.write_config(run, read_settings(first))
+  again = override_config(
+    config, run, mode="train", folder=RunFolder(run, run), overridden_keys={"clip.size"}
+  )
   assert again.to_json_best_effort() == first.to_json_best_effort()
 
 
@@ -117,7 +124,7 @@ def test_options_given_hold_against_the_weights(tmp_path):
   config = load("finetune_folder")
   config.model.drop_path_rate = 0.05
   config.model.dtype = "bfloat16"
-  model = settle(config, source, mode="train", overridden_keys=()).model
+  model = override_config(config, source, mode="train", overridden_keys=()).model
   assert (model.drop_path_rate, model.dtype) == (0.05, "bfloat16")
   assert model.embed_dim == 8
 
@@ -128,7 +135,7 @@ def test_training_of_a_named_model_keeps_its_config(tmp_path):
   config = load("k400_swin_t")
   for name, value in {**SWIN, "drop_path_rate": 0.1}.items():
     config.model[name] = value
-  settled = settle(config, source, mode="train", overridden_keys=())
+  settled = override_config(config, source, mode="train", overridden_keys=())
   assert settled.to_json_best_effort() == config.to_json_best_effort()
   assert options["name"] == settled.model.name
 
@@ -136,7 +143,7 @@ def test_training_of_a_named_model_keeps_its_config(tmp_path):
 def test_an_evaluation_takes_the_options_of_the_model(tmp_path):
   """Those that fit any parameters would otherwise be the config's, in silence."""
   source = write(tmp_path / "weights", VTN, clip_of(32, num_clips=1, crops="center"))
-  config = settle(load("k400_vtn_vit_b"), source, mode="eval", overridden_keys=())
+  config = override_config(load("k400_vtn_vit_b"), source, mode="eval", overridden_keys=())
   assert config.model.attention_window == 4 and config.model.num_heads == 4
   assert config.model.dtype == "bfloat16"
   assert config.model.backbone_options.num_heads == 2
@@ -154,7 +161,25 @@ def test_weights_of_another_model_are_refused_though_they_fit(tmp_path, mode, op
   section, _, name = option.rpartition(".")
   (config.model[section] if section else config.model)[name] = value
   with pytest.raises(manager.CheckpointError, match=f"a model with {option} \\d, the config"):
-    settle(config, source, mode=mode, overridden_keys=())
+    override_config(config, source, mode=mode, overridden_keys=())
+
+
+def test_options_that_make_no_model_are_a_config_error(tmp_path):
+  source = write(tmp_path / "weights", SWIN)
+  config = load("finetune_folder")
+  config.model.dtype = "fp16"
+  with pytest.raises(ConfigError, match="unknown dtype 'fp16'"):
+    override_config(config, source, mode="train", overridden_keys=())
+
+
+def test_crops_given_alone_bring_the_short_side_they_need(tmp_path):
+  source = write(tmp_path / "weights", SWIN, clip_of(32, crops="center", short_side=36))
+  config = load("quickstart")
+  config.model.update({**SWIN, "embed_dim": 8})
+  config.test.crops = "three"
+  for given in (None, source):
+    found = override_config(config, given, mode="eval", overridden_keys={"test.crops"})
+    assert (found.test.crops, found.test.short_side) == ("three", 32)
 
 
 def test_weights_of_a_backbone_fit_any_model_around_it(tmp_path):
@@ -164,16 +189,16 @@ def test_weights_of_a_backbone_fit_any_model_around_it(tmp_path):
   for name, given in VTN.items():
     config.model[name] = given
   config.model.num_layers, config.model.attention_window = 2, 8
-  assert settle(config, source, mode="train", overridden_keys=()).model.num_layers == 2
+  assert override_config(config, source, mode="train", overridden_keys=()).model.num_layers == 2
   config.model.backbone_options.num_heads = 3
   with pytest.raises(manager.CheckpointError, match=r"with backbone_options\.num_heads 2"):
-    settle(config, source, mode="train", overridden_keys=())
+    override_config(config, source, mode="train", overridden_keys=())
 
 
 def test_weights_of_another_kind_of_model_are_refused(tmp_path):
   source = write(tmp_path / "weights", SWIN)
   with pytest.raises(manager.CheckpointError, match="holds a video_swin_t, the config is"):
-    settle(load("k400_vtn_vit_b"), source, mode="eval", overridden_keys=())
+    override_config(load("k400_vtn_vit_b"), source, mode="eval", overridden_keys=())
 
 
 def state_of(options, num_classes=3):
@@ -197,7 +222,7 @@ def test_only_classifiers_of_other_classes_stay_random(
 ):
   source = write(tmp_path / "weights", options, labels=labels, num_classes=num_classes)
   before = state_of(options)
-  after = with_weights_of(source, before, CLASSES)
+  after = load_initial_weights(source, before, CLASSES)
   model = create_model(**options, num_classes=num_classes, seed=5)
   theirs = flatten(split_model(model)[1])
   mine, found, average = map(flatten, (before.params, after.params, after.average))
@@ -210,7 +235,7 @@ def test_only_classifiers_of_other_classes_stay_random(
 def test_what_was_random_in_the_weights_stays_so(tmp_path):
   source = write(tmp_path / "weights", VTN, labels=CLASSES, random=("temporal_encoder.", "head."))
   before = state_of(VTN)
-  after = flatten(with_weights_of(source, before, CLASSES).params)
+  after = flatten(load_initial_weights(source, before, CLASSES).params)
   for path, value in flatten(before.params).items():
     if path.startswith(("temporal_encoder.", "head.")):
       np.testing.assert_array_equal(after[path], value, err_msg=path)
@@ -222,29 +247,31 @@ def test_a_classifier_of_classes_without_names_is_pointed_out(tmp_path, caplog):
   source = write(tmp_path / "weights", SWIN)
   with caplog.at_level(logging.INFO, logger.name):
     logger.propagate = True
-    with_weights_of(source, state_of(SWIN), CLASSES)
-  assert "have no names: its classifier is taken for one of the 3 classes" in caplog.text
+    load_initial_weights(source, state_of(SWIN), CLASSES)
+  assert "does not name its classes" in caplog.text
 
 
 def test_sources(tmp_path):
   config = load("finetune_folder")
-  with pytest.raises(StartError, match="starts from pretrained weights: `python"):
-    source_of(config, tmp_path, "train", None)
-  with pytest.raises(StartError, match=r"no checkpoint in .*; give --checkpoint=DIR"):
-    source_of(config, tmp_path, "eval", None)
+  with pytest.raises(InitializationError, match="starts from pretrained weights: `python"):
+    find_source(config, folder_of(tmp_path), "train", None)
+  with pytest.raises(InitializationError, match=r"no checkpoint in .*; give --checkpoint=DIR"):
+    find_source(config, folder_of(tmp_path), "eval", None)
   config.init_from = "random"
-  with pytest.raises(StartError, match="random weights of which model"):
-    source_of(config, tmp_path, "train", None)
+  with pytest.raises(InitializationError, match="random weights of which model"):
+    find_source(config, folder_of(tmp_path), "train", None)
   config.init_from = str(tmp_path / "weights")
-  assert source_of(config, tmp_path, "train", None) == tmp_path / "weights"
-  assert source_of(config, tmp_path, "eval", str(tmp_path / "other")) == tmp_path / "other"
+  assert find_source(config, folder_of(tmp_path), "train", None) == tmp_path / "weights"
+  assert (
+    find_source(config, folder_of(tmp_path), "eval", str(tmp_path / "other")) == tmp_path / "other"
+  )
   # A run goes on with its own.
   write(tmp_path / "run", SWIN)
-  assert source_of(config, tmp_path / "run", "train", None) == tmp_path / "run"
+  assert find_source(config, folder_of(tmp_path / "run"), "train", None) == tmp_path / "run"
   named = load("k400_vtn_r50")
   with pytest.raises(
-    StartError, match=r"model.safetensors of https://huggingface.co/timm/resnet50"
+    InitializationError, match=r"model.safetensors of https://huggingface.co/timm/resnet50"
   ):
-    source_of(named, tmp_path, "train", None)
+    find_source(named, folder_of(tmp_path), "train", None)
   named.init_from = "random"
-  assert source_of(named, tmp_path, "train", None) is None
+  assert find_source(named, folder_of(tmp_path), "train", None) is None

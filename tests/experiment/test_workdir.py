@@ -39,7 +39,7 @@ def test_a_local_folder_is_used_as_it_is(tmp_path):
 
 def test_a_folder_that_can_not_be_made_is_one_line(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(RunFolderError, match=r"can't make the folder of the run: .*file"):
+  with pytest.raises(RunFolderError, match=r"can't create the workdir: .*file"):
     with open_run_folder(tmp_path / "file" / "run"):
       pass
 

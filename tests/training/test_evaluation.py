@@ -211,13 +211,3 @@ def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):
     {"step": 30, "train/loss": 7.0},
   ]
   assert list((tmp_path / "tensorboard").glob("events*"))
-
-
-def test_scores_of_an_evaluation_that_is_repeated_are_dropped(tmp_path):
-  for _ in range(2):
-    writer = MetricsWriter(tmp_path, 0)
-    writer.write(10, {"train/loss": 1.0})
-    writer.write(10, {"validation/top1": 0.5})
-    writer.close()
-    MetricsWriter(tmp_path, 10, evaluates_again=True).close()
-  assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10, "train/loss": 1.0}]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 
+import flax.struct
 import grain
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from vswin_jax.data.pipeline import LoaderOptions, iterate
 from vswin_jax.training import sharding
-from vswin_jax.training.loop import TrainingError, train
+from vswin_jax.training.loop import Intervals, TrainingError, train
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
 from vswin_jax.training.stopping import StopRequest
 
@@ -28,14 +29,19 @@ class Batches:
     return {"failed": np.array([4 if self.fetched in self.failed else -1, -1], np.int32)}
 
 
+@flax.struct.dataclass
+class State:
+  step: jax.Array
+
+
 def step_with(loss):
-  """A step that counts in the state and takes its loss from a function of the step."""
+  """A step that counts, and takes its loss from a function of the count."""
 
   def step(state, batch):
-    state = state + 1
+    step = state.step + 1
     failed = jnp.sum(batch["failed"] >= 0)
-    value = loss(state).astype(jnp.float32)
-    return state, {
+    value = loss(step).astype(jnp.float32)
+    return State(step), {
       "loss": value,
       "mean_loss": value,
       "mean_top1": value,
@@ -47,38 +53,56 @@ def step_with(loss):
   return jax.jit(step)
 
 
-def run(tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, stop=None, **options):
-  calls = []
+class Recorder:
+  """Hooks that record evaluations and saves in order, and write metrics."""
 
-  def evaluate(state):
-    calls.append(("evaluate", int(state)))
+  def __init__(self, writer, max_failed_share=0.5):
+    self.calls, self.write_metrics = [], writer.write
+    self._max_failed_share = max_failed_share
+
+  def evaluate(self, state):
+    self.calls.append(("evaluate", int(state.step)))
     return {"validation/top1": 0.5}
 
-  evaluate = options.pop("evaluate", evaluate)
+  def save(self, state):
+    self.calls.append(("save", int(state.step)))
+
+  def describe_saved(self):
+    return "step 3 is kept"
+
+  def record_id(self, record):
+    return f"video {record}"
+
+  def max_failed_clips(self, num_clips):
+    return self._max_failed_share * num_clips
+
+
+def run(
+  tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, stop=None, evaluate=None,
+  evaluate_first=False, max_failed_share=0.5, **intervals,
+):  # fmt: skip
+  """Returns the step reached, and the evaluations and saves on the way."""
+  intervals = {"num_steps": 10, "log_every": 2, "eval_every": 4, "save_every": 3} | intervals
   with contextlib.closing(MetricsWriter(tmp_path, start)) as writer, stop or StopRequest() as stop:
-    state = train(
-      jnp.asarray(start),
-      step_with(loss),
-      batches or Batches(),
-      start_step=start,
-      batch_size=2,
-      sharding=sharding.batch_sharding(sharding.make_mesh(1, jax.devices()[:1])),
-      write_metrics=writer.write,
-      evaluate=evaluate,
-      stop=stop,
-      describe_failed=lambda record: f"video {record}",
-      **{
-        "last_saved": lambda: "step 3 is kept",
-        "save": lambda state, scores: calls.append(("save", int(state))),
-        "num_steps": 10,
-        "max_failed_clips": lambda seen: 0.5 * seen,
-        "log_every": 2,
-        "eval_every": 4,
-        "save_every": 3,
-      }
-      | options,
-    )
-  return int(state), calls
+    hooks = Recorder(writer, max_failed_share)
+    if evaluate is not None:
+      hooks.evaluate = evaluate
+    try:
+      state = train(
+        State(jnp.asarray(start)),
+        step_with(loss),
+        batches or Batches(),
+        intervals=Intervals(**intervals),
+        batch_size=2,
+        sharding=sharding.batch_sharding(sharding.make_mesh(1, jax.devices()[:1])),
+        hooks=hooks,
+        stop=stop,
+        evaluate_first=evaluate_first,
+      )
+    except TrainingError as error:
+      error.calls = hooks.calls
+      raise
+  return int(state.step), hooks.calls
 
 
 def test_order_of_evaluation_saving_and_writing(tmp_path):
@@ -106,17 +130,22 @@ def test_starting_later_fetches_only_the_rest(tmp_path):
   assert calls[0] == ("evaluate", 8)
 
 
+def test_no_speed_is_logged_before_a_step_was_measured(tmp_path):
+  """The first step after a start includes compilation."""
+  run(tmp_path, start=7, num_steps=10, log_every=1, eval_every=100)
+  lines = read_metrics(tmp_path / "metrics.jsonl")
+  measured = {
+    line["step"]: "speed/clips_per_second" in line for line in lines if "train/loss" in line
+  }
+  assert measured == {8: False, 9: True, 10: True}
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("at", [4, 6, 10])
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, at, bad):
-  saved = []
-  with pytest.raises(TrainingError, match=rf"not finite at step {at} .*; step 3 is kept"):
-    run(
-      tmp_path,
-      loss=lambda step: jnp.where(step >= at, bad, 1.0),
-      save_every=2,
-      save=lambda state, scores: saved.append(int(state)),
-    )
+  with pytest.raises(TrainingError, match=rf"not finite at step {at} .*; step 3 is kept") as error:
+    run(tmp_path, loss=lambda step: jnp.where(step >= at, bad, 1.0), save_every=2)
+  saved = [step for name, step in error.value.calls if name == "save"]
   assert saved == list(range(2, at, 2))
   assert all(line["step"] < at for line in read_metrics(tmp_path / "metrics.jsonl"))
 
@@ -129,9 +158,9 @@ def test_failed_clips_are_named_and_too_many_stop_the_run(tmp_path, monkeypatch)
   with pytest.raises(
     TrainingError, match=r"1 clips could not be decoded by step 5, more than the 0"
   ):
-    run(tmp_path, batches=Batches(failed=[5]), max_failed_clips=lambda seen: 0.01 * seen)
+    run(tmp_path, batches=Batches(failed=[5]), max_failed_share=0.01)
   assert [message[0] % message[1:] for message in named] == [
-    "clip of video 4 can't be decoded; replaced"
+    "replaced a clip of video 4: can't decode it"
   ]
 
 
@@ -187,34 +216,26 @@ def test_a_request_to_stop_saves_and_ends(tmp_path):
 
 
 def test_a_request_to_stop_is_heard_during_an_evaluation(tmp_path):
-  stop, saved = StopRequest(), []
+  stop = StopRequest()
 
   def evaluate(state):
     os.kill(os.getpid(), signal.SIGTERM)
     stop.check()
 
-  def save(state, scores):
-    saved.append((int(state), scores))
-
-  state, _ = run(tmp_path, evaluate=evaluate, stop=stop, save=save, save_every=20)
-  assert state == 4 and saved == [(4, None)]
+  assert run(tmp_path, evaluate=evaluate, stop=stop, save_every=20) == (4, [("save", 4)])
   assert all("validation/top1" not in line for line in read_metrics(tmp_path / "metrics.jsonl"))
 
 
-def test_an_evaluation_that_was_left_is_made_up_for(tmp_path):
-  state, calls = run(tmp_path, start=4, num_steps=5, evaluates_first=True)
+def test_a_skipped_evaluation_runs_first(tmp_path):
+  state, calls = run(tmp_path, start=4, num_steps=5, evaluate_first=True)
   assert state == 5 and calls == [("evaluate", 4), ("evaluate", 5), ("save", 5)]
   steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
   assert steps == [4, 5]
-  assert run(tmp_path, start=5, num_steps=5, evaluates_first=True) == (5, [("evaluate", 5)])
+  assert run(tmp_path, start=5, num_steps=5, evaluate_first=True) == (5, [("evaluate", 5)])
 
 
-def test_states_that_are_evaluated_are_saved_with_their_scores_if_asked(tmp_path):
-  saved = []
-
-  def save(state, scores):
-    saved.append((int(state), scores))
-
-  run(tmp_path, save=save, saves_evaluated=True)
-  scores = {"validation/top1": 0.5}
-  assert saved == [(3, None), (4, scores), (6, None), (8, scores), (9, None), (10, scores)]
+def test_evaluated_states_are_saved_if_asked(tmp_path):
+  _, calls = run(tmp_path, save_evaluated=True)
+  assert [step for name, step in calls if name == "save"] == [3, 4, 6, 8, 9, 10]
+  # The evaluation comes first, so that a checkpoint is saved with its score.
+  assert calls.index(("evaluate", 4)) < calls.index(("save", 4))

@@ -15,8 +15,9 @@ from vswin_jax.aot.hlo import read_collectives, read_loops
 from vswin_jax.aot.results import NOTE, Result, describe, describe_search, table, write_row
 from vswin_jax.aot.topologies import Target, parse_targets
 from vswin_jax.common.paths import file_path, local_path
-from vswin_jax.experiment import initialization
-from vswin_jax.experiment.plan import ConfigError, Plan, make_plan, read_settings
+from vswin_jax.experiment.config import ConfigError, read_settings
+from vswin_jax.experiment.initialization import override_config
+from vswin_jax.experiment.plan import Plan, make_mesh, make_plan
 from vswin_jax.models.catalog import model_config
 from vswin_jax.models.vtn import VTNConfig
 
@@ -110,7 +111,7 @@ def settle_model(
       "--config.init_from=DIR of converted weights or of a run, or --config.model.name"
     )
   source = file_path(config.init_from)
-  return initialization.settle(config, source, mode="train", overridden_keys=overridden_keys)
+  return override_config(config, source, mode="train", overridden_keys=overridden_keys)
 
 
 def compile_for(
@@ -159,8 +160,10 @@ def plan_for(
     config.train.batch_size = -(-config.train.batch_size // shares) * shares
   else:
     config.train.batch_size = clips_per_device * len(devices)
+  settings = read_settings(config.lock())
   return make_plan(
-    read_settings(config.lock(), "train", devices),
+    settings,
+    make_mesh(settings, devices),
     num_classes=metadata.num_classes,
     num_videos=metadata.num_videos,
     multi_label=metadata.multi_label,
@@ -170,10 +173,10 @@ def plan_for(
 def result_of(
   plan: Plan, target: Target, metadata: DatasetMetadata, wanted_batch_size: int, compiled: Compiled
 ) -> Result:
-  config = plan.settings.config
+  config = plan.settings
   loops = read_loops(compiled.text) if compiled.text else []
   return Result(
-    model=config.model.name,
+    model=config.model["name"],
     topology=target.name,
     num_devices=target.num_devices,
     batch_size=config.train.batch_size,

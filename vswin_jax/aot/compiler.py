@@ -49,7 +49,7 @@ class Compiled:
 def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
   """A training batch as `training.step` takes it: shapes, dtypes and shardings."""
   settings = plan.settings
-  size, clip = settings.config.train.batch_size, settings.clip
+  size, clip = settings.train.batch_size, settings.clip
   labels = (size, plan.model_options["num_classes"]) if plan.multi_label else (size,)
   shapes = {
     "video": ((size, clip.num_frames, clip.size, clip.size, 3), jnp.uint8),
@@ -57,7 +57,7 @@ def batch_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
     "label": (labels, jnp.int32),
     "failed": ((size,), jnp.int32),
   }
-  place = sharding.batch_sharding(settings.mesh)
+  place = sharding.batch_sharding(plan.mesh)
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     for name, (shape, dtype) in shapes.items()
@@ -87,7 +87,7 @@ def compile_step(plan: Plan, effort: str = "quick") -> Compiled:
   """
   check_choices(EFFORTS, effort=effort)
   start = time.monotonic()
-  traced, mesh = trace_step(plan), plan.settings.mesh
+  traced, mesh = trace_step(plan), plan.mesh
   flops = product_flops(traced, mesh.size)
   on_tpu = mesh.devices.flat[0].platform == "tpu"
   try:

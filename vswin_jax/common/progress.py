@@ -1,16 +1,13 @@
-"""Progress of a run for a person: one updating line in a terminal, plain lines in a log."""
+"""Log messages of this library."""
 
 import logging
 import sys
-import time
 
 import absl.logging
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-# What all processes of a run know; the first of them says it.
+# Messages about the whole run, which only the first process prints.
 logger = logging.getLogger("vswin_jax")
-# What one process alone knows.
+# Messages about one process, which that process prints.
 own_logger = logger.getChild("process")
 
 
@@ -34,66 +31,3 @@ def set_up_logging(path=None, *, process: int = 0) -> None:
     file = logging.FileHandler(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logger.addHandler(file)
-
-
-class Progress:
-  """Counts steps; measures clips per second and the time spent waiting for data.
-
-  Use as a context. In a terminal the line updates in place and log messages go above it;
-  elsewhere only the messages appear.
-  """
-
-  def __init__(self, start_step: int, num_steps: int, batch_size: int, *, is_shown: bool = True):
-    self._batch_size = batch_size
-    self._bar = tqdm(
-      total=num_steps,
-      initial=start_step,
-      unit="step",
-      desc="training",
-      dynamic_ncols=True,
-      disable=not (is_shown and sys.stderr.isatty()),
-      bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}|{postfix} [{elapsed}, {remaining} left]",
-    )
-    self._num_steps = num_steps
-    self._redirect = logging_redirect_tqdm([logger])
-    self._restart(start_step)
-
-  def __enter__(self):
-    self._redirect.__enter__()
-    return self
-
-  def __exit__(self, *error):
-    self._redirect.__exit__(*error)
-    self._bar.close()
-
-  def _restart(self, step: int) -> None:
-    self._step, self._time, self._waited = step, time.perf_counter(), 0.0
-
-  def waited(self, seconds: float) -> None:
-    """Adds time that the loop spent waiting for a batch."""
-    self._waited += seconds
-
-  def advance(self, step: int, loss: float, learning_rate: float) -> None:
-    """Shows that `step` updates are done."""
-    self._bar.update(step - self._bar.n)
-    speed = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
-    self._bar.set_postfix_str(
-      f"loss {loss:.3f}, rate {learning_rate:.1e}, {speed:.0f} clips/s", refresh=False
-    )
-
-  def interval(self, step: int) -> dict[str, float]:
-    """Speed since the last call, or since the start: clips per second, share of time waiting for
-    data, and seconds left at this speed."""
-    seconds = time.perf_counter() - self._time
-    steps = max(step - self._step, 1)
-    speed = {
-      "clips_per_second": steps * self._batch_size / seconds,
-      "data_wait_share": self._waited / seconds,
-      "seconds_left": (self._num_steps - step) * seconds / steps,
-    }
-    self._restart(step)
-    return speed
-
-  def pause(self, step: int) -> None:
-    """Starts measuring anew, so that evaluation and compilation do not count as training."""
-    self._restart(step)

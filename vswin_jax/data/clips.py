@@ -120,6 +120,11 @@ def check_views(spec: ClipSpec, views: Views, name: str = "views") -> None:
     )
 
 
+def short_side_of_crops(crops: str, size: int, short_side: int) -> int:
+  """Returns a short side that fits crops: the clip size for "three", otherwise `short_side`."""
+  return size if crops == "three" else short_side
+
+
 def count_clips(spec: ClipSpec, views: Views) -> int:
   """Clips of one video; uniform sampling and whole videos have only one."""
   return 1 if spec.sampling == "uniform" or views.whole_frames else views.num_clips

@@ -1,141 +1,226 @@
-"""The base of all configs: every key, its default and its meaning.
+"""Config keys: every key, its default, its range and its meaning.
 
-A config file is `get_config()` returning `base_config()` with a few values replaced. Any leaf can
-also be set on the command line, as in `--config.train.batch_size=32`.
+A config file has a `get_config()` that returns `base_config()` with a few values replaced. Any key
+can be set on the command line, as in `--config.train.batch_size=32`. `read_settings` turns a config
+into the typed `Settings` that everything else uses.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
+from collections.abc import Iterator
 
 from ml_collections import config_dict
 
 from vswin_jax.augmentation.augmentation import Augmentation
-from vswin_jax.data.clips import ClipSpec, Views
+from vswin_jax.common.checks import check_at_least, check_rates, fields
+from vswin_jax.data.clips import ClipSpec, Views, check_views
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from vswin_jax.models.catalog import CATALOG, model_config
+from vswin_jax.models.catalog import CATALOG, check_clips, model_config
+
+
+class ConfigError(ValueError):
+  """Raised when values of a config are out of range or do not fit together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """Data set and normalization.
+
+  Attributes:
+    name: name of a TFDS data set of video records.
+    dir: folder of data sets.
+    train_split: split to train on.
+    eval_split: split to evaluate on.
+    mean: mean of red, green and blue (0-255), subtracted on the device.
+    std: standard deviation of red, green and blue (0-255), divided by on the device.
+    max_failed_share: training stops when a larger share of clips can't be decoded.
+  """
+
+  name: str = ""
+  dir: str = "~/tensorflow_datasets"
+  train_split: str = "train"
+  eval_split: str = "validation"
+  mean: tuple[float, float, float] = IMAGENET_MEAN
+  std: tuple[float, float, float] = IMAGENET_STD
+  max_failed_share: float = 0.02
+
+  def __post_init__(self):
+    for name, value in fields(self, "mean", "std").items():
+      if len(value) != 3:
+        raise ValueError(f"data.{name} must be three numbers (red, green, blue), got {value}")
+      object.__setattr__(self, name, tuple(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+  """Length of the training, and what is logged, evaluated and saved when.
+
+  Attributes:
+    batch_size: clips of one optimizer step over all devices.
+    grad_accum_steps: parts into which a batch is split to save memory; mixup and cutmix mix within
+      a part.
+    epochs: passes over the training split.
+    repeats: clips of each video in an epoch, cut and augmented independently.
+    label_smoothing: share of the target spread over all classes; single-label data only.
+    ema_decay: decay of the moving average of the parameters, evaluated beside them; 0: no average.
+    log_every: steps between logged metrics.
+    eval_every: steps between evaluations; the last step is always evaluated.
+    save_every: steps between checkpoints; the last step is always saved.
+    keep: number of newest checkpoints to keep.
+    keep_best: number of checkpoints with the best validation score to keep.
+    keep_every: also keep the checkpoints of steps that this divides; 0: none.
+  """
+
+  batch_size: int = 64
+  grad_accum_steps: int = 1
+  epochs: float = 30.0
+  repeats: int = 1
+  label_smoothing: float = 0.0
+  ema_decay: float = 0.0
+  log_every: int = 50
+  eval_every: int = 5000
+  save_every: int = 1000
+  keep: int = 3
+  keep_best: int = 0
+  keep_every: int = 0
+
+  def __post_init__(self):
+    def named(*names: str) -> dict:
+      return {f"train.{name}": value for name, value in fields(self, *names).items()}
+
+    check_at_least(
+      1, **named("grad_accum_steps", "repeats", "log_every", "eval_every", "save_every", "keep")
+    )
+    check_at_least(0, **named("keep_best", "keep_every"))
+    check_rates(**named("label_smoothing", "ema_decay"))
+    if not (math.isfinite(self.epochs) and self.epochs > 0):
+      raise ValueError(f"train.epochs must be a positive number, got {self.epochs}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleSettings:
+  """Learning rate; arguments of `training.schedules.make_schedule`."""
+
+  name: str = "cosine_epochs"
+  learning_rate: float = 1e-3
+  warmup_epochs: float = 2.5
+  warmup_start: float = 0.1
+  decay_epochs: tuple[float, ...] = ()
+  decay_factor: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+  """Optimizer; arguments of `training.optimizer.make_optimizer`.
+
+  The multipliers are rules (regular expression, factor); the first one that matches the whole path
+  of a parameter applies.
+  """
+
+  name: str = "adamw"
+  weight_decay: float = 0.05
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  momentum: float = 0.9
+  clip_norm: float = 0.0
+  learning_rate_multipliers: tuple[tuple[str, float], ...] = ((r".*", 1.0),)
+  weight_decay_multipliers: tuple[tuple[str, float], ...] = ((r".*", 1.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+  """Layout of the devices.
+
+  Attributes:
+    fsdp: devices that share one copy of the parameters and the optimizer state.
+    slices: groups of devices connected by a slower network; 0: as the devices report.
+  """
+
+  fsdp: int = 1
+  slices: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A config as typed, checked values.
+
+  Attributes:
+    seed: seed of the parameters, the order of the data, augmentation and dropout.
+    init_from: initial weights: "random", the workdir of a run, or converted weights.
+    starts_from: initial weights of the recipe, as arguments of `vswin_jax.convert`; used in the
+      message to users who give no `init_from`.
+    model: arguments of `create_model` without `num_classes`; options that a config leaves at None
+      have the value of the catalog and are not in here.
+    validation: views of each video (clips x crops) in evaluations during training.
+    test: views of each video (clips x crops) in the final evaluation.
+    eval_batch_size: videos of one evaluation step over all devices, rounded up to a multiple of
+      the number of devices.
+  """
+
+  model: dict
+  seed: int = 0
+  init_from: str | None = None
+  starts_from: str = ""
+  data: DataSettings = DataSettings()
+  clip: ClipSpec = ClipSpec()
+  loader: LoaderOptions = LoaderOptions()
+  validation: Views = Views(num_clips=1, crops="center", short_side=256)
+  test: Views = Views(num_clips=4, crops="three", short_side=224)
+  train: TrainSettings = TrainSettings()
+  augmentation: Augmentation = Augmentation()
+  eval_batch_size: int = 16
+  schedule: ScheduleSettings = ScheduleSettings()
+  optimizer: OptimizerSettings = OptimizerSettings()
+  mesh: MeshSettings = MeshSettings()
+
+  def __post_init__(self):
+    check_at_least(0, seed=self.seed)
+    check_at_least(1, eval_batch_size=self.eval_batch_size)
+    train = self.train
+    if self.augmentation.mixes and train.batch_size < 2 * train.grad_accum_steps:
+      raise ValueError(
+        "mixup and cutmix need at least two clips in each part of a batch; got train.batch_size "
+        f"{train.batch_size} with train.grad_accum_steps {train.grad_accum_steps}"
+      )
+
+  def values(self) -> dict:
+    """Returns all values as nested dicts of JSON types."""
+    return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+_SECTIONS = {
+  field.name: type(field.default)
+  for field in dataclasses.fields(Settings)
+  if dataclasses.is_dataclass(field.default)
+}
 
 
 def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
-  """The defaults: the recipe shared by the published Kinetics models, with no data set named.
+  """Returns the defaults: the recipe shared by the published Kinetics models, without a data set.
 
   Args:
-    model: a name of the catalog, which decides what options the section `model` has; None: the
-      model and the preprocessing of `init_from`.
+    model: a name of the catalog, which decides the options of the section `model`; None: the model
+      and the preprocessing come from the weights of `init_from`.
   """
-  config = config_dict.ConfigDict()
-
-  # Of the parameters, the order of the data, augmentation, dropout.
-  config.seed = 0
-
-  # Where the parameters start: "random", the workdir of a run, or converted weights.
-  config.init_from = config_dict.placeholder(str)
-  # What a recipe starts from, said to those who give no `init_from`: arguments of
-  # `vswin_jax.convert`.
-  config.starts_from = ""
-
-  # A name of the catalog; other keys replace what the catalog says (None: keep it).
   options = _placeholders_of_all_models() if model is None else _placeholders(model_config(model))
-  config.model = config_dict.ConfigDict({"name": config_dict.placeholder(str), **options})
+  values = {
+    field.name: dataclasses.asdict(field.default) if field.name in _SECTIONS else field.default
+    for field in dataclasses.fields(Settings)
+    if field.name != "model"
+  }
+  values["model"] = {"name": config_dict.placeholder(str), **options}
+  values["init_from"] = config_dict.placeholder(str)
+  config = config_dict.ConfigDict(values)
   config.model.name = model
-
-  config.data = config_dict.ConfigDict(
-    {
-      # Name of a TFDS data set of video records, and the folder of data sets it lies in.
-      "name": "",
-      "dir": "~/tensorflow_datasets",
-      "train_split": "train",
-      "eval_split": "validation",
-      # Pixels (0-255, RGB) are normalized with these on the device.
-      "mean": IMAGENET_MEAN,
-      "std": IMAGENET_STD,
-      # Training stops when a larger share of clips can't be decoded.
-      "max_failed_share": 0.02,
-    }
-  )
-
-  # See the classes' docstrings.
-  config.clip = _section(ClipSpec())
-  config.loader = _section(LoaderOptions())
-
-  # Views of a video: while training (one center crop), and for the final result.
-  config.validation = _section(Views(num_clips=1, crops="center", short_side=256))
-  config.test = _section(Views(num_clips=4, crops="three", short_side=224))
-
-  config.train = config_dict.ConfigDict(
-    {
-      # Clips of one optimizer step over all devices, in `grad_accum_steps` parts (each of which is
-      # mixed by itself, if `augmentation` mixes).
-      "batch_size": 64,
-      "grad_accum_steps": 1,
-      "epochs": 30.0,
-      # Clips of a video in an epoch, which gets that much longer; each is cut and augmented by
-      # itself.
-      "repeats": 1,
-      # Only where videos have one label.
-      "label_smoothing": 0.0,
-      # Of the moving average of the parameters, evaluated beside them; 0: none.
-      "ema_decay": 0.0,
-      # In steps; the last step always evaluates and saves.
-      "log_every": 50,
-      "eval_every": 5000,
-      "save_every": 1000,
-      # Checkpoints to keep: so many of the newest, at least one; so many of those with the best
-      # validation; and those of steps that `keep_every` divides. 0: none for that reason.
-      "keep": 3,
-      "keep_best": 0,
-      "keep_every": 0,
-    }
-  )
-
-  # See `training.augmentation.Augmentation`; cropping and flipping are part of `clip`.
-  config.augmentation = _section(Augmentation())
-
-  # Videos of one evaluation step over all devices, rounded up to a multiple of them.
-  config.eval_batch_size = 16
-
-  # See `training.schedules.make_schedule`.
-  config.schedule = config_dict.ConfigDict(
-    {
-      "name": "cosine_epochs",
-      "learning_rate": 1e-3,
-      "warmup_epochs": 2.5,
-      "warmup_start": 0.1,
-      "decay_epochs": (),
-      "decay_factor": 0.1,
-    }
-  )
-
-  # See `training.optimizer.make_optimizer`. Rules are (regular expression, multiplier), the first
-  # that matches a parameter's whole path counts.
-  config.optimizer = config_dict.ConfigDict(
-    {
-      "name": "adamw",
-      "weight_decay": 0.05,
-      "beta1": 0.9,
-      "beta2": 0.999,
-      "epsilon": 1e-8,
-      "momentum": 0.9,
-      "clip_norm": 0.0,
-      "learning_rate_multipliers": ((r".*", 1.0),),
-      "weight_decay_multipliers": ((r".*", 1.0),),
-    }
-  )
-
-  config.mesh = config_dict.ConfigDict(
-    {
-      # Devices that share one copy of the parameters and the optimizer's state.
-      "fsdp": 1,
-      # Groups of devices that a slower network joins; 0: as the devices say.
-      "slices": 0,
-    }
-  )
-
   return config.lock()
 
 
 def _placeholders(model) -> dict:
-  """Every option of a model, still without a value; those of a VTN's backbone in a section."""
+  """Returns every option of a model without a value; those of a VTN's backbone in a section."""
   options = {
     field.name: config_dict.placeholder(type(getattr(model, field.name)))
     for field in dataclasses.fields(model)
@@ -147,7 +232,7 @@ def _placeholders(model) -> dict:
 
 
 def _placeholders_of_all_models() -> dict:
-  """The options of all models, but for sections and for those whose type depends on the model."""
+  """Returns the options of all models whose type is the same in each; no sections."""
   kinds: dict[str, dict] = {}
   for name in CATALOG:
     for option, value in _placeholders(model_config(name)).items():
@@ -160,12 +245,8 @@ def _placeholders_of_all_models() -> dict:
   }
 
 
-def _section(defaults) -> config_dict.ConfigDict:
-  return config_dict.ConfigDict(dataclasses.asdict(defaults))
-
-
 def set_options(section: config_dict.ConfigDict) -> dict:
-  """What a section with placeholders says; sections in it that say nothing are left out."""
+  """Returns the options of a section that have a value; empty sections are omitted."""
   options = {
     name: set_options(value) if isinstance(value, config_dict.ConfigDict) else value
     for name, value in section.items()
@@ -173,13 +254,46 @@ def set_options(section: config_dict.ConfigDict) -> dict:
   return {name: value for name, value in options.items() if value is not None and value != {}}
 
 
-def flat_values(config: config_dict.ConfigDict) -> dict:
-  """All values of a config as JSON would give them back, by dotted key."""
-  return flatten_values(json.loads(config.to_json_best_effort()))
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+  """Turns ValueError and TypeError of values that do not fit into `ConfigError`."""
+  try:
+    yield
+  except (TypeError, ValueError) as error:
+    raise ConfigError(str(error)) from error
+
+
+def read_settings(config: config_dict.ConfigDict, mode: str = "train") -> Settings:
+  """Returns the typed settings of a config.
+
+  Args:
+    mode: "train" or "eval"; the views of `validation` need not fit an evaluation.
+
+  Raises:
+    ConfigError: a value is out of range or of the wrong type, or the clips do not fit the model.
+  """
+  with config_errors():
+    values = {name: section(**config[name]) for name, section in _SECTIONS.items()}
+    values |= {name: config[name] for name in config if name not in ("model", *_SECTIONS)}
+    settings = Settings(model=set_options(config.model), **values)
+    check_views(settings.clip, settings.test, "config.test")
+    if mode == "train":
+      check_views(settings.clip, settings.validation, "config.validation")
+    check_clips(settings.model, settings.clip.num_frames, settings.clip.size)
+  return settings
+
+
+def shared_flags(values: dict) -> dict[str, str]:
+  """Returns, by flag, the config values that must be equal in all processes of a run."""
+  return {
+    f"--config.{key}": str(value)
+    for key, value in flatten_values(values).items()
+    if key != "data.dir" and not key.startswith("loader.")
+  }
 
 
 def flatten_values(tree: dict, prefix: str = "") -> dict:
-  """Values of nested dicts by dotted key."""
+  """Returns the values of nested dicts by dotted key."""
   values = {}
   for key, value in tree.items():
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A data set in numbers, and in a picture of what training and evaluation see of it."""
+"""Contact sheet: statistics of a data set, and a picture of its training and evaluation inputs."""
 
 import collections
 import contextlib
@@ -23,7 +23,7 @@ from vswin_jax.training.inputs import augment_batch, model_inputs
 _FRAMES, _VIEWS = 8, 6
 _MOST_NAMED_CLASSES = 16
 _LONGEST_ID = 50
-# Names of videos and classes may hold what would begin a formula.
+# Names of videos and classes may contain "$", which begins a formula.
 _STYLE = {
   "font.size": 8,
   "axes.titlesize": 9,
@@ -34,10 +34,11 @@ _STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """Metadata of the videos of a split.
+  """Statistics of the videos of a split.
 
   Attributes:
-    seconds: float64 `[videos]`, 0 where no frame rate is known; likewise `num_bytes`, int64.
+    seconds: float64 `[videos]`, 0 where the frame rate is unknown.
+    num_bytes: int64 `[videos]`.
     sizes: videos by (height, width) in pixels.
     rates: videos by frames per second.
     class_counts: int64 `[classes]`, videos with each label.
@@ -55,11 +56,11 @@ def read_statistics(
   max_videos: int = 0,
   progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Statistics:
-  """Reads the metadata of a split's videos, of all or of some that are spread evenly.
+  """Reads the metadata of the videos of a split.
 
   Args:
-    max_videos: 0: all.
-    progress: wraps the indices that are read.
+    max_videos: number of videos to read, spread evenly; 0: all.
+    progress: wraps the iterable of indices, to show progress.
   """
   count = min(max_videos or len(records), len(records))
   indices = np.linspace(0, len(records) - 1, count).round().astype(int) if count else []
@@ -78,7 +79,7 @@ def read_statistics(
 
 
 def describe(split: str, num_videos: int, found: Statistics, class_names: tuple[str, ...]) -> str:
-  """A few lines about a split of so many videos."""
+  """Returns a summary of a split of `num_videos`, a few lines."""
   read = len(found.seconds)
   lines = [f"{split}: {num_videos:,} videos, {len(class_names):,} classes"]
   if not read:
@@ -118,7 +119,7 @@ def _most_common(counter: collections.Counter, name: Callable) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A video as training and evaluation see it: pictures, uint8 `[count, height, width, 3]`."""
+  """Frames of a training clip and of evaluation views, uint8 `[count, height, width, 3]`."""
 
   title: str
   training: np.ndarray
@@ -137,10 +138,9 @@ def make_examples(
   mean: tuple[float, ...],
   std: tuple[float, ...],
 ) -> list[Example]:
-  """The first clips of training, augmented as they are there, but for the normalization.
+  """Returns the first training clips, augmented but not normalized, beside their evaluation views.
 
-  Each clip stands beside the views that an evaluation has of the same video; where training takes
-  another one instead of a video that can't be decoded, the title says so.
+  Titles name videos that can't be decoded, for which training substitutes another one.
   """
   count = -(-count // repeats) * repeats
   batches = pipeline.train_batches(
@@ -173,7 +173,7 @@ def make_examples(
 
 
 def _augment(batch, key, augmentation, mean, std, records) -> tuple[np.ndarray, np.ndarray]:
-  """Clips as the training step sees them, uint8, and their targets."""
+  """Returns augmented clips, uint8, and their targets."""
 
   def augment(batch):
     pixels, targets = model_inputs(
@@ -193,8 +193,8 @@ def _augment(batch, key, augmentation, mean, std, records) -> tuple[np.ndarray, 
 
 
 def _some_of_each(views: np.ndarray) -> np.ndarray:
-  """`_VIEWS` frames of views `[views, time, height, width, 3]`: of one view several, or of each
-  one the one in the middle."""
+  """Returns at most `_VIEWS` frames of views `[views, time, height, width, 3]`: the middle frame of
+  each view or, of fewer views, several frames each."""
   if len(views) >= _VIEWS:
     return _evenly(views[:, views.shape[1] // 2], _VIEWS)
   return np.concatenate([_evenly(view, _VIEWS // len(views)) for view in views])
@@ -223,8 +223,11 @@ def draw_contact_sheet(
   spec: ClipSpec,
   views: Views,
 ) -> None:
-  """Draws examples, one a row: frames of the training clip, and views of an evaluation; below, the
-  balance of the classes and the lengths of the videos."""
+  """Draws one example a row, and below them the class balance and the lengths of the videos.
+
+  Args:
+    path: PNG or JPEG file.
+  """
   with matplotlib.rc_context(_STYLE):
     height = 1.15 * len(examples) + 2.4
     figure = Figure(figsize=(14, height), layout="constrained", facecolor="white")
@@ -266,7 +269,7 @@ def _draw_balance(axes, counts: np.ndarray, class_names: tuple[str, ...]) -> Non
 
 
 def _montage(pictures: np.ndarray, count: int) -> np.ndarray:
-  """Pictures side by side, with room for `count` of them: uint8 `[size, width, 3]`."""
+  """Returns pictures side by side, padded to the width of `count`: uint8 `[height, width, 3]`."""
   _, height, width, _ = pictures.shape
   gap = max(width // 40, 1)
   montage = np.full((height, count * (width + gap), 3), 255, np.uint8)

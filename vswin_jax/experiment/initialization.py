@@ -1,4 +1,4 @@
-"""Where the weights of a run come from, what they decide about it, and whether they fit it."""
+"""Weight initialization: finds the initial weights of a run and overrides the config from them."""
 
 from collections.abc import Collection
 
@@ -9,42 +9,54 @@ from ml_collections import config_dict
 from vswin_jax.checkpoints import manager
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
+from vswin_jax.data.clips import short_side_of_crops
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.experiment import results
-from vswin_jax.experiment.config import set_options
+from vswin_jax.experiment.config import config_errors, set_options
+from vswin_jax.experiment.workdir import RunFolder
 from vswin_jax.inference.loading import Usage, read_usage
 from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten, with_shardings
 from vswin_jax.training.step import TrainState
 
 
-class StartError(ValueError):
-  """A run that has nothing to start from; one line says what to give."""
+class InitializationError(ValueError):
+  """Raised when a run needs weights and none were given."""
 
 
-def source_of(
-  config: config_dict.ConfigDict, workdir: AnyPath, mode: str, checkpoint: str | None
+def find_source(
+  config: config_dict.ConfigDict, folder: RunFolder, mode: str, checkpoint: str | None
 ) -> AnyPath | None:
-  """The folder, of a run or of converted weights, whose weights a run takes; None: random ones.
+  """Returns the workdir or the converted weights that a run takes its weights from.
+
+  Args:
+    folder: folder of the run; if it has a checkpoint, the run takes that one.
+    mode: "train" or "eval".
+    checkpoint: folder that was asked for; None: none.
+
+  Returns:
+    The folder; None for random weights.
 
   Raises:
-    StartError: no weights are given, or none to evaluate.
+    InitializationError: no weights are given, or none to evaluate.
   """
   if checkpoint is not None:
     return file_path(checkpoint)
-  if manager.newest_step(manager.checkpoints_of(workdir)) is not None:
-    return workdir
+  if manager.newest_step(folder.checkpoints) is not None:
+    return folder.path
   if mode == "eval":
-    raise StartError(
-      f"there is no checkpoint in {workdir}; give --checkpoint=DIR, the workdir of a run or "
+    raise InitializationError(
+      f"there is no checkpoint in {folder.path}; give --checkpoint=DIR, the workdir of a run or "
       "converted weights"
     )
   if config.init_from is None:
-    raise StartError(f"this recipe starts from pretrained weights: {_how_to_start(config)}")
+    raise InitializationError(
+      f"this recipe starts from pretrained weights: {_how_to_start(config)}"
+    )
   if config.init_from != "random":
     return file_path(config.init_from)
   if config.model.name is None:
-    raise StartError(
+    raise InitializationError(
       "random weights of which model? This config takes the model from the weights it starts "
       "from; give --config.init_from=DIR of converted weights or of a run"
     )
@@ -64,60 +76,75 @@ def _how_to_start(config: config_dict.ConfigDict) -> str:
   return f"{command}, then add {given}; {random}"
 
 
-def settle(
+def override_config(
   config: config_dict.ConfigDict,
   source: AnyPath | None,
   *,
   mode: str,
-  workdir: AnyPath | None = None,
+  folder: RunFolder | None = None,
   overridden_keys: Collection[str],
 ) -> config_dict.ConfigDict:
-  """The config with what the weights decide.
+  """Returns the config with the values that its weights decide.
 
-  An evaluation uses the weights as they say: with their preprocessing, and as their model where the
-  config does not set an option of it. So does training with a config that names no model.
+  An evaluation uses the preprocessing of the weights and, where the config leaves an option of the
+  model open, their option. So does training with a config that names no model.
 
   Args:
-    source: from `source_of`.
-    workdir: of the run; if it is the source, the run goes on as it was started.
-    overridden_keys: keys of `config` that hold against the preprocessing of the weights.
+    source: folder of the weights, from `find_source`.
+    folder: folder of the run; if it is the source, the run keeps the values it started with.
+    overridden_keys: keys given on the command line, which the weights do not override.
 
   Raises:
-    CheckpointError: the weights are those of another model than the config names.
+    CheckpointError: the weights belong to another model than the config names.
+    ConfigError: options that make no model.
   """
-  if source is None:
-    return config
-  directory = manager.checkpoints_of(source)
-  usage = read_usage(directory)
-  names_no_model = config.model.name is None
-  if mode == "eval" or names_no_model:
-    config = config.copy_and_resolve_references()
-    size = config.clip.size if "clip.size" in overridden_keys else usage.preprocessing.clip.size
-    values = _values_of_use(usage.preprocessing, size)
-    if mode == "train":
-      started_with = results.read_config(workdir) if source == workdir else None
-      values |= _values_of_training(usage.preprocessing, size, started_with)
-    for key, value in values.items():
-      section, name = key.split(".")
-      if config[section][name] != value and key not in overridden_keys:
-        logger.info("config.%s: %s, as the checkpoint says", key, value)
-        config[section][name] = value
-    if names_no_model or config.model.name == usage.model["name"]:
-      config.model = config_dict.ConfigDict(_model_options(usage, set_options(config.model)))
-    config.lock()
-  _check_model(directory, usage, config, mode)
-  return config
+  config = config.copy_and_resolve_references()
+  if source is not None:
+    directory = manager.checkpoints_of(source)
+    usage = read_usage(directory)
+    names_no_model = config.model.name is None
+    if mode == "eval" or names_no_model:
+      started_with = None
+      if folder is not None and source == folder.path:
+        started_with = results.read_config(folder.local)
+      _override(config, usage.preprocessing, mode, started_with, overridden_keys)
+      if names_no_model or config.model.name == usage.model["name"]:
+        options = _merge_options(usage.model, set_options(config.model))
+        config.model = config_dict.ConfigDict(options)
+    _check_model(directory, usage, config, mode)
+  _fit_short_sides(config, overridden_keys)
+  return config.lock()
 
 
-def _model_options(usage: Usage, given: dict) -> dict:
-  """The options of a model, with those given in the place of some."""
-  own = {name: value for name, value in usage.model.items() if name != "num_classes"}
-  backbone = {**own.get("backbone_options", {}), **given.get("backbone_options", {})}
-  return {**own, **given} | ({"backbone_options": backbone} if backbone else {})
+def _override(
+  config: config_dict.ConfigDict,
+  preprocessing: Preprocessing,
+  mode: str,
+  started_with: dict | None,
+  overridden_keys: Collection[str],
+) -> None:
+  """Overrides preprocessing and views in place, and logs what changes.
+
+  Args:
+    started_with: config that a resumed run was started with.
+  """
+  own_size = preprocessing.clip.size
+  size = config.clip.size if "clip.size" in overridden_keys else own_size
+  values = _inference_values(preprocessing, size)
+  if mode == "train":
+    values |= _training_values(preprocessing, size, started_with)
+  for key, value in values.items():
+    section, name = key.split(".")
+    if config[section][name] != value and key not in overridden_keys:
+      scaled = f", scaled from clips of {own_size} pixels" if "short_side" in name else ""
+      logger.info(
+        "config.%s: %s (from the checkpoint%s)", key, value, scaled if size != own_size else ""
+      )
+      config[section][name] = value
 
 
-def _values_of_use(preprocessing: Preprocessing, size: int) -> dict:
-  """Config keys and values of how weights are used, for clips of `size` pixels."""
+def _inference_values(preprocessing: Preprocessing, size: int) -> dict:
+  """Returns config keys and values of how weights are used with clips of `size` pixels."""
   metadata = preprocessing.to_metadata()
   views = preprocessing.views
   return {
@@ -125,18 +152,19 @@ def _values_of_use(preprocessing: Preprocessing, size: int) -> dict:
     "data.std": preprocessing.std,
     **{f"clip.{name}": value for name, value in metadata["clip"].items()},
     **{f"test.{name}": value for name, value in metadata["views"].items()},
+    "clip.size": size,
     "test.short_side": round(views.short_side * size / preprocessing.clip.size),
   }
 
 
-def _values_of_training(preprocessing: Preprocessing, size: int, started_with: dict | None) -> dict:
-  """Config keys and values of training and validation that follow from the use of the weights.
+def _training_values(preprocessing: Preprocessing, size: int, started_with: dict | None) -> dict:
+  """Returns config keys and values of training and validation that follow from the views.
 
-  Frames are as much larger than clips as in the views of the weights or, where those show no more
-  than a clip does, as in the recipes: 256 pixels for 224.
+  Frames are larger than clips by the ratio of the views or, where frames of the views are as large
+  as clips, by that of the recipes: 256 pixels for clips of 224.
 
   Args:
-    started_with: the config of a run that goes on, whose values stay.
+    started_with: config that a resumed run was started with, whose values stay.
   """
   views, own_size = preprocessing.views, preprocessing.clip.size
   larger = views.short_side if views.short_side > own_size else own_size * 256 // 224
@@ -151,15 +179,34 @@ def _values_of_training(preprocessing: Preprocessing, size: int, started_with: d
   return {key: started_with[section][name] for key in values for section, name in [key.split(".")]}
 
 
+def _fit_short_sides(config: config_dict.ConfigDict, overridden_keys: Collection[str]) -> None:
+  """Fits short sides to crops that were given on the command line without one."""
+  for section in ("validation", "test"):
+    given = f"{section}.crops" in overridden_keys
+    if given and f"{section}.short_side" not in overridden_keys:
+      views = config[section]
+      views.short_side = short_side_of_crops(views.crops, config.clip.size, views.short_side)
+
+
+def _merge_options(own: dict, given: dict) -> dict:
+  """Returns the options of the weights' model, replaced by those of the config."""
+  own = {name: value for name, value in own.items() if name != "num_classes"}
+  backbone = {**own.get("backbone_options", {}), **given.get("backbone_options", {})}
+  return {**own, **given} | ({"backbone_options": backbone} if backbone else {})
+
+
 def _check_model(
   directory: AnyPath, usage: Usage, config: config_dict.ConfigDict, mode: str
 ) -> None:
-  """Raises CheckpointError if weights would be used as those of another model than they are of."""
+  """Raises CheckpointError if the weights belong to another model than the config names."""
   ours, theirs = config.model.name, usage.model["name"]
-  ignores_rest = _are_of_a_backbone_alone(directory)
-  for option, here, there in different_options(set_options(config.model), usage.model):
+  # If more than the head is random, only the backbone was converted.
+  only_backbone = any(not start.startswith("head.") for start in usage.random_parts)
+  with config_errors():
+    differences = different_options(set_options(config.model), usage.model)
+  for option, here, there in differences:
     is_new = mode == "train" and option == "head_width"
-    if is_new or (ignores_rest and not option.startswith("backbone")):
+    if is_new or (only_backbone and not option.startswith("backbone")):
       continue
     if ours != theirs:
       raise manager.CheckpointError(
@@ -172,40 +219,34 @@ def _check_model(
     )
 
 
-def _are_of_a_backbone_alone(directory: AnyPath) -> bool:
-  """Whether more than the head is random, so that nothing is known of what surrounds a backbone."""
-  return any(not start.startswith("head.") for start in _random_parts(directory))
-
-
-def _random_parts(directory: AnyPath) -> tuple[str, ...]:
-  """Starts of the paths of parameters that converted weights left random."""
-  return tuple(manager.read_metadata(directory).get("source", {}).get("random", ()))
-
-
-def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, ...]) -> TrainState:
-  """Replaces the parameters by those of another run, or of converted weights.
+def load_initial_weights(
+  source: AnyPath, state: TrainState, class_names: tuple[str, ...]
+) -> TrainState:
+  """Returns the state with the parameters of another run, or of converted weights.
 
   A classifier of another size or of other classes stays random, and so does what was random in the
   converted weights.
+
+  Raises:
+    CheckpointError: no checkpoint, or one of another model.
   """
   directory = manager.checkpoints_of(source)
+  usage = read_usage(directory)
   shapes = with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
-  random = _random_parts(directory)
-  labels = manager.read_metadata(directory).get("labels")
-  if labels not in (None, list(class_names)):
+  random = usage.random_parts
+  if usage.labels not in (None, class_names):
     random += CLASSIFIERS
   step, loaded, _ = manager.restore_params(directory, shapes, replaceable="head.", ignored=random)
   params = jax.tree.map(
     lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
   )
-  logger.info("weights from step %d of %s", step, directory)
-  drawn = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
-  if drawn:
-    logger.info("not taken from there, so random: %s", ", ".join(_modules(drawn)))
-  if labels is None and not any(name.startswith(CLASSIFIERS) for name in drawn):
+  logger.info("loaded weights of step %d of %s", step, directory)
+  kept = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+  if kept:
+    logger.info("randomly initialized: %s", ", ".join(_module_names(kept)))
+  if usage.labels is None and not any(name.startswith(CLASSIFIERS) for name in kept):
     logger.warning(
-      "the classes of %s have no names: its classifier is taken for one of the %d classes of the "
-      "data set",
+      "%s does not name its classes: its classifier is used for the %d classes of the data set",
       directory,
       len(class_names),
     )
@@ -213,8 +254,8 @@ def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, 
   return state.replace(params=params, average=average)
 
 
-def _modules(paths: list[str]) -> list[str]:
-  """The modules of parameters: those of a head by name, all else by its first name."""
+def _module_names(paths: list[str]) -> list[str]:
+  """Returns the modules of parameters: the layers of a head, otherwise the top-level modules."""
   return sorted(
     {
       path.rpartition(".")[0] if path.startswith("head.") else path.partition(".")[0]
@@ -224,27 +265,31 @@ def _modules(paths: list[str]) -> list[str]:
 
 
 def check_metadata(directory: AnyPath, metadata: dict, now: dict, *, resuming: bool) -> None:
-  """Compares what a checkpoint says about its weights with what a run would say.
+  """Compares the metadata of a checkpoint with that of a run.
+
+  Args:
+    metadata: of the checkpoint.
+    now: of the run.
+    resuming: whether training goes on from the checkpoint.
 
   Raises:
-    CheckpointError: it is of other classes, of another kind of labels or, to be resumed, of other
-      videos.
+    CheckpointError: other classes, another kind of labels or, when resuming, other videos.
   """
   data = now["training"]["data"]
   new_run = "or start a new run with --config.init_from"
-  # Converted weights may not know the names of their classes; their number is checked elsewhere.
+  # Converted weights may not know the names of their classes; restoring checks their number.
   if metadata.get("labels") not in (None, now["labels"]):
     raise manager.CheckpointError(
-      f"the classes of {directory} are not those of the data set {data}, or stand in another "
-      f"order; use the data set it was trained on, {new_run}"
+      f"the classes of {directory} are not those of the data set {data}, or are in another order; "
+      f"use the data set it was trained on, {new_run}"
     )
   if "training" in metadata and metadata.get("multi_label", False) != now["multi_label"]:
     raise manager.CheckpointError(
       f"one of {directory} and the data set {data} gives a video one label, the other any number "
       f"of them; use the data set it was trained on, {new_run}"
     )
-  # What a checkpoint does not say had its default.
-  before = read_usage(directory).preprocessing.to_metadata()
+  # Options missing in older metadata had their defaults.
+  before = Preprocessing.from_metadata(metadata["preprocessing"]).to_metadata()
   for name, value in now["preprocessing"].items():
     if name != "views" and before[name] != value:
       logger.warning("the weights were trained with %s %s, now it is %s", name, before[name], value)

@@ -1,8 +1,8 @@
-"""What the recipes of several config files share.
+"""Training recipes that several config files share.
 
-Where the executed behavior of a reference differs from what its config files say, its recipes come
-in two: `--config=configs/k400_swin_b.py` is what produced the published numbers,
-`--config=configs/k400_swin_b.py:written` what was written down.
+The official Video Swin code executes its config files differently from what they say. Those recipes
+have two versions: `--config=configs/k400_swin_b.py` is what produced the published numbers,
+`--config=configs/k400_swin_b.py:written` is what the config files say.
 """
 
 from ml_collections import config_dict
@@ -16,14 +16,14 @@ _HEAD = r"head\..*"
 _NORMS = r".*norm\d?\.(scale|bias)"
 _REST = r".*"
 
-# Of learning rate and weight decay, the backbone at a tenth of the head's rate. The constructor of
-# the official code's mmcv applies the longest key that matches a name and no other: tables learn at
-# the full rate, and LayerNorm parameters and biases decay.
+# Multipliers of learning rate and weight decay. mmcv, which the official code uses, applies only
+# the longest key that matches a name: bias tables learn at the full rate, and LayerNorm parameters
+# and biases decay.
 _EXECUTED = (
   ((_TABLES, 1.0), (_HEAD, 1.0), (_REST, 0.1)),
   ((_TABLES, 0.0), (_REST, 1.0)),
 )
-# Every key that matches counts, as the config files mean it and as mmaction2 1.x executes it.
+# All matching keys apply, as in mmaction2 1.x.
 _WRITTEN = (
   ((_HEAD, 1.0), (_REST, 0.1)),
   ((_TABLES, 0.0), (_NORMS, 0.0), (_REST, 1.0)),
@@ -34,13 +34,13 @@ _VERSIONS = ("executed", "written")
 def video_swin_config(
   model: str, starts_from: str, version: str = "executed"
 ) -> config_dict.ConfigDict:
-  """The recipe of the official Video Swins: AdamW, 30 epochs of 64 clips, cosine by epoch.
+  """Returns the official Video Swin recipe: AdamW, 30 epochs, 64 clips a step, cosine by epoch.
 
   Args:
     model: a name of the catalog.
     starts_from: see `config.starts_from`.
-    version: "executed", or "written": other parameter groups, and a cosine at every step from the
-      end of the warm-up on.
+    version: "executed", or "written": other parameter groups, and a cosine by step that begins
+      after the warm-up.
 
   Raises:
     ValueError: an unknown version.
@@ -56,6 +56,7 @@ def video_swin_config(
 
 
 def set_groups(config: config_dict.ConfigDict, groups: tuple) -> None:
+  """Sets the multipliers of learning rate and weight decay."""
   rates, decays = groups
   config.optimizer.learning_rate_multipliers = rates
   config.optimizer.weight_decay_multipliers = decays
@@ -64,7 +65,7 @@ def set_groups(config: config_dict.ConfigDict, groups: tuple) -> None:
 def kinetics_swin_config(
   model: str, starts_from: str, version: str = "executed"
 ) -> config_dict.ConfigDict:
-  """`video_swin_config` on Kinetics-400, from weights of ImageNet-1K."""
+  """Returns `video_swin_config` for Kinetics-400 from ImageNet-1K weights."""
   config = video_swin_config(model, starts_from, version)
   config.data.name = "kinetics400"
   return config
@@ -73,7 +74,7 @@ def kinetics_swin_config(
 def kinetics_swin_22k_config(
   model: str, starts_from: str, version: str = "executed"
 ) -> config_dict.ConfigDict:
-  """`kinetics_swin_config` from weights of ImageNet-22K: a third of the rate."""
+  """Returns `kinetics_swin_config` from ImageNet-22K weights, with a lower learning rate."""
   config = kinetics_swin_config(model, starts_from, version)
   config.model.drop_path_rate = 0.2
   config.schedule.learning_rate = 3e-4
@@ -81,7 +82,7 @@ def kinetics_swin_22k_config(
 
 
 def kinetics_swin_384_config(version: str = "executed") -> config_dict.ConfigDict:
-  """Video Swin-L at 384 pixels on Kinetics-400: 60 epochs, strong augmentation, 10 x 5 views."""
+  """Returns the recipe of Video Swin-L at 384 pixels: 60 epochs, RandAugment, 10 x 5 views."""
   config = kinetics_swin_22k_config("video_swin_l", "swin_l_w12_in22k_2d --window=8,12,12", version)
   config.model.window_size = (8, 12, 12)
   config.model.drop_path_rate = 0.5
@@ -98,7 +99,7 @@ def kinetics_swin_384_config(version: str = "executed") -> config_dict.ConfigDic
 
 
 def set_strong_augmentation(config: config_dict.ConfigDict) -> None:
-  """RandAugment as imgaug does it, random erasing and soft targets."""
+  """Turns on RandAugment as in imgaug, random erasing and label smoothing."""
   config.augmentation.rand_augment = "imgaug"
   config.augmentation.num_operations = 4
   config.augmentation.magnitude = 7.0
@@ -107,7 +108,7 @@ def set_strong_augmentation(config: config_dict.ConfigDict) -> None:
 
 
 def mmaction2_swin_config(model: str, starts_from: str) -> config_dict.ConfigDict:
-  """The recipe of mmaction2 1.x for Swin-L on Kinetics-700: twice the batch and the rate."""
+  """Returns the mmaction2 1.x recipe of Swin-L on Kinetics-700."""
   config = video_swin_config(model, starts_from)
   set_groups(config, _WRITTEN)
   config.clip.sampling = "dense_to_ends"
@@ -118,9 +119,9 @@ def mmaction2_swin_config(model: str, starts_from: str) -> config_dict.ConfigDic
 
 
 def kinetics_vtn_config(model: str, starts_from: str) -> config_dict.ConfigDict:
-  """The recipe of the released Kinetics-400 VTN: every parameter at one rate, decay on all of them.
+  """Returns the recipe of the released Kinetics-400 VTN, without parameter groups.
 
-  Clips of 16 frames from 5.12 s in training, 250 frames from 10 s in evaluation.
+  Training sees 16 frames of 5.12 s, evaluation 250 frames of 10 s.
   """
   config = base_config(model)
   config.starts_from = starts_from
@@ -153,7 +154,7 @@ def kinetics_vtn_config(model: str, starts_from: str) -> config_dict.ConfigDict:
 
 
 def kinetics_vtn_resnet_config(model: str, starts_from: str) -> config_dict.ConfigDict:
-  """`kinetics_vtn_config` with the paper's batch for ResNets; batch norm does not decay."""
+  """Returns `kinetics_vtn_config` with the paper's batch for ResNets and no decay of batch norm."""
   config = kinetics_vtn_config(model, starts_from)
   config.train.batch_size = 32
   config.optimizer.weight_decay_multipliers = (
@@ -164,7 +165,7 @@ def kinetics_vtn_resnet_config(model: str, starts_from: str) -> config_dict.Conf
 
 
 def quickstart_config(model: str) -> config_dict.ConfigDict:
-  """Small clips of the motions that the library generates, for a small model of random weights."""
+  """Returns a recipe for a small model on the generated `motion_clips`, from random weights."""
   config = base_config(model)
   config.init_from = "random"
   config.data.name = "motion_clips"
@@ -176,7 +177,7 @@ def quickstart_config(model: str) -> config_dict.ConfigDict:
   config.clip.size = 32
   config.clip.train_short_side = 48
   config.clip.area_range = (0.5, 1.0)
-  # A mirrored clip would move the other way.
+  # A mirrored clip belongs to another class.
   config.clip.flip_probability = 0.0
   config.validation.short_side = 36
   config.test.update({"num_clips": 1, "crops": "center", "short_side": 36})

@@ -1,4 +1,4 @@
-"""The one-page report of a run: a picture of what it reached and where it errs."""
+"""Report of a run: one page with scores, curves and errors."""
 
 import pathlib
 
@@ -43,7 +43,7 @@ def write_report(
   class_names: tuple[str, ...],
   metrics: list[dict],
 ) -> None:
-  """Draws the report to a PNG.
+  """Draws the report as a PNG.
 
   Args:
     title: the model and its data.
@@ -109,7 +109,7 @@ def _draw_scores(axes, metrics, name: str, title: str) -> None:
   for kind, label, color in (
     ("train", "training", _FAINT),
     ("validation", "validation", ACCENT),
-    ("validation_average", "validation, averaged weights", _SECOND),
+    ("validation_average", "validation, EMA", _SECOND),
   ):
     steps, values = _series(metrics, f"{kind}/{name}")
     if steps:
@@ -121,7 +121,7 @@ def _draw_scores(axes, metrics, name: str, title: str) -> None:
 
 
 def _draw_hardest(axes, values: np.ndarray, class_names, what: str) -> None:
-  """The lowest values `[classes]`, between 0 and 1; NaN: left out."""
+  """Draws the classes with the lowest values `[classes]`, between 0 and 1; NaN is omitted."""
   order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]
   is_all = len(order) <= _HARDEST
   axes.set_title(f"{what.capitalize()} per class" if is_all else f"The {_HARDEST} hardest classes")
@@ -132,7 +132,7 @@ def _draw_hardest(axes, values: np.ndarray, class_names, what: str) -> None:
 
 
 def _draw_bars(axes, values: np.ndarray, class_names, order, notes, size: float) -> None:
-  """A bar with a note at its end for each class of `order`, from top to bottom."""
+  """Draws a bar with a note for each class of `order`, from top to bottom."""
   axes.barh(np.arange(len(order)), 100 * values[order], color=ACCENT, height=0.7)
   _name_ticks(axes.set_yticks, [class_names[index] for index in order], size, 34)
   for place, (index, note) in enumerate(zip(order, notes)):
@@ -149,7 +149,7 @@ def _name_ticks(set_ticks, names, size: float, width: int, **options) -> None:
 
 
 def shorten(name: str, width: int) -> str:
-  """At most `width` characters; names that begin alike often end otherwise, so both ends stay."""
+  """Returns a name of at most `width` characters, shortened in the middle."""
   if len(name) <= width:
     return name
   head = (width - 1) // 2
@@ -157,7 +157,7 @@ def shorten(name: str, width: int) -> str:
 
 
 def _set_title(figure, title: str) -> None:
-  """At the left end of the figure, where long names leave the axes little room for it."""
+  """Sets a title at the left of the figure, because long class names narrow the axes."""
   figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
 
 
@@ -188,7 +188,7 @@ def _draw_confusion(figure, evaluation, class_names) -> None:
 
 
 def _draw_large_confusion(axes, share: np.ndarray) -> None:
-  """Without names, and so that a single dark cell is still seen."""
+  """Draws a matrix of many classes without names; each pixel shows the darkest of its cells."""
   count = len(share)
   block = -(-count // _MOST_CELLS)
   padding = -count % block
@@ -209,12 +209,12 @@ def _draw_large_confusion(axes, share: np.ndarray) -> None:
 
 
 def _draw_pairs(axes, evaluation, class_names) -> None:
-  """The pairs of a class and a wrong prediction that hold most videos."""
+  """Lists the most frequent pairs of a class and a wrong prediction."""
   confusion, errors = evaluation.confusion, evaluation.errors
   order = np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]
   rows = [(row, column) for row, column in zip(*np.unravel_index(order, errors.shape))]
   rows = [(row, column) for row, column in rows if errors[row, column]]
-  axes.set_title("Most confused: videos, class and what it was taken for")
+  axes.set_title("Most confused: videos, class, prediction")
   axes.axis("off")
   axes.set_ylim(_PAIRS + 0.5, -0.5)
   for place, (row, column) in enumerate(rows):
@@ -226,8 +226,8 @@ def _draw_pairs(axes, evaluation, class_names) -> None:
 
 
 def _draw_precisions(figure, evaluation, class_names) -> None:
-  """Every class, the best first: bars with names or, of many classes, without; and how average
-  precision goes with the number of videos."""
+  """Draws the average precision of every class, the best first, and of many classes also over their
+  numbers of videos."""
   values, positives = evaluation.average_precision, evaluation.positives
   order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]
   if len(class_names) <= _MOST_NAMED_CLASSES:

@@ -1,19 +1,17 @@
-"""What a run leaves in its workdir besides checkpoints and metrics: its config and its results."""
+"""Files of a run besides checkpoints and metrics: config, predictions, report."""
 
 import json
 import pathlib
 from collections.abc import Iterator
 
-from ml_collections import config_dict
-
 from vswin_jax.common.paths import AnyPath, replacing, write_table
 from vswin_jax.common.progress import logger
-from vswin_jax.experiment.config import base_config, flat_values, flatten_values
+from vswin_jax.experiment.config import Settings, flatten_values
 from vswin_jax.experiment.report import write_report
 from vswin_jax.training.evaluation import Evaluation
 from vswin_jax.training.metrics import read_metrics
 
-# Changing these between two runs in one workdir changes no result by more than rounding.
+# Keys that may change when a run resumes: results differ by rounding at most.
 _FREE_TO_CHANGE = (
   "data.dir",
   "data.max_failed_share",
@@ -29,30 +27,31 @@ _FREE_TO_CHANGE = (
   "train.save_every",
 )
 
-# Columns of `per_class.csv`: of videos with one label, and with any number of them.
+# Columns of `per_class.csv`, for single-label and multi-label videos.
 _ACCURACIES = ("class", "videos", "correct", "accuracy", "most_confused_with", "videos_confused")
 _PRECISIONS = ("class", "positives", "average_precision")
 
 
-def write_config(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+def write_config(workdir: pathlib.Path, settings: Settings) -> None:
+  """Writes `config.json`."""
   with replacing(workdir / "config.json") as path:
-    path.write_text(config.to_json_best_effort(indent=2) + "\n")
+    path.write_text(json.dumps(settings.values(), indent=2, sort_keys=True) + "\n")
 
 
 def read_config(workdir: AnyPath) -> dict | None:
-  """The config that a run was started with, as nested dicts; None: there is none."""
+  """Returns the config that a run was started with, as nested dicts; None if there is none."""
   path = workdir / "config.json"
   return json.loads(path.read_text()) if path.exists() else None
 
 
-def warn_of_changes(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
-  """Says which values differ from those that the run was started with."""
+def warn_of_changes(workdir: pathlib.Path, settings: Settings) -> None:
+  """Logs which config values differ from those that the run was started with."""
   started_with = read_config(workdir)
   if started_with is None:
     return
-  now = flat_values(config)
-  # A key that was not written had its default.
-  default = flat_values(base_config(config.model.name))
+  now = flatten_values(settings.values())
+  # Keys missing in the file had their defaults.
+  default = flatten_values(Settings(model={"name": settings.model["name"]}).values())
   before = default | flatten_values(started_with)
   for key in sorted(before.keys() | now.keys()):
     free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
@@ -77,15 +76,14 @@ def write_results(
   video_ids: list[str],
   metrics: AnyPath,
 ) -> None:
-  """Writes `predictions.csv`, `per_class.csv`, `report.png` and, when those are whole,
-  `evaluation.json`.
+  """Writes `predictions.csv`, `per_class.csv`, `report.png` and, last, `evaluation.json`.
 
-  Several labels of a video stand in one field of `predictions.csv`, with "|" between them.
+  Labels of a multi-label video share one field of `predictions.csv`, separated by "|".
 
   Args:
-    metadata: what to say in `evaluation.json` besides the scores.
+    metadata: written to `evaluation.json` beside the scores.
     video_ids: of the rows of `result.predictions`.
-    metrics: the `metrics.jsonl` whose curves the report shows.
+    metrics: path of the `metrics.jsonl` whose curves the report shows.
   """
   write_table(
     workdir / "predictions.csv",
@@ -116,7 +114,7 @@ def write_results(
 
 
 def _accuracies(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
-  """Rows of `per_class.csv`; what there is none of stays empty."""
+  """Yields the rows of `per_class.csv`; a field without a value is empty."""
   for number, (name, row) in enumerate(zip(class_names, result.confusion)):
     videos, accuracy = row.sum(), result.class_accuracies[number]
     wrong = result.errors[number].argmax()
@@ -132,6 +130,6 @@ def _accuracies(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tu
 
 
 def _precisions(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
-  """Likewise, of videos with any number of labels."""
+  """Yields the rows of `per_class.csv` for multi-label videos."""
   for name, positives, precision in zip(class_names, result.positives, result.average_precision):
     yield name, positives, f"{precision:.6f}" if positives else ""

@@ -1,7 +1,7 @@
-"""The folder of a run, on this machine or in a bucket.
+"""Workdir of a run, local or in a bucket.
 
-Checkpoints go straight to where the run is. The small files beside them are always written to a
-local folder; for a run in a bucket that is a temporary one, copied there again and again.
+Checkpoints are written to the workdir directly. Smaller files are written to a local folder; if the
+workdir is in a bucket, that is a temporary folder whose files are uploaded after each change.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
 from vswin_jax.common.progress import logger
 
-# Of a run that goes on: these are large, and what is written to them is added.
+# Large, and only added to, so that a resumed run does not download them.
 _NOT_FETCHED = ("checkpoints", "tensorboard")
 
 
 class RunFolderError(ValueError):
-  """A folder of a run that can't be read or written; one line says which, and why.
+  """Raised when a workdir can't be read or written.
 
   Attributes:
-    exit_status: of the program that it ends.
+    exit_status: exit status of a command that ends with this error.
   """
 
   def __init__(self, message: str, cause: BaseException):
@@ -35,12 +35,12 @@ class RunFolderError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-  """Where the files of a run are.
+  """Paths of a run.
 
   Attributes:
-    path: the folder of the run, local or in a bucket.
-    local: where its small files are read and written.
-    is_first: this process, of all of the run, writes them.
+    path: workdir, local or in a bucket.
+    local: local folder of the small files; the workdir itself if that is local.
+    is_first: whether this process writes the small files.
   """
 
   path: AnyPath
@@ -53,14 +53,14 @@ class RunFolder:
     return checkpoints_of(self.path)
 
   def publish(self) -> None:
-    """Copies the small files that changed since the last time to the bucket, if the run is in one.
+    """Uploads the small files that changed since the last call, if the workdir is in a bucket.
 
-    What can't be copied now is said and tried again at the next call.
+    A failed upload is logged, and the next call tries it again.
     """
     try:
       self._publish()
     except RunFolderError as error:
-      logger.warning("%s; it is tried again later", error)
+      logger.warning("%s; trying again later", error)
 
   def _publish(self) -> None:
     if self.local == self.path or not self.is_first:
@@ -82,24 +82,24 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Iterator[RunFolder]:
-  """Opens the folder of a run; one that does not exist is made.
+  """Opens a workdir, which is created if it does not exist.
 
-  At the end of the context, also that of an error, the small files are published.
+  The small files are uploaded at the end of the context, also after an error.
 
   Args:
-    workdir: a local folder, or "gs://bucket/folder".
-    is_first: this process, of all of the run, writes the small files.
+    workdir: local folder, or "gs://bucket/folder".
+    is_first: whether this process writes the small files.
 
   Raises:
-    LocalPathError: the name of neither.
-    RunFolderError: the folder can't be made, read or, at the end, written.
+    LocalPathError: neither a local folder nor one in a bucket.
+    RunFolderError: the workdir can't be created, read or, at the end, written.
   """
   path = file_path(workdir)
   if not is_in_bucket(path):
     try:
       path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise RunFolderError(f"can't make the folder of the run: {error}", error) from error
+      raise RunFolderError(f"can't create the workdir: {error}", error) from error
     yield RunFolder(path, path, is_first)
     return
   with tempfile.TemporaryDirectory(prefix="vswin_jax_run_") as temporary:
@@ -114,7 +114,7 @@ def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Ite
 
 
 def _fetch(folder: RunFolder) -> None:
-  """Copies the small files of a run that goes on to this machine."""
+  """Downloads the small files of a resumed run."""
   try:
     # In a bucket there are no folders without files.
     entries = list(folder.path.iterdir()) if folder.path.exists() else []

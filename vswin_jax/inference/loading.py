@@ -26,12 +26,14 @@ class Usage:
     labels: names of the classes, by index; None: unknown.
     preprocessing: from a video to the model's input.
     multi_label: a video may show any number of classes; probabilities are sigmoids.
+    random_parts: starts of the paths of parameters that converted weights left random.
   """
 
   model: dict
   labels: tuple[str, ...] | None
   preprocessing: Preprocessing
   multi_label: bool = False
+  random_parts: tuple[str, ...] = ()
 
 
 def read_usage(directory: str | os.PathLike) -> Usage:
@@ -47,6 +49,7 @@ def read_usage(directory: str | os.PathLike) -> Usage:
       labels=tuple(metadata["labels"]) if metadata.get("labels") else None,
       preprocessing=Preprocessing.from_metadata(metadata["preprocessing"]),
       multi_label=bool(metadata.get("multi_label", False)),
+      random_parts=tuple(metadata.get("source", {}).get("random", ())),
     )
   except (KeyError, ValueError) as error:
     raise CheckpointError(

@@ -1,26 +1,79 @@
-"""The training loop: fetch, step, write, then at their intervals evaluate and save."""
+"""Training loop: fetches batches, runs steps, and evaluates and saves at their intervals."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import jax
 
 from vswin_jax.common.cli import TRANSIENT
-from vswin_jax.common.progress import Progress, logger, own_logger
+from vswin_jax.common.progress import logger, own_logger
+from vswin_jax.training.progress import Progress
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import Stopped, StopRequest
 
 
 class TrainingError(RuntimeError):
-  """Training that can't go on; the message says at which step, and what to do."""
+  """Raised when training can't go on; the message names the step and what to do."""
 
 
 class LostWorkerError(TrainingError):
-  """A data worker that died."""
+  """Raised when a data worker died."""
 
   exit_status = TRANSIENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+  """Length of a training and the intervals of its events, in steps.
+
+  Attributes:
+    num_steps: optimizer steps of the whole training.
+    log_every: as in `training.step.make_train_step`.
+    eval_every: the last step is always evaluated.
+    save_every: the last step is always saved.
+    save_evaluated: whether every evaluated state is saved too.
+  """
+
+  num_steps: int
+  log_every: int
+  eval_every: int
+  save_every: int
+  save_evaluated: bool = False
+
+  def evaluates(self, step: int) -> bool:
+    """Returns whether the state after a step is evaluated."""
+    return step > 0 and (step % self.eval_every == 0 or step == self.num_steps)
+
+  def saves(self, step: int) -> bool:
+    """Returns whether the state after a step is saved."""
+    is_due = step % self.save_every == 0 or step == self.num_steps
+    return is_due or (self.save_evaluated and self.evaluates(step))
+
+
+class Hooks(Protocol):
+  """Effects of a training outside the loop; a run writes files, a test records calls."""
+
+  def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes scalars of a step, by name."""
+
+  def evaluate(self, state: TrainState) -> dict[str, float]:
+    """Returns the scores of a state, by name; may raise `Stopped`."""
+
+  def save(self, state: TrainState) -> None:
+    """Saves a state, whose loss was finite, after its evaluation if there is one."""
+
+  def describe_saved(self) -> str:
+    """Returns which checkpoint is newest, for error messages."""
+
+  def record_id(self, record: int) -> str:
+    """Returns the id of a record, for log messages."""
+
+  def max_failed_clips(self, num_clips: int) -> float:
+    """Returns how many of the clips seen so far may fail to decode."""
 
 
 def train(
@@ -28,134 +81,127 @@ def train(
   train_step: Callable[[TrainState, dict], tuple[TrainState, dict]],
   batches: Iterator[dict],
   *,
-  start_step: int,
-  num_steps: int,
+  intervals: Intervals,
   batch_size: int,
   sharding: jax.sharding.NamedSharding,
-  write_metrics: Callable[[int, dict[str, float]], None],
-  evaluate: Callable[[TrainState], dict[str, float]],
-  save: Callable[[TrainState, dict[str, float] | None], None],
+  hooks: Hooks,
   stop: StopRequest,
-  last_saved: Callable[[], str],
-  describe_failed: Callable[[int], str],
-  max_failed_clips: Callable[[int], float],
-  log_every: int,
-  eval_every: int,
-  save_every: int,
-  saves_evaluated: bool = False,
-  evaluates_first: bool = False,
-  is_shown: bool = True,
+  evaluate_first: bool = False,
+  show_progress: bool = True,
 ) -> TrainState:
-  """Trains from `start_step` until `num_steps` updates are done.
+  """Trains from `state.step` until `intervals.num_steps`.
 
   The order within a step is fixed: fetch a batch, start the step, write the metrics of the step
-  before, and at their intervals evaluate, then save. Nothing waits for the device but the metrics,
-  and those are read while the next step runs.
+  before, evaluate, save. Only the metrics wait for the device, and they are read while the next
+  step runs.
 
   Args:
-    state: its buffers are given to `train_step` and must not be used again.
-    train_step: jitted, from `training.step.make_train_step`, with the same `log_every`.
-    batches: host batches for steps from `start_step` on.
-    sharding: of the batches.
-    write_metrics: keeps scalars of a step, by name.
-    evaluate: metrics of a state, by name; may raise `Stopped`.
-    save: keeps a state; called only with states whose loss was finite, with the metrics of their
-      evaluation if there was one.
-    stop: whether the run was asked to stop.
-    last_saved: says which state is kept, for the message of an error.
-    describe_failed: id of a record that could not be decoded.
-    max_failed_clips: by the number of clips seen, how many may fail.
-    saves_evaluated: every state that is evaluated is saved too.
-    evaluates_first: an evaluation of the state at `start_step` was left and is made up for.
-    is_shown: the progress, on a terminal.
+    state: its buffers are donated to `train_step`.
+    train_step: jitted, from `training.step.make_train_step`.
+    batches: host batches from `state.step` on.
+    batch_size: clips of a step over all devices.
+    sharding: sharding of the batches.
+    stop: request to stop, polled after every step.
+    evaluate_first: whether to evaluate `state` before the first step.
+    show_progress: whether to show a progress bar in a terminal.
 
   Returns:
-    The last state: `num_steps` updates, or fewer if the run was asked to stop, in which case `save`
-    was called with it.
+    The last state. If the run was asked to stop it has fewer than `num_steps` updates; it is saved
+    unless it is the state that `evaluate_first` was to evaluate.
 
   Raises:
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
   """
-  with Progress(start_step, num_steps, batch_size, is_shown=is_shown) as progress:
-
-    def write(step: int, metrics: dict) -> None:
-      metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["mean_grad_norm"])):
-        raise TrainingError(
-          f"the loss or its gradient is not finite at step {step} (loss {metrics['loss']}); "
-          f"{last_saved()}. Lower the learning rate, clip gradients or check the data"
-        )
-      progress.advance(step, metrics["loss"], metrics["learning_rate"])
-      failed, allowed = int(metrics["clips_failed"]), max_failed_clips(step * batch_size)
-      if failed > allowed:
-        raise TrainingError(
-          f"{failed} clips could not be decoded by step {step}, more than the {allowed:.0f} "
-          "allowed; mend the data set or raise --config.data.max_failed_share"
-        )
-      if step % log_every == 0:
-        speed = progress.interval(step)
-        left = speed.pop("seconds_left")
-        del metrics["loss"]
-        values = {f"train/{name.removeprefix('mean_')}": value for name, value in metrics.items()}
-        write_metrics(step, values | {f"speed/{name}": value for name, value in speed.items()})
-        logger.info(
-          "step %d/%d  loss %.4f  top-1 %.1f %%  rate %.2e  %.1f clips/s  waiting for data %.0f %%"
-          "  %s left",
-          step,
-          num_steps,
-          metrics["mean_loss"],
-          100 * metrics["mean_top1"],
-          metrics["learning_rate"],
-          speed["clips_per_second"],
-          100 * speed["data_wait_share"],
-          _clock(left),
-        )
-
-    def evaluated(step: int) -> dict[str, float] | None:
-      try:
-        metrics = evaluate(state)
-      except Stopped:
-        return None
-      write_metrics(step, metrics)
-      return metrics
-
-    if evaluates_first and evaluated(start_step) is None:
+  start_step = int(state.step)
+  with Progress(start_step, intervals.num_steps, batch_size, is_shown=show_progress) as progress:
+    if evaluate_first and not _evaluate(state, start_step, hooks):
       return state
     pending = None
-    for step in range(start_step + 1, num_steps + 1):
+    for step in range(start_step + 1, intervals.num_steps + 1):
       waiting_since = time.perf_counter()
       batch = _next(batches, step)
       progress.waited(time.perf_counter() - waiting_since)
       for record in batch["failed"][batch["failed"] >= 0]:
-        own_logger.warning("clip of %s can't be decoded; replaced", describe_failed(int(record)))
+        own_logger.warning("replaced a clip of %s: can't decode it", hooks.record_id(int(record)))
       state, metrics = train_step(state, put_batch(batch, sharding))
       if pending is not None:
-        write(*pending)
+        _report(*pending, intervals, batch_size, hooks, progress)
       pending = (step, metrics)
       if step == start_step + 1:
+        # The first step includes compilation.
         jax.block_until_ready(metrics)
         progress.pause(step)
 
-      evaluates = step % eval_every == 0 or step == num_steps
-      saves = step % save_every == 0 or step == num_steps or (evaluates and saves_evaluated)
+      evaluates, saves = intervals.evaluates(step), intervals.saves(step)
       if stop.poll() or evaluates or saves:
-        write(*pending)
+        _report(*pending, intervals, batch_size, hooks, progress)
         pending = None
-        # An evaluation that is left is made up for when the run goes on.
-        scores = evaluated(step) if evaluates and not stop.reached else None
+        if evaluates and not stop.reached:
+          _evaluate(state, step, hooks)
         if saves or stop.reached:
-          save(state, scores)
+          hooks.save(state)
         progress.pause(step)
       if stop.reached:
         break
   return state
 
 
+def _evaluate(state: TrainState, step: int, hooks: Hooks) -> bool:
+  """Evaluates a state and writes its scores; returns False if asked to stop meanwhile."""
+  try:
+    scores = hooks.evaluate(state)
+  except Stopped:
+    return False
+  hooks.write_metrics(step, scores)
+  return True
+
+
+def _report(
+  step: int, metrics: dict, intervals: Intervals, batch_size: int, hooks: Hooks, progress: Progress
+) -> None:
+  """Checks the metrics of a step, shows them, and writes them if the step is a logged one.
+
+  Raises:
+    TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
+  """
+  metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  loss = metrics.pop("loss")
+  if not (math.isfinite(loss) and math.isfinite(metrics["mean_grad_norm"])):
+    raise TrainingError(
+      f"the loss or its gradient is not finite at step {step} (loss {loss}); "
+      f"{hooks.describe_saved()}. Lower the learning rate, clip gradients or check the data"
+    )
+  progress.advance(step, loss, metrics["learning_rate"])
+  failed, allowed = int(metrics["clips_failed"]), hooks.max_failed_clips(step * batch_size)
+  if failed > allowed:
+    raise TrainingError(
+      f"{failed} clips could not be decoded by step {step}, more than the {allowed:.0f} "
+      "allowed; mend the data set or raise --config.data.max_failed_share"
+    )
+  if step % intervals.log_every:
+    return
+  speed = progress.interval(step)
+  values = {f"train/{name.removeprefix('mean_')}": value for name, value in metrics.items()}
+  if speed is not None:
+    values["speed/clips_per_second"] = speed.clips_per_second
+    values["speed/data_wait_share"] = speed.data_wait_share
+  hooks.write_metrics(step, values)
+  logger.info(
+    "step %d/%d  loss %.4f  top-1 %.1f %%  learning rate %.2e%s",
+    step,
+    intervals.num_steps,
+    metrics["mean_loss"],
+    100 * metrics["mean_top1"],
+    metrics["learning_rate"],
+    "" if speed is None else f"  {speed}",
+  )
+
+
 def _next(batches: Iterator[dict], step: int) -> dict:
   try:
     return next(batches)
   except RuntimeError as error:
-    # What the loader raises when a worker process was killed from outside.
+    # grain's error for a worker process that was killed from outside.
     if "terminated unexpectedly" not in str(error):
       raise
     raise LostWorkerError(
@@ -163,9 +209,3 @@ def _next(batches: Iterator[dict], step: int) -> dict:
       "of memory, or of shared memory in /dev/shm; lower --config.loader.num_workers or "
       "--config.loader.prefetch_batches. The same command resumes"
     ) from error
-
-
-def _clock(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -10,23 +10,18 @@ from vswin_jax.common.paths import file_path, replacing
 class MetricsWriter:
   """Writes one JSON line per logged step and the same scalars as TensorBoard events.
 
-  Opened at a step, it first drops what an earlier process wrote beyond that step, and the scores of
-  that step if it is to be evaluated again, so the file of a run that was killed and resumed reads
-  like that of a run that was not.
+  Opened at a step, it first drops the lines of later steps, which an earlier process wrote, so that
+  the file of a run that was killed and resumed equals that of an uninterrupted run.
   """
 
-  def __init__(self, directory: str | os.PathLike, step: int, *, evaluates_again: bool = False):
+  def __init__(self, directory: str | os.PathLike, step: int):
     # Where PyTorch is installed this loads it too, which takes seconds.
     from tensorboardX import SummaryWriter
 
     directory = pathlib.Path(directory)
     self.path = directory / "metrics.jsonl"
 
-    def is_kept(line: dict) -> bool:
-      is_repeated = evaluates_again and _is_of_an_evaluation(line)
-      return line["step"] < step or (line["step"] == step and not is_repeated)
-
-    kept = list(filter(is_kept, read_metrics(self.path)))
+    kept = [line for line in read_metrics(self.path) if line["step"] <= step]
     with replacing(self.path) as path:
       path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     self._file = self.path.open("a", buffering=1)

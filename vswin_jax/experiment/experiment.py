@@ -1,0 +1,93 @@
+"""Experiment: a training plan with its data and the folder of its run."""
+
+import dataclasses
+import zlib
+
+from vswin_jax.checkpoints import manager
+from vswin_jax.data import generated
+from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.data.records import VideoRecords, open_records
+from vswin_jax.experiment.config import Settings
+from vswin_jax.experiment.plan import Plan, make_mesh, make_plan
+from vswin_jax.experiment.workdir import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Objects of a run.
+
+  Attributes:
+    plan: model, optimizer, schedule and steps.
+    folder: workdir of the run.
+    train_records: training split.
+    eval_records: evaluation split.
+  """
+
+  plan: Plan
+  folder: RunFolder
+  train_records: VideoRecords
+  eval_records: VideoRecords
+
+  @property
+  def settings(self) -> Settings:
+    return self.plan.settings
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    return self.train_records.class_names
+
+  @property
+  def metadata(self) -> dict:
+    """Checkpoint metadata of this run, as JSON types."""
+    settings = self.settings
+    preprocessing = Preprocessing(
+      settings.data.mean, settings.data.std, settings.clip, settings.test
+    )
+    return {
+      "model": self.plan.model_options,
+      "preprocessing": preprocessing.to_metadata(),
+      "labels": list(self.class_names),
+      "multi_label": self.plan.multi_label,
+      "training": {
+        "data": settings.data.name,
+        "videos": len(self.train_records),
+        "batch_size": settings.train.batch_size,
+      },
+    }
+
+  def shared_values(self) -> dict[str, str]:
+    """Returns, by name, what must be equal in all processes besides the config."""
+    names = zlib.crc32("\0".join(self.class_names).encode())
+    sizes = f"{len(self.train_records)} and {len(self.eval_records)} videos"
+    ids = ", ".join(
+      records.video_id(index)
+      for records in (self.train_records, self.eval_records)
+      for index in (0, len(records) // 2, len(records) - 1)
+    )
+    return {
+      "the data set": f"{sizes}, {len(self.class_names)} classes ({names:08x}), such as {ids}",
+      "the newest checkpoint": str(manager.newest_step(self.folder.checkpoints)),
+    }
+
+
+def open_experiment(settings: Settings, folder: RunFolder) -> Experiment:
+  """Opens the data set of a run, which is generated if the library makes it, and plans the run.
+
+  Raises:
+    ConfigError: values do not fit the devices, the data or the model.
+    DatasetError: the data set can't be read.
+  """
+  mesh = make_mesh(settings)
+  data = settings.data
+  generated.ensure(data.name, data.dir)
+  train_records, eval_records = (
+    open_records(data.name, data.dir, split) for split in (data.train_split, data.eval_split)
+  )
+  plan = make_plan(
+    settings,
+    mesh,
+    num_classes=len(train_records.class_names),
+    num_videos=len(train_records),
+    multi_label=train_records.multi_label,
+  )
+  return Experiment(plan, folder, train_records, eval_records)
