@@ -36,6 +36,21 @@ def finished(tiny_data_dir, tmp_path_factory):
   return workdir, result
 
 
+def test_a_tiny_run_from_config_to_report(tiny_data_dir, tmp_path):
+  options = (
+    "--config.train.epochs=0.5",
+    "--config.train.log_every=1",
+    "--config.train.eval_every=3",
+  )
+  result = run(tiny_data_dir, tmp_path, *options)
+  assert result.returncode == 0, result.stderr
+  assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 3]
+  evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+  assert evaluation["step"] == 3 and 0 <= evaluation["top1"] <= evaluation["top5"] <= 1
+  assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+  assert int(final_arrays(tmp_path)["step"]) == 3
+
+
 @pytest.mark.slow
 def test_a_run_leaves_all_it_promises(finished):
   workdir, result = finished
