@@ -6,6 +6,8 @@ from flax import nnx
 
 from tests.tables.vtn_parity import golden_errors, golden_gradient_errors
 from vswin_jax import create_model
+from vswin_jax.models.normalization import normalize
+from vswin_jax.models.outputs import make_view_step
 from vswin_jax.models.parameters import flatten, merge_model, split_model
 
 SMALL = {
@@ -125,12 +127,24 @@ def test_positions_repeat_after_those_that_the_model_has():
 
 def test_a_call_is_made_of_its_parts():
   model, video = create_model("vtn_vit_b", **SMALL), small_video()
-  features = jax.jit(model.encode_frames)(video)
+  features = jax.jit(model.frame_features)(video)
   np.testing.assert_allclose(jax.jit(model.classify)(features), run(model, video), atol=2e-6)
   np.testing.assert_allclose(
     model.head(jax.jit(model.features)(video)), run(model, video), atol=2e-6
   )
   assert jax.eval_shape(model.feature_map, video).shape == (2, 7, 1, 1, 24)
+
+
+def test_view_step_gives_frame_features_of_every_view():
+  graph, params = split_model(create_model("vtn_vit_b", **SMALL))
+  video = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 16, 16, 3), dtype=np.uint8)
+  position_ids = np.zeros((2, 3, 7), np.int32)
+  pixels = {"mean": (110.0, 100.0, 90.0), "std": (60.0, 50.0, 40.0)}
+  features = jax.jit(make_view_step(graph, "frame_features", **pixels))(params, video, position_ids)
+  assert features.dtype == jnp.float32 and features.shape == (2, 3, 7, 24)
+  model = merge_model(graph, params)
+  view = jax.jit(model.frame_features)(normalize(video[:, 1], **pixels))
+  np.testing.assert_allclose(features[:, 1], view, atol=2e-6)
 
 
 class Pooled(nnx.Module):
@@ -166,9 +180,9 @@ def test_a_backbone_with_a_key_drops_out_in_training_only():
 
   model = create_model("vtn_vit_b", backbone=backbone, **options)
   video = small_video()
-  np.testing.assert_array_equal(model.encode_frames(video), model.encode_frames(video))
-  noisy = model.encode_frames(video, key=jax.random.key(0))
-  assert np.abs(noisy - model.encode_frames(video)).max() > 0.1
+  np.testing.assert_array_equal(model.frame_features(video), model.frame_features(video))
+  noisy = model.frame_features(video, key=jax.random.key(0))
+  assert np.abs(noisy - model.frame_features(video)).max() > 0.1
 
 
 def test_dropout_is_a_function_of_the_key():

@@ -186,7 +186,7 @@ def golden_errors(case: str) -> dict[str, float]:
   """Relative errors of the logits and of the frame features of a golden file."""
   meta, expected = golden(case)
   model = reference_vtn(case)
-  features = jax.jit(model.encode_frames)(golden_video(meta))
+  features = jax.jit(model.frame_features)(golden_video(meta))
   logits = jax.jit(model.classify)(features, expected["position_ids"])
   return {
     "logits": relative_error(logits, expected["logits"]),

@@ -25,6 +25,7 @@ OUTPUTS = types.MappingProxyType(
     "label_probabilities": lambda model, *inputs: class_probabilities(model(*inputs), True),
     "pooled": lambda model, *inputs: model.features(*inputs),
     "map": lambda model, *inputs: model.feature_map(*inputs),
+    "frame_features": lambda model, *inputs: model.frame_features(*inputs),
   }
 )
 
@@ -41,7 +42,8 @@ def make_view_step(
 
   Args:
     output: a key of `OUTPUTS`: "probabilities" or "label_probabilities" `[num_classes]`, "pooled"
-      features `[channels]` or the feature "map" `[time, height, width, channels]`.
+      features `[channels]`, the feature "map" `[time, height, width, channels]` or, of VTN only,
+      "frame_features" `[time, width]`.
 
   Returns:
     `step(params, video, position_ids)` with video uint8 `[batch, views, time, height, width, 3]`

@@ -149,7 +149,7 @@ class VTN(nnx.Module):
   """Video Transformer Network.
 
   `model(video)` is deterministic; `model(video, key=key)` drops out. Features of frames may be
-  computed apart: `model(video)` is `model.classify(model.encode_frames(video))`.
+  computed apart: `model(video)` is `model.classify(model.frame_features(video))`.
   """
 
   def __init__(self, config: VTNConfig, *, rngs: nnx.Rngs):
@@ -194,21 +194,25 @@ class VTN(nnx.Module):
       ValueError: arrays that do not fit.
     """
     backbone_key, temporal_key = split_key(key, 2)
-    features = self.encode_frames(video, key=backbone_key)
+    features = self.frame_features(video, key=backbone_key)
     return self.classify(features, position_ids, valid, key=temporal_key)
 
-  def encode_frames(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Features of every frame by itself.
+  def frame_features(
+    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Computes the features of each frame independently.
 
     Args:
-      video: as in a call; likewise `key`.
+      video: as in a call; the same for `key`.
+      position_ids: not used; every method of a model that takes a video takes them.
 
     Returns:
-      `[batch, frames, width]`, of the dtype that the backbone gives (float32 for named ones).
+      `[batch, frames, width]` in the dtype of the backbone's features (float32 for named ones).
 
     Raises:
-      ValueError: arrays that do not fit, or a backbone that gives others.
+      ValueError: wrong shape or dtype of `video`, or of the features of a custom backbone.
     """
+    del position_ids
     check_video(video)
     takes_key = "key" in inspect.signature(self.backbone).parameters
 
@@ -260,15 +264,14 @@ class VTN(nnx.Module):
     """Features before the head: arguments as in a call -> float32 `[batch, width]`, the class
     token after the temporal encoder."""
     backbone_key, encoder_key = split_key(key, 2)
-    frames = self.encode_frames(video, key=backbone_key)
+    frames = self.frame_features(video, key=backbone_key)
     return self._encode(frames, position_ids, valid, encoder_key)
 
   def feature_map(
     self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
   ) -> jax.Array:
-    """`encode_frames` with the axes of a feature map: `[batch, frames, 1, 1, width]`."""
-    del position_ids
-    return self.encode_frames(video, key=key)[:, :, None, None]
+    """`frame_features` with the axes of a feature map: `[batch, frames, 1, 1, width]`."""
+    return self.frame_features(video, position_ids, key=key)[:, :, None, None]
 
   def _encode(self, features, position_ids, valid, key):
     if features.ndim != 3 or features.shape[2] != self.config.width or not features.size:
