@@ -171,7 +171,7 @@ def test_bfloat16_multiplies_in_bfloat16_in_both_directions():
     assert right.endswith("bf16"), line
 
 
-def test_what_does_not_fit_the_window_is_refused():
+def test_tokens_and_tables_must_fit_the_window():
   inputs, _ = random_inputs((2, 2, 2), 12, regions=False)
   with pytest.raises(ValueError, match="expected at most 8 tokens"):
     window_attention(*inputs, (2, 2, 2))
@@ -194,7 +194,7 @@ def shifted_block(attention="xla"):
 
 
 def compiled_block(batch, grid, *, gradient, devices=1, attention="xla"):
-  """Optimized HLO of `shifted_block`, the batch cut over devices."""
+  """Optimized HLO of `shifted_block`, with the batch sharded over devices."""
   graph, params = shifted_block(attention)
 
   def run(params, x):

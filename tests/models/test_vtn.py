@@ -111,7 +111,7 @@ def test_long_features_take_little_memory_forward_and_backward():
     assert memory(8192, transform) < 2.1 * memory(4096, transform)
 
 
-def test_frames_without_numbers_count_from_zero():
+def test_default_position_ids_count_from_zero():
   # Embeddings large enough to matter.
   model, video = create_model("vtn_vit_b", **SMALL, init_std=0.5), small_video()
   counted = jnp.broadcast_to(jnp.arange(7), (2, 7))
@@ -119,13 +119,13 @@ def test_frames_without_numbers_count_from_zero():
   assert np.abs(run(model, video) - run(model, video, 3 * counted)).max() > 1e-3
 
 
-def test_positions_repeat_after_those_that_the_model_has():
+def test_position_ids_wrap_around():
   model, features = create_model("vtn_vit_b", **SMALL), jnp.ones((1, 3, 24))
   first = model.classify(features, jnp.array([[0, 5, 285]]))
   np.testing.assert_array_equal(model.classify(features, jnp.array([[286, 291, 571]])), first)
 
 
-def test_a_call_is_made_of_its_parts():
+def test_a_call_equals_its_parts():
   model, video = create_model("vtn_vit_b", **SMALL), small_video()
   features = jax.jit(model.frame_features)(video)
   np.testing.assert_allclose(jax.jit(model.classify)(features), run(model, video), atol=2e-6)
@@ -203,7 +203,7 @@ def test_dropout_is_a_function_of_the_key():
     ({"attention_window": 7}, "attention_window must be even, got 7"),
     ({"num_positions": 2}, "num_positions must be at least 3"),
     ({"rematerialization": "block"}, "unknown rematerialization 'block'"),
-    ({"backbone": "custom"}, "built with a backbone of its own: give backbone="),
+    ({"backbone": "custom"}, "has a custom backbone: pass it as backbone="),
     ({"backbone": len, "backbone_options": {"depth": 1}}, "are for named backbones"),
     ({"backbone_options": (1, 2)}, "backbone_options must be a dict, got"),
     ({"backbone": None}, "backbone must be a name, a module or a function, got None"),
@@ -228,7 +228,7 @@ def test_impossible_options_are_refused(options, message):
       lambda model: create_model("vtn_vit_b", backbone=lambda images: images[:, 0, 0])(
         jnp.zeros((1, 4, 16, 16, 3))
       ),
-      r"the backbone must give features \[4, width = 768\] for 4 images, it gave \[4, 3\]",
+      r"the backbone must return features \[4, width = 768\] for 4 images, got \[4, 3\]",
     ),
   ],
 )

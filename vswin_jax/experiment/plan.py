@@ -19,7 +19,7 @@ from vswin_jax.data.clips import ClipSpec, Views, check_views
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.experiment.config import set_options
 from vswin_jax.models import check_clips, create_model
-from vswin_jax.models.parameters import split_model, with_shardings
+from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import jit_eval_step
 from vswin_jax.training.inputs import check_label_smoothing
@@ -68,7 +68,7 @@ class Plan:
     config = self.settings.config
     model = create_model(config.model.name, seed=config.seed, **self.model_options)
     _, params = split_model(model)
-    return create_state(params, self.optimizer, with_average=config.train.ema_decay > 0)
+    return create_state(params, self.optimizer, with_ema=config.train.ema_decay > 0)
 
   def state_shapes(self) -> TrainState:
     """`jax.ShapeDtypeStruct`s with shardings."""
@@ -160,10 +160,11 @@ def make_plan(settings: Settings, *, num_classes: int, num_videos: int, multi_la
     schedule = make_schedule(
       num_steps=num_steps, steps_per_epoch=steps_per_epoch, **config.schedule
     )
-    graph, param_shapes = split_model(
-      nnx.eval_shape(lambda: create_model(name, seed=config.seed, **options))
+    model = nnx.eval_shape(lambda: create_model(name, seed=config.seed, **options))
+    graph, param_shapes = split_model(model)
+    optimizer = make_optimizer(
+      param_shapes, schedule, frozen=batch_statistics(model), **config.optimizer
     )
-    optimizer = make_optimizer(param_shapes, schedule, **config.optimizer)
   return Plan(
     settings=settings,
     multi_label=multi_label,
