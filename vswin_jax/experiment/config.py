@@ -74,7 +74,7 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
       "repeats": 1,
       # Only where videos have one label.
       "label_smoothing": 0.0,
-      # Of the moving average of the parameters, evaluated beside them; 0: none.
+      # Decay of the EMA of the parameters, which is evaluated beside them; 0: no EMA.
       "ema_decay": 0.0,
       # In steps; the last step always evaluates and saves.
       "log_every": 50,

@@ -209,8 +209,8 @@ def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, 
       directory,
       len(class_names),
     )
-  average = jax.tree.map(jnp.copy, params) if state.average else {}
-  return state.replace(params=params, average=average)
+  ema_params = jax.tree.map(jnp.copy, params) if state.ema_params else {}
+  return state.replace(params=params, ema_params=ema_params)
 
 
 def _modules(paths: list[str]) -> list[str]:

@@ -285,8 +285,8 @@ def _metrics_writer(
 
 
 def main_score(scores: dict[str, float]) -> float:
-  """By which checkpoints are compared: of the averaged parameters, if there are any."""
-  for version in ("validation_average", "validation"):
+  """Returns the score that ranks checkpoints: that of the EMA parameters if there are any."""
+  for version in ("validation_ema", "validation"):
     for measure in ("top1", "mean_average_precision"):
       if f"{version}/{measure}" in scores:
         return scores[f"{version}/{measure}"]
@@ -316,10 +316,10 @@ def _new_state(experiment: Experiment, source: AnyPath | None) -> TrainState:
 def _validate(
   experiment: Experiment, eval_step: Callable, stop: StopRequest, state: TrainState
 ) -> dict[str, float]:
-  """Scores of the parameters and, if there is one, of their average."""
+  """Returns the scores of the parameters and, if there are any, of the EMA parameters."""
   versions = {"validation": state.params}
-  if state.average:
-    versions["validation_average"] = state.average
+  if state.ema_params:
+    versions["validation_ema"] = state.ema_params
   scores = {}
   for name, result in _evaluate_versions(
     experiment, eval_step, versions, experiment.settings.validation, stop
