@@ -1,5 +1,6 @@
 """Banded attention against a dense one with an explicit mask."""
 
+import functools
 import re
 
 import jax
@@ -39,13 +40,18 @@ def test_values_and_gradients_equal_a_dense_mask(tokens, reach):
   arrays = inputs(tokens)
   weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
 
-  def loss(attention, arrays):
-    output = attention(*arrays, reach)
-    return (output * weight).sum(), output
+  @jax.jit
+  def gradients_and_outputs(arrays):
+    def loss(attention, arrays):
+      output = attention(*arrays, reach)
+      return (output * weight).sum(), output
 
-  banded = jax.jit(jax.grad(lambda a: loss(banded_attention, a), has_aux=True))
-  (actual, output) = banded(arrays)
-  expected, reference = jax.grad(lambda a: loss(dense, a), has_aux=True)(arrays)
+    return [
+      jax.grad(functools.partial(loss, attention), has_aux=True)(arrays)
+      for attention in (banded_attention, dense)
+    ]
+
+  (actual, output), (expected, reference) = gradients_and_outputs(arrays)
   np.testing.assert_allclose(output, reference, atol=2e-6)
   for ours, theirs in zip(actual, expected):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -56,12 +62,14 @@ def test_padding_changes_nothing(tokens):
   arrays = inputs(tokens)
   lengths = np.array([tokens, max(1, tokens // 2)])
   valid = jnp.asarray(np.arange(tokens)[None] < lengths[:, None])
-  output = banded_attention(*arrays, 5, valid)
-  np.testing.assert_allclose(
-    output[:, :, : lengths[1]], dense(*arrays, 5, valid)[:, :, : lengths[1]], atol=2e-6
+  output, reference = (
+    np.asarray(jax.jit(attention, static_argnums=5)(*arrays, 5, valid))
+    for attention in (banded_attention, dense)
   )
+  np.testing.assert_allclose(output[:, :, : lengths[1]], reference[:, :, : lengths[1]], atol=2e-6)
   alone = [x[1:, :, : lengths[1]] if x.ndim == 4 else x[1:] for x in arrays]
-  np.testing.assert_allclose(output[1:, :, : lengths[1]], banded_attention(*alone, 5), atol=2e-6)
+  alone = jax.jit(banded_attention, static_argnums=5)(*alone, 5)
+  np.testing.assert_allclose(output[1:, :, : lengths[1]], alone, atol=2e-6)
   assert np.isfinite(output).all()
 
 
@@ -72,7 +80,7 @@ def test_gradients_are_finite_where_a_whole_block_is_padding():
   def loss(arrays):
     return (banded_attention(*arrays, 4, valid) * valid[:, None, :, None]).sum()
 
-  for gradient in jax.grad(loss)(arrays):
+  for gradient in jax.jit(jax.grad(loss))(arrays):
     assert np.isfinite(gradient).all()
 
 

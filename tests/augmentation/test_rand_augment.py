@@ -1,6 +1,5 @@
 """RandAugment against Pillow and timm, frame by frame, and its draws against their definitions."""
 
-import functools
 import math
 
 import cv2
@@ -235,10 +234,11 @@ def check_both_signs(style: Style, name: str, magnitude: float, reference, share
   expected = {
     sign: frame_by_frame(lambda image, sign=sign: reference(image, sign), CLIP) for sign in (1, -1)
   }
-  only = style._replace(
-    operations={name: style.operations[name]}, flips_and_crops=False, probability=1.0
-  )
-  apply = functools.partial(rand_augment, style=only, num_operations=1, magnitude=magnitude)
+
+  def apply(planes, key):
+    arguments = draw_arguments(style, magnitude, key, HEIGHT, WIDTH)[name]
+    return style.operations[name](planes, *arguments)
+
   seen = set()
   for key in jax.random.split(jax.random.key(0), 12):
     result = run(apply, CLIP, key)

@@ -42,7 +42,7 @@ def batches(count, multi_label=False):
 
 
 def run(devices=1, fsdp=1, steps=4, model_options=None, **options):
-  """Losses of a few steps, the final state and the jitted step."""
+  """Returns the metrics of a few steps, the final state and the jitted step."""
   mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
   graph, params = split_model(tiny_model(**model_options or {}))
   optimizer = make_optimizer(params, lambda step: 1e-3, clip_norm=1.0)
