@@ -237,10 +237,7 @@ class VTN(nnx.Module):
     """Returns float32 logits `[batch, num_classes]` from the features of frames.
 
     Args:
-      features: float `[batch, frames, width]`, from `frame_features`.
-      position_ids: as in a call.
-      valid: as in a call.
-      key: as in a call.
+      features: float `[batch, frames, width]`, from `frame_features`; the rest as in a call.
 
     Raises:
       ValueError: wrong shape or dtype of an argument.
@@ -253,21 +250,15 @@ class VTN(nnx.Module):
     video: jax.Array,
     position_ids: jax.Array | None = None,
     valid: jax.Array | None = None,
-    *,
-    key: jax.Array | None = None,
   ) -> jax.Array:
     """Returns the class token after the temporal encoder: float32 `[batch, width]`."""
-    backbone_key, encoder_key = split_key(key, 2)
-    frames = self.frame_features(video, key=backbone_key)
-    return self._encode(frames, position_ids, valid, encoder_key)
+    return self._encode(self.frame_features(video), position_ids, valid)
 
-  def feature_map(
-    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
-  ) -> jax.Array:
+  def feature_map(self, video: jax.Array, position_ids: jax.Array | None = None) -> jax.Array:
     """Returns `frame_features` as a feature map: `[batch, frames, 1, 1, width]`."""
-    return self.frame_features(video, position_ids, key=key)[:, :, None, None]
+    return self.frame_features(video, position_ids)[:, :, None, None]
 
-  def _encode(self, features, position_ids, valid, key):
+  def _encode(self, features, position_ids, valid, key=None):
     if features.ndim != 3 or features.shape[2] != self.config.width or not features.size:
       raise ValueError(
         f"features must be [batch, frames, {self.config.width}], got {list(features.shape)}"

@@ -84,10 +84,8 @@ def state_shardings(mesh: Mesh, state):
   groups = mesh.shape["fsdp"]
 
   def sharding(leaf) -> NamedSharding:
-    if groups == 1 or math.prod(leaf.shape) < _SMALLEST_SHARDED_SIZE:
-      return replicated(mesh)
     divisible = [axis for axis, size in enumerate(leaf.shape) if size % groups == 0]
-    if not divisible:
+    if groups == 1 or not divisible or math.prod(leaf.shape) < _SMALLEST_SHARDED_SIZE:
       return replicated(mesh)
     longest = max(divisible, key=lambda axis: leaf.shape[axis])
     return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
