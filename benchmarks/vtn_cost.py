@@ -9,7 +9,6 @@ the class token needs.
 """
 
 import argparse
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from flax import nnx
 
 from vswin_jax.models import CATALOG, create_model
 from vswin_jax.models.cost import count_macs
-from vswin_jax.models.parameters import flatten, is_statistic, merge_model, split_model
+from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.vit import ViTConfig
 from vswin_jax.models.vtn import VTNConfig
 
@@ -55,10 +54,9 @@ def main():
   for name, config in CATALOG.items():
     if not isinstance(config, VTNConfig):
       continue
-    graph, shapes = split_model(nnx.eval_shape(lambda name=name: create_model(name)))
-    parameters = sum(
-      math.prod(leaf.shape) for path, leaf in flatten(shapes).items() if not is_statistic(path)
-    )
+    model = nnx.eval_shape(lambda name=name: create_model(name))
+    graph, shapes = split_model(model)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
     def run(params, video, graph=graph):
       return merge_model(graph, params)(video)

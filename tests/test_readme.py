@@ -3,11 +3,11 @@
 import pathlib
 import re
 
+import jax
 from flax import nnx
 
 from vswin_jax.conversion.released import find
 from vswin_jax.models import CATALOG, create_model
-from vswin_jax.models.parameters import flatten, is_statistic, split_model
 from vswin_jax.models.vtn import VTNConfig
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
@@ -26,8 +26,7 @@ def test_tables_of_models_are_the_catalog():
   assert len([row for row in rows if row.count("|") > 6]) == len(CATALOG)
   for row, (name, config) in zip(rows, CATALOG.items()):
     model = nnx.eval_shape(lambda name=name: create_model(name))
-    leaves = flatten(split_model(model)[1])
-    parameters = sum(leaf.size for path, leaf in leaves.items() if not is_statistic(path))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     expected = [f"`{name}`", *_metadata(config), f"{parameters:,}"]
     assert cells[: len(expected)] == expected

@@ -1,5 +1,8 @@
 """Banded attention against a dense one with an explicit mask."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,44 +40,51 @@ def test_values_and_gradients_equal_a_dense_mask(tokens, reach):
   arrays = inputs(tokens)
   weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
 
-  def loss(attention, arrays):
-    output = attention(*arrays, reach)
-    return (output * weight).sum(), output
+  @jax.jit
+  def gradients_and_outputs(arrays):
+    def loss(attention, arrays):
+      output = attention(*arrays, reach)
+      return (output * weight).sum(), output
 
-  banded = jax.jit(jax.grad(lambda a: loss(banded_attention, a), has_aux=True))
-  (actual, output) = banded(arrays)
-  expected, reference = jax.grad(lambda a: loss(dense, a), has_aux=True)(arrays)
+    return [
+      jax.grad(functools.partial(loss, attention), has_aux=True)(arrays)
+      for attention in (banded_attention, dense)
+    ]
+
+  (actual, output), (expected, reference) = gradients_and_outputs(arrays)
   np.testing.assert_allclose(output, reference, atol=2e-6)
   for ours, theirs in zip(actual, expected):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [7, 40, 70])
-def test_tokens_that_are_not_valid_change_nothing(tokens):
+def test_padding_changes_nothing(tokens):
   arrays = inputs(tokens)
   lengths = np.array([tokens, max(1, tokens // 2)])
   valid = jnp.asarray(np.arange(tokens)[None] < lengths[:, None])
-  output = banded_attention(*arrays, 5, valid)
-  np.testing.assert_allclose(
-    output[:, :, : lengths[1]], dense(*arrays, 5, valid)[:, :, : lengths[1]], atol=2e-6
+  output, reference = (
+    np.asarray(jax.jit(attention, static_argnums=5)(*arrays, 5, valid))
+    for attention in (banded_attention, dense)
   )
+  np.testing.assert_allclose(output[:, :, : lengths[1]], reference[:, :, : lengths[1]], atol=2e-6)
   alone = [x[1:, :, : lengths[1]] if x.ndim == 4 else x[1:] for x in arrays]
-  np.testing.assert_allclose(output[1:, :, : lengths[1]], banded_attention(*alone, 5), atol=2e-6)
+  alone = jax.jit(banded_attention, static_argnums=5)(*alone, 5)
+  np.testing.assert_allclose(output[1:, :, : lengths[1]], alone, atol=2e-6)
   assert np.isfinite(output).all()
 
 
-def test_gradients_stay_finite_where_a_whole_block_is_not_valid():
+def test_gradients_are_finite_where_a_whole_block_is_padding():
   arrays = inputs(100)
   valid = jnp.asarray(np.arange(100)[None] < np.array([[100], [3]]))
 
   def loss(arrays):
     return (banded_attention(*arrays, 4, valid) * valid[:, None, :, None]).sum()
 
-  for gradient in jax.grad(loss)(arrays):
+  for gradient in jax.jit(jax.grad(loss))(arrays):
     assert np.isfinite(gradient).all()
 
 
-def test_one_token_sees_all():
+def test_global_attention_equals_a_dense_softmax():
   query, key, value, *_ = inputs(23)
   valid = jnp.asarray(np.arange(23)[None] < np.array([[23], [11]]))
   output = global_attention(query[:, :, 0], key, value, valid)
@@ -93,6 +103,22 @@ def test_dropout_keeps_the_mean():
   outputs = run(keys)
   assert float(outputs.std(0).max()) > 0.1
   np.testing.assert_allclose(outputs.mean(0), banded_attention(*arrays, 5), atol=0.06)
+
+
+def test_bfloat16_multiplies_in_bfloat16_in_both_directions():
+  low = [x.astype(jnp.bfloat16) for x in inputs(40)]
+
+  def loss(query, key, value, global_key, global_value):
+    frames = banded_attention(query, key, value, global_key, global_value, 5)
+    class_token = global_attention(query[:, :, 0], key, value)
+    return frames.astype(jnp.float32).sum() + class_token.astype(jnp.float32).sum()
+
+  text = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).lower(*low).as_text()
+  products = [line for line in text.splitlines() if "dot_general" in line]
+  assert len(products) >= 13
+  for line in products:
+    left, right = re.search(r": \(tensor<(\S+)>, tensor<(\S+)>\)", line).groups()
+    assert left.endswith("bf16") and right.endswith("bf16"), line
 
 
 def test_the_program_grows_with_tokens_times_window_and_gathers_nothing():

@@ -82,7 +82,9 @@ def test_chunks_fit_their_budget(windows, logits, size):
 @pytest.mark.parametrize(("window", "tokens"), SHAPES)
 def test_values_equal_dense_attention(window, tokens, implementation, regions):
   inputs, ids = random_inputs(window, tokens, regions=regions)
-  output = window_attention(*inputs, window, ids, implementation=implementation)
+  output = jax.jit(
+    lambda *inputs: window_attention(*inputs, window, ids, implementation=implementation)
+  )(*inputs)
   np.testing.assert_allclose(output, dense_attention(*inputs, window, ids), atol=2e-6)
 
 
@@ -103,8 +105,8 @@ def test_gradients_equal_those_of_a_gathered_bias(window, tokens, implementation
   def ours(*inputs):
     return (window_attention(*inputs, window, ids, implementation=implementation) * weight).sum()
 
-  expected = jax.grad(plain, argnums=(0, 1, 2, 3))(*inputs)
-  for actual, reference in zip(jax.grad(ours, argnums=(0, 1, 2, 3))(*inputs), expected):
+  gradients = [jax.grad(function, argnums=(0, 1, 2, 3)) for function in (ours, plain)]
+  for actual, reference in zip(*jax.jit(lambda *x: [f(*x) for f in gradients])(*inputs)):
     scale = np.abs(reference).max()
     np.testing.assert_allclose(actual / scale, reference / scale, atol=2e-6)
 
@@ -131,7 +133,7 @@ def test_dropout_keeps_the_expected_value(implementation):
       *inputs, (2, 2, 2), ids, dropout_rate=0.3, dropout_key=key, implementation=implementation
     )
 
-  outputs = jax.vmap(attend)(jax.random.split(jax.random.key(0), 4000))
+  outputs = jax.jit(jax.vmap(attend))(jax.random.split(jax.random.key(0), 4000))
   assert outputs.std(0).min() > 0.01
   exact = dense_attention(*inputs, (2, 2, 2), ids)
   error = 5 * outputs.std(0) / math.sqrt(4000)
@@ -171,7 +173,7 @@ def test_bfloat16_multiplies_in_bfloat16_in_both_directions():
     assert right.endswith("bf16"), line
 
 
-def test_what_does_not_fit_the_window_is_refused():
+def test_tokens_and_tables_must_fit_the_window():
   inputs, _ = random_inputs((2, 2, 2), 12, regions=False)
   with pytest.raises(ValueError, match="expected at most 8 tokens"):
     window_attention(*inputs, (2, 2, 2))
@@ -194,7 +196,7 @@ def shifted_block(attention="xla"):
 
 
 def compiled_block(batch, grid, *, gradient, devices=1, attention="xla"):
-  """Optimized HLO of `shifted_block`, the batch cut over devices."""
+  """Optimized HLO of `shifted_block`, with the batch sharded over devices."""
   graph, params = shifted_block(attention)
 
   def run(params, x):

@@ -217,7 +217,7 @@ def mix_many(count: int, **options):
 
 
 def shares_of(targets, mixed_targets) -> np.ndarray:
-  """What share of the targets each mixed batch keeps."""
+  """Returns the share of its own targets that each mixed batch keeps."""
   change = targets - targets[::-1]
   return ((mixed_targets - targets[::-1]) * change).sum((1, 2)) / (change**2).sum()
 

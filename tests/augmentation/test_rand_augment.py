@@ -11,14 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from tests.conversion.timm_without_torchvision import import_timm
 from vswin_jax.augmentation import pixel_operations as pixels
-from vswin_jax.augmentation import rand_augment as rand_augment_module
-from vswin_jax.augmentation.rand_augment import (
-  Style,
-  apply_operation,
-  operation_arguments,
-  operation_names,
-  rand_augment,
-)
+from vswin_jax.augmentation.rand_augment import STYLES, Style, draw_arguments, rand_augment
 
 FILL = (128, 128, 128)
 HEIGHT, WIDTH = 72, 56
@@ -133,7 +126,7 @@ def test_every_pair_of_values_blends_as_in_pillow():
 
 
 @pytest.mark.parametrize("kind", CLIPS)
-def test_autocontrast_stretches_every_colour(kind):
+def test_autocontrast_stretches_every_color(kind):
   clip = CLIPS[kind].astype(int)
   low, high = clip.min((1, 2), keepdims=True), clip.max((1, 2), keepdims=True)
   numerator, spread = (clip - low) * 255, np.maximum(high - low, 1)
@@ -182,7 +175,7 @@ def test_crops_are_resized_as_in_opencv():
 
 
 def imgaug_matrix(*, turn=0.0, shear=(0.0, 0.0), shift=(0.0, 0.0), middle=(0.0, 0.0)) -> np.ndarray:
-  """What imgaug gives to Pillow: the inverse of centring, turning, shearing, moving and back.
+  """Returns the matrix that imgaug passes to Pillow, the inverse of its affine transformation.
 
   Args:
     turn: degrees.
@@ -236,15 +229,19 @@ def imgaug_reference(name: str, image: Image.Image, magnitude: float, sign: int)
   return others[name]()
 
 
-def check_both_signs(style: str, name: str, magnitude: float, reference, share: float, **limits):
+def check_both_signs(style: Style, name: str, magnitude: float, reference, share: float, **limits):
   """Each result is that of one sign, and both occur."""
   expected = {
     sign: frame_by_frame(lambda image, sign=sign: reference(image, sign), CLIP) for sign in (1, -1)
   }
-  apply = jax.jit(lambda key: apply_operation(style, name, CLIP, magnitude, key))
+
+  def apply(planes, key):
+    arguments = draw_arguments(style, magnitude, key, HEIGHT, WIDTH)[name]
+    return style.operations[name](planes, *arguments)
+
   seen = set()
   for key in jax.random.split(jax.random.key(0), 12):
-    result = np.asarray(apply(key))
+    result = run(apply, CLIP, key)
     closest = min(expected, key=lambda sign: (result != expected[sign]).mean())
     check_close(result, expected[closest], share=share, **limits)
     seen.add(closest)
@@ -252,7 +249,7 @@ def check_both_signs(style: str, name: str, magnitude: float, reference, share: 
   assert seen == ({1, -1} if depends_on_sign else {1})
 
 
-@pytest.mark.parametrize("name", [name for name in operation_names("imgaug") if name != "cutout"])
+@pytest.mark.parametrize("name", [name for name in STYLES["imgaug"].operations if name != "cutout"])
 def test_operations_of_imgaug(name):
   # Coordinates on the edge between two pixels, and whole quotients of autocontrast.
   is_inexact = name.startswith(("rotate", "shear", "translate", "autocontrast"))
@@ -260,7 +257,7 @@ def test_operations_of_imgaug(name):
   def reference(image, sign):
     return imgaug_reference(name, image, 7, sign)
 
-  check_both_signs("imgaug", name, 7.0, reference, share=0.005 if is_inexact else 0)
+  check_both_signs(STYLES["imgaug"], name, 7.0, reference, share=0.005 if is_inexact else 0)
 
 
 TIMM_NAMES = {
@@ -282,7 +279,7 @@ TIMM_NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", operation_names("timm"))
+@pytest.mark.parametrize("name", STYLES["timm"].operations)
 def test_operations_of_timm(name, monkeypatch):
   timm = import_timm()
   hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC}
@@ -295,18 +292,18 @@ def test_operations_of_timm(name, monkeypatch):
   # Float64 there: values that are whole numbers, or nearly so, are rounded down to another one.
   is_inexact = name.startswith(("rotate", "shear", "translate", "autocontrast"))
   limits = {"share": 0.02, "difference": 1} if is_inexact else {"share": 0}
-  check_both_signs("timm", name, 7.0, reference, **limits)
+  check_both_signs(STYLES["timm"], name, 7.0, reference, **limits)
 
 
 def test_timm_draws_among_the_same_operations():
   timm = import_timm()
   names = timm.data.auto_augment.rand_augment_choices("", increasing=True)
-  assert sorted(TIMM_NAMES[name] for name in operation_names("timm")) == sorted(names)
+  assert sorted(TIMM_NAMES[name] for name in STYLES["timm"].operations) == sorted(names)
 
 
 def arguments_of_many(style, name, magnitude, count=2000) -> list[np.ndarray]:
   def draw(key):
-    return operation_arguments(style, name, magnitude, key, height=HEIGHT, width=WIDTH)
+    return draw_arguments(STYLES[style], magnitude, key, HEIGHT, WIDTH)[name]
 
   keys = jax.random.split(jax.random.key(3), count)
   return [np.asarray(argument) for argument in jax.jit(jax.vmap(draw))(keys)]
@@ -339,8 +336,7 @@ def test_the_scale_ends_at_the_strengths_of_the_references(style, largest):
 
 def test_whole_magnitudes_are_rounded_as_in_the_references():
   def value(style, name, magnitude) -> float:
-    key = jax.random.key(0)
-    return float(operation_arguments(style, name, magnitude, key, height=8, width=8)[0])
+    return float(draw_arguments(STYLES[style], magnitude, jax.random.key(0), 8, 8)[name][0])
 
   for magnitude in range(31):
     assert value("imgaug", "posterize", magnitude) == 8 - min(int(magnitude * (6 / 30)), 6)
@@ -366,84 +362,76 @@ def test_cutout_is_a_square_of_the_height_anywhere():
     counts, _ = np.histogram((start + end) / 2, bins=5, range=(0, size))
     np.testing.assert_allclose(counts / len(start), 0.2, atol=0.04)
 
+  style = STYLES["imgaug"]
   for key in jax.random.split(jax.random.key(4), 8):
-    result = np.asarray(apply_operation("imgaug", "cutout", CLIP, 7.0, key))
-    box = operation_arguments("imgaug", "cutout", 7.0, key, height=HEIGHT, width=WIDTH)
+    box = draw_arguments(style, 7.0, key, HEIGHT, WIDTH)["cutout"]
+    result = run(style.operations["cutout"], CLIP, *box)
     top, left, bottom, right = (max(int(x), 0) for x in box)
     expected = CLIP.copy()
     expected[:, top:bottom, left:right] = 128
     np.testing.assert_array_equal(result, expected)
 
 
-def test_unknown_names_are_refused():
-  with pytest.raises(ValueError, match="unknown style 'autoaugment'; choose one of imgaug, timm"):
-    operation_names("autoaugment")
-  with pytest.raises(ValueError, match="unknown operation 'cutout'"):
-    apply_operation("timm", "cutout", CLIP, 7.0, jax.random.key(0))
-
-
-def use_style(monkeypatch, operations, **changes) -> None:
-  """Makes "test" a style of these operations, which get the magnitude."""
-  style = Style(
+def make_style(operations, **changes) -> Style:
+  """A style of these operations, which get the magnitude."""
+  return Style(
     **{"largest_magnitude": 10.0, "flips_and_crops": False, "repeats": False, "probability": 1.0}
     | changes,
     operations=operations,
     arguments=lambda magnitude, *_: dict.fromkeys(operations, (magnitude,)),
   )
-  monkeypatch.setattr(rand_augment_module, "STYLES", {"test": style})
 
 
-def run_many(planes, count=400, **options) -> np.ndarray:
+def run_many(planes, style: Style, count=400, **options) -> np.ndarray:
   keys = jax.random.split(jax.random.key(5), count)
-  defaults = {"style": "test", "num_operations": 1, "magnitude": 5.0}
-
-  def run_one(key):
-    return rand_augment(planes, key, **defaults | options)
-
-  return np.asarray(jax.jit(jax.vmap(run_one))(keys))
+  options = {"num_operations": 1, "magnitude": 5.0} | options
+  return np.asarray(
+    jax.jit(jax.vmap(lambda key: rand_augment(planes, key, style=style, **options)))(keys)
+  )
 
 
-def test_operations_are_drawn_without_repetition_in_random_order(monkeypatch):
+def test_operations_are_drawn_without_repetition_in_random_order():
   def stamp(index):
     return lambda planes, _: planes.at[..., index].set(planes.max() + 1)
 
-  use_style(monkeypatch, {str(index): stamp(index) for index in range(6)})
-  orders = run_many(jnp.zeros((1, 3, 1, 6), jnp.uint8), num_operations=4)[:, 0, 0, 0]
+  style = make_style({str(index): stamp(index) for index in range(6)})
+  orders = run_many(jnp.zeros((1, 3, 1, 6), jnp.uint8), style, num_operations=4)[:, 0, 0, 0]
   np.testing.assert_array_equal(np.sort(orders), np.tile([0, 0, 1, 2, 3, 4], (len(orders), 1)))
   for place in range(1, 5):
     np.testing.assert_allclose((orders == place).mean(0), 1 / 6, atol=0.08)
 
 
-def test_operations_may_repeat_and_be_left_out(monkeypatch):
+def test_operations_may_repeat_and_be_left_out():
   def count(index):
     return lambda planes, _: planes.at[..., index].add(1)
 
-  use_style(monkeypatch, {str(i): count(i) for i in range(4)}, repeats=True, probability=0.5)
-  counts = run_many(jnp.zeros((1, 3, 1, 4), jnp.uint8), count=2000, num_operations=3)[:, 0, 0, 0]
+  style = make_style({str(i): count(i) for i in range(4)}, repeats=True, probability=0.5)
+  counts = run_many(jnp.zeros((1, 3, 1, 4), jnp.uint8), style, count=2000, num_operations=3)[
+    :, 0, 0, 0
+  ]
   np.testing.assert_allclose(counts.mean(0), 3 * 0.5 / 4, atol=0.05)
   # Binomial: three draws, each of this operation and applied with probability 1/8.
   expected = [math.comb(3, k) * 0.125**k * 0.875 ** (3 - k) for k in range(4)]
   np.testing.assert_allclose([(counts == k).mean() for k in range(4)], expected, atol=0.02)
 
 
-def test_noise_on_the_magnitude_stays_on_the_scale(monkeypatch):
+def test_noise_on_the_magnitude_stays_on_the_scale():
   def show(planes, magnitude):
     return jnp.full_like(planes, jnp.round(20 * magnitude))
 
-  use_style(monkeypatch, {"show": show})
+  style = make_style({"show": show})
   planes = jnp.zeros((1, 3, 1, 1), jnp.uint8)
-  assert set(run_many(planes).ravel()) == {100}
-  noisy = run_many(planes, count=4000, magnitude_std=0.5).ravel() / 20
+  assert set(run_many(planes, style).ravel()) == {100}
+  noisy = run_many(planes, style, count=4000, magnitude_std=0.5).ravel() / 20
   assert abs(noisy.mean() - 5) < 0.05
   assert abs(noisy.std() - 0.5) < 0.03
-  largest = run_many(planes, magnitude=10.0, magnitude_std=0.5).ravel() / 20
+  largest = run_many(planes, style, magnitude=10.0, magnitude_std=0.5).ravel() / 20
   assert largest.max() == 10
   assert abs((largest == 10).mean() - 0.5) < 0.1
 
 
-def test_flip_and_crop_come_first(monkeypatch):
-  use_style(
-    monkeypatch,
+def test_flip_and_crop_come_first():
+  style = make_style(
     {"identity": lambda planes, _: planes},
     flips_and_crops=True,
     largest_magnitude=30.0,
@@ -452,7 +440,7 @@ def test_flip_and_crop_come_first(monkeypatch):
   planes = jnp.moveaxis(jnp.asarray(clip), -1, 1)
   flipped = [
     np.array_equal(result, np.asarray(planes)[..., ::-1])
-    for result in run_many(planes, magnitude=0.0)
+    for result in run_many(planes, style, magnitude=0.0)
   ]
   assert abs(np.mean(flipped) - 0.5) < 0.1
 
@@ -463,7 +451,7 @@ def test_flip_and_crop_come_first(monkeypatch):
     for box in np.ndindex(3, 3, 3, 3)
   }
   seen = set()
-  for result in np.moveaxis(run_many(planes, count=12, magnitude=7.0), 2, -1):
+  for result in np.moveaxis(run_many(planes, style, count=12, magnitude=7.0), 2, -1):
     distances = {
       box: np.abs(result.astype(int) - candidate).max() for box, candidate in candidates.items()
     }

@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings, capfd, damage):
   # Others only read it.
   step, params, metadata = manager.restore_params(directory, shapes_of(state_at(0).params))
   assert (step, metadata) == (20, METADATA)
-  assert_same(params, state_at(20).average)
+  assert_same(params, state_at(20).ema_params)
   assert manager.read_metadata(directory) == METADATA
   assert "the checkpoint of step 30 in" in warnings.text and "is damaged: " in warnings.text
   assert f"step 20 of {directory} is the newest that is whole" in warnings.text
@@ -185,7 +185,7 @@ def test_another_model_is_no_damage(tmp_path):
   save_all(directory, [10])
   with open_checkpoints(directory) as checkpoints:
     manager.save(checkpoints, state_at(20, width=301), METADATA)
-  message = r"step 20 in .* does not fit .* in 4 places: average.stem.kernel is \[301, 40\]"
+  message = r"step 20 in .* does not fit .* in 4 places: ema_params.stem.kernel is \[301, 40\]"
   with pytest.raises(CheckpointError, match=message):
     with open_checkpoints(directory) as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
@@ -229,7 +229,7 @@ def test_parameters_are_checked_in_the_type_they_were_saved_in(tmp_path):
   wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
   step, found, _ = manager.restore_params(directory, shapes_of(wanted))
   assert step == 10
-  expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state_at(10).average)
+  expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state_at(10).ema_params)
   assert_same(found, expected)
 
 

@@ -203,7 +203,7 @@ def test_weights_of_another_kind_of_model_are_refused(tmp_path):
 
 def state_of(options, num_classes=3):
   _, params = split_model(create_model(**options, num_classes=num_classes, seed=9))
-  return create_state(params, make_optimizer(params, lambda step: 0.1), with_average=True)
+  return create_state(params, make_optimizer(params, lambda step: 0.1), with_ema=True)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ def test_only_classifiers_of_other_classes_stay_random(
   after = load_initial_weights(source, before, CLASSES)
   model = create_model(**options, num_classes=num_classes, seed=5)
   theirs = flatten(split_model(model)[1])
-  mine, found, average = map(flatten, (before.params, after.params, after.average))
+  mine, found, ema = map(flatten, (before.params, after.params, after.ema_params))
   for path, value in found.items():
     expected = mine[path] if path in stay else theirs[path]
     np.testing.assert_array_equal(value, expected, err_msg=path)
-    np.testing.assert_array_equal(average[path], expected, err_msg=path)
+    np.testing.assert_array_equal(ema[path], expected, err_msg=path)
 
 
 def test_what_was_random_in_the_weights_stays_so(tmp_path):

@@ -58,7 +58,7 @@ def test_a_run_leaves_all_it_promises(finished):
   assert "step 20/24  loss" in (workdir / "train.log").read_text()
   steps = [line["step"] for line in metrics(workdir)]
   assert steps == [5, 10, 12, 15, 20, 24]
-  assert any("validation_average/top1" in line for line in metrics(workdir))
+  assert any("validation_ema/top1" in line for line in metrics(workdir))
   assert list((workdir / "tensorboard").glob("events*"))
   assert (workdir / "report.png").stat().st_size > 20_000
   evaluation = json.loads((workdir / "evaluation.json").read_text())
@@ -149,15 +149,15 @@ def test_a_trained_model_is_loaded_for_use(finished):
   workdir, _ = finished
   model = load_model(workdir)
   assert model.labels == tuple(MOTIONS)
-  average = {
-    path.removeprefix("average."): leaf
+  ema = {
+    path.removeprefix("ema_params."): leaf
     for path, leaf in final_arrays(workdir).items()
-    if path.startswith("average.")
+    if path.startswith("ema_params.")
   }
   loaded = flatten(split_model(model)[1])
-  assert loaded.keys() == average.keys()
+  assert loaded.keys() == ema.keys()
   for path, leaf in loaded.items():
-    np.testing.assert_array_equal(leaf, average[path])
+    np.testing.assert_array_equal(leaf, ema[path])
 
 
 @pytest.mark.slow

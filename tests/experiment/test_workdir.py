@@ -113,7 +113,7 @@ from vswin_jax.training.step import create_state
 
 def state_at(step):
   params = {"head": {"kernel": jax.random.normal(jax.random.key(step), (200, 100))}}
-  state = create_state(params, optax.adam(1e-3), with_average=False)
+  state = create_state(params, optax.adam(1e-3), with_ema=False)
   return state.replace(step=jnp.int32(step))
 
 with open_run_folder("gs://fourth/run") as folder:

@@ -21,9 +21,9 @@ def state_at(step, width=300):
     "stem": {"kernel": jax.random.normal(key, (width, 40))},
     "head": {"bias": jax.random.normal(key, (5,), jnp.bfloat16)},
   }
-  state = create_state(params, optax.adam(1e-3), with_average=True)
-  average = jax.tree.map(lambda leaf: leaf * 2, params)
-  return state.replace(step=jnp.int32(step), average=average)
+  state = create_state(params, optax.adam(1e-3), with_ema=True)
+  ema_params = jax.tree.map(lambda leaf: leaf * 2, params)
+  return state.replace(step=jnp.int32(step), ema_params=ema_params)
 
 
 def shapes_of(tree):

@@ -1,7 +1,7 @@
-"""Weights of the reference implementation by rule, laid into our models.
+"""Golden files, and models with the weights of the reference implementation.
 
-`tests/golden` holds outputs of the reference for weights that `tensor_for` rebuilds from their
-names, so no checkpoint needs to be stored.
+`tests/golden` holds outputs of the reference for weights that `tensor_for` computes from their
+names, so that no checkpoint is stored.
 """
 
 import json
@@ -31,7 +31,7 @@ _NAMES = [
 
 
 def tensor_for(name: str, shape) -> np.ndarray:
-  """The golden rule: values of one reference tensor, from its name and shape (float64)."""
+  """Returns the float64 values of one reference tensor, from its name and shape."""
   random = np.random.RandomState(zlib.crc32(name.encode()))
   x = random.standard_normal(shape)
   if name.endswith("relative_position_bias_table"):
@@ -50,7 +50,7 @@ def reference_name(path: str) -> str:
 
 
 def reference_tensor(path: str, shape, patch_size) -> np.ndarray:
-  """The reference's tensor for one of our parameters, in our layout."""
+  """Returns the reference's tensor for one of our parameters, in our layout."""
   name = reference_name(path)
   if path == "patch_embed.proj.kernel":
     tensor = tensor_for(name, (shape[1], 3, *patch_size))
@@ -61,7 +61,7 @@ def reference_tensor(path: str, shape, patch_size) -> np.ndarray:
 
 
 def reference_model(meta: dict, **overrides) -> VideoSwin:
-  """The model of a golden file with its weights."""
+  """Returns the model of a golden file with its weights."""
   config = VideoSwinConfig(
     num_classes=meta["num_classes"],
     window_size=meta["window"],
@@ -79,7 +79,7 @@ def reference_model(meta: dict, **overrides) -> VideoSwin:
 
 
 def golden(case: str) -> tuple[dict, dict[str, np.ndarray]]:
-  """Metadata and arrays of a golden file."""
+  """Returns the metadata and the arrays of a golden file."""
   with np.load(GOLDEN / f"{case}.npz") as arrays:
     return json.loads(str(arrays["meta"])), {
       name: arrays[name] for name in arrays.files if name != "meta"
@@ -87,6 +87,6 @@ def golden(case: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def golden_video(meta: dict) -> np.ndarray:
-  """The input of a golden file."""
+  """Returns the input of a golden file."""
   random = np.random.RandomState(meta["input_seed"])
   return random.standard_normal(meta["input_shape"]).astype(np.float32)

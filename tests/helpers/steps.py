@@ -7,10 +7,7 @@ from vswin_jax.models import create_model
 from vswin_jax.models.parameters import split_model
 from vswin_jax.training import sharding
 from vswin_jax.training.optimizer import make_optimizer
-from vswin_jax.training.step import (
-  create_state,
-  make_train_step,
-)
+from vswin_jax.training.step import create_state, make_train_step
 
 BATCH, CLASSES = 8, 5
 
@@ -45,13 +42,13 @@ def batches(count, multi_label=False):
 
 
 def run(devices=1, fsdp=1, steps=4, model_options=None, **options):
-  """Losses of a few steps, the final state and the jitted step."""
+  """Returns the metrics of a few steps, the final state and the jitted step."""
   mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
   graph, params = split_model(tiny_model(**model_options or {}))
   optimizer = make_optimizer(params, lambda step: 1e-3, clip_norm=1.0)
 
   def initial():
-    return create_state(params, optimizer, with_average="ema_decay" in options)
+    return create_state(params, optimizer, with_ema="ema_decay" in options)
 
   shardings = sharding.state_shardings(mesh, jax.eval_shape(initial))
   state = jax.jit(initial, out_shardings=shardings)()

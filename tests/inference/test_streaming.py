@@ -141,7 +141,7 @@ def test_a_bounded_stream_sees_the_newest_frames(model, pixels, one_pass, max_fr
 
 
 def test_features_can_be_given_instead_of_frames(model, pixels, one_pass):
-  features = np.asarray(model.encode_frames(inputs_of(pixels[:12])))[0]
+  features = np.asarray(model.frame_features(inputs_of(pixels[:12])))[0]
   stream = Stream(model)
   stream.add_frames(pixels[:3])
   stream.add_features(features[3:12])

@@ -31,8 +31,8 @@ def test_products_convolutions_and_loops_are_counted():
     count_macs(lambda x: jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ x, x), square)
 
 
-def test_gradients_of_what_is_computed_again_are_counted():
-  """Forwards one product, backwards two, and the first once more for the gradient."""
+def test_gradients_and_rematerialization_are_counted():
+  """One product forward, two backward, and one more if it is recomputed."""
   x, kernel = jnp.zeros((5, 6)), jnp.zeros((6, 7))
 
   @jax.custom_vjp
@@ -53,7 +53,7 @@ def test_gradients_of_what_is_computed_again_are_counted():
   assert count_macs(jax.value_and_grad(jax.checkpoint(loss), (0, 1)), x, kernel) == 4 * size
 
 
-def test_what_nothing_needs_is_not_counted():
+def test_unused_results_are_not_counted():
   def work(matrix):
     unused = matrix @ matrix
     jnp.sin(unused @ matrix)
@@ -62,8 +62,8 @@ def test_what_nothing_needs_is_not_counted():
   assert count_macs(work, jnp.zeros((3, 3))) == 2 * 27
 
 
-def test_zeros_between_the_steps_of_a_convolution_are_not_counted():
-  """The gradient of its input takes as many products as it does; that of its kernel too."""
+def test_zeros_in_dilated_gradients_of_convolutions_are_not_counted():
+  """Each of the two gradients of a convolution takes as many products as the convolution."""
   image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 2, 3, 5))
 
   def convolve(image, kernel):
@@ -77,7 +77,7 @@ def test_zeros_between_the_steps_of_a_convolution_are_not_counted():
   assert backwards == 3 * size
 
 
-def test_branches_and_parts_of_devices_are_counted():
+def test_branches_and_shard_map_are_counted():
   mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
   x, kernel = jnp.zeros((16, 6)), jnp.zeros((6, 7))
   whole, parts = P(), P(("a", "b"))
@@ -101,7 +101,7 @@ def test_branches_and_parts_of_devices_are_counted():
 
 
 @pytest.mark.parametrize(("name", "layers"), [("vtn_vit_b", 3), ("vtn_vit_b_1layer", 1)])
-def test_vtn_costs_what_the_paper_says_less_what_the_class_token_does_not_need(name, layers):
+def test_vtn_costs_the_published_macs_without_those_of_unused_tokens(name, layers):
   graph, shapes = split_model(nnx.eval_shape(lambda: create_model(name)))
   frames, tokens, width = 250, 197, 768
 

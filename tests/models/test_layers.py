@@ -19,7 +19,7 @@ class Config:
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_gradients_of_reduced_parameters_are_summed_in_float32(use_bias):
+def test_gradients_of_bfloat16_layers_are_summed_in_float32(use_bias):
   """Sums over many tokens, against float64 sums of the same rounded factors."""
   layer = linear(16, 8, Config(), nnx.Rngs(0), use_bias=use_bias)
   draw = np.random.default_rng(0).normal
@@ -47,7 +47,7 @@ def test_gradients_of_reduced_parameters_are_summed_in_float32(use_bias):
   )
 
 
-def test_reduced_layers_agree_with_full_ones():
+def test_bfloat16_layers_agree_with_float32_layers():
   reduced = linear(16, 8, Config(), nnx.Rngs(0))
   full = linear(16, 8, Config(dtype="float32"), nnx.Rngs(0))
   x = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)

@@ -78,7 +78,7 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(together[row], alone, atol=5e-6)
 
 
-def test_gradients_do_not_see_padding():
+def test_padding_gets_no_gradient():
   model = encoder()
   features, positions, valid = video_features([40, 5])
 

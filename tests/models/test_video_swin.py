@@ -63,7 +63,7 @@ PARAMETERS = {
 }
 
 
-def test_every_catalog_name_is_counted():
+def test_every_catalog_name_has_a_published_size():
   assert set(PARAMETERS) == set(NAMES)
 
 
@@ -225,7 +225,7 @@ def test_drop_path_rates_grow_linearly_over_all_blocks():
   np.testing.assert_allclose(rates, np.linspace(0, 0.1, 12))
 
 
-def test_initialisation_follows_the_reference():
+def test_initialization_follows_the_reference():
   _, params = split_model(create_model("video_swin_t", num_classes=400))
   block = params["stages"]["2"]["blocks"]["3"]
   for leaf in (

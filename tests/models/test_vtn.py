@@ -6,6 +6,8 @@ from flax import nnx
 
 from tests.tables.vtn_parity import golden_errors, golden_gradient_errors
 from vswin_jax import create_model
+from vswin_jax.models.normalization import normalize
+from vswin_jax.models.outputs import make_view_step
 from vswin_jax.models.parameters import flatten, merge_model, split_model
 
 SMALL = {
@@ -109,7 +111,7 @@ def test_long_features_take_little_memory_forward_and_backward():
     assert memory(8192, transform) < 2.1 * memory(4096, transform)
 
 
-def test_frames_without_numbers_count_from_zero():
+def test_default_position_ids_count_from_zero():
   # Embeddings large enough to matter.
   model, video = create_model("vtn_vit_b", **SMALL, init_std=0.5), small_video()
   counted = jnp.broadcast_to(jnp.arange(7), (2, 7))
@@ -117,20 +119,32 @@ def test_frames_without_numbers_count_from_zero():
   assert np.abs(run(model, video) - run(model, video, 3 * counted)).max() > 1e-3
 
 
-def test_positions_repeat_after_those_that_the_model_has():
+def test_position_ids_wrap_around():
   model, features = create_model("vtn_vit_b", **SMALL), jnp.ones((1, 3, 24))
   first = model.classify(features, jnp.array([[0, 5, 285]]))
   np.testing.assert_array_equal(model.classify(features, jnp.array([[286, 291, 571]])), first)
 
 
-def test_a_call_is_made_of_its_parts():
+def test_a_call_equals_its_parts():
   model, video = create_model("vtn_vit_b", **SMALL), small_video()
-  features = jax.jit(model.encode_frames)(video)
+  features = jax.jit(model.frame_features)(video)
   np.testing.assert_allclose(jax.jit(model.classify)(features), run(model, video), atol=2e-6)
   np.testing.assert_allclose(
     model.head(jax.jit(model.features)(video)), run(model, video), atol=2e-6
   )
   assert jax.eval_shape(model.feature_map, video).shape == (2, 7, 1, 1, 24)
+
+
+def test_view_step_gives_frame_features_of_every_view():
+  graph, params = split_model(create_model("vtn_vit_b", **SMALL))
+  video = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 16, 16, 3), dtype=np.uint8)
+  position_ids = np.zeros((2, 3, 7), np.int32)
+  pixels = {"mean": (110.0, 100.0, 90.0), "std": (60.0, 50.0, 40.0)}
+  features = jax.jit(make_view_step(graph, "frame_features", **pixels))(params, video, position_ids)
+  assert features.dtype == jnp.float32 and features.shape == (2, 3, 7, 24)
+  model = merge_model(graph, params)
+  view = jax.jit(model.frame_features)(normalize(video[:, 1], **pixels))
+  np.testing.assert_allclose(features[:, 1], view, atol=2e-6)
 
 
 class Pooled(nnx.Module):
@@ -166,9 +180,9 @@ def test_a_backbone_with_a_key_drops_out_in_training_only():
 
   model = create_model("vtn_vit_b", backbone=backbone, **options)
   video = small_video()
-  np.testing.assert_array_equal(model.encode_frames(video), model.encode_frames(video))
-  noisy = model.encode_frames(video, key=jax.random.key(0))
-  assert np.abs(noisy - model.encode_frames(video)).max() > 0.1
+  np.testing.assert_array_equal(model.frame_features(video), model.frame_features(video))
+  noisy = model.frame_features(video, key=jax.random.key(0))
+  assert np.abs(noisy - model.frame_features(video)).max() > 0.1
 
 
 def test_dropout_is_a_function_of_the_key():
@@ -189,7 +203,7 @@ def test_dropout_is_a_function_of_the_key():
     ({"attention_window": 7}, "attention_window must be even, got 7"),
     ({"num_positions": 2}, "num_positions must be at least 3"),
     ({"rematerialization": "block"}, "unknown rematerialization 'block'"),
-    ({"backbone": "custom"}, "built with a backbone of its own: give backbone="),
+    ({"backbone": "custom"}, "has a custom backbone: pass it as backbone="),
     ({"backbone": len, "backbone_options": {"depth": 1}}, "are for named backbones"),
     ({"backbone_options": (1, 2)}, "backbone_options must be a dict, got"),
     ({"backbone": None}, "backbone must be a name, a module or a function, got None"),
@@ -214,7 +228,7 @@ def test_impossible_options_are_refused(options, message):
       lambda model: create_model("vtn_vit_b", backbone=lambda images: images[:, 0, 0])(
         jnp.zeros((1, 4, 16, 16, 3))
       ),
-      r"the backbone must give features \[4, width = 768\] for 4 images, it gave \[4, 3\]",
+      r"the backbone must return features \[4, width = 768\] for 4 images, got \[4, 3\]",
     ),
   ],
 )

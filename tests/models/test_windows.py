@@ -56,7 +56,7 @@ def test_windows_and_tokens_are_in_time_major_order(grid, window):
 
 
 def reference_mask(layout) -> np.ndarray:
-  """Which pairs the reference separates: `[windows, tokens, tokens]`, by its nested slices."""
+  """Returns the pairs that the reference masks: `[windows, tokens, tokens]`."""
   ids = np.zeros((1, *layout.padded_grid, 1))
   cuts = [
     (slice(-window), slice(-window, -shift), slice(-shift, None))

@@ -8,14 +8,13 @@ import sys
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from tests.helpers.videos import (
-  FOOTAGE,
-)
+from tests.helpers.videos import FOOTAGE
 from vswin_jax.augmentation.augmentation import Augmentation
-from vswin_jax.augmentation.rand_augment import apply_operation, operation_names
+from vswin_jax.augmentation.rand_augment import STYLES, draw_arguments
 from vswin_jax.data.clips import ClipSpec, train_clip
 from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vswin_jax.data.video.decoding import decode_frames
@@ -89,13 +88,14 @@ def device_pictures(clips: np.ndarray) -> dict[str, np.ndarray]:
 
 def operation_pictures(clip: np.ndarray) -> dict[str, np.ndarray]:
   """Every operation of every style of RandAugment, by title."""
-  return {
-    f"{style}: {name} {magnitude}": np.asarray(
-      apply_operation(style, name, clip, magnitude, jax.random.key(0))
-    )
-    for style, magnitude in MAGNITUDES.items()
-    for name in operation_names(style)
-  }
+  pictures = {}
+  for style_name, magnitude in MAGNITUDES.items():
+    style = STYLES[style_name]
+    for name, operation in style.operations.items():
+      arguments = draw_arguments(style, magnitude, jax.random.key(0), *clip.shape[1:3])[name]
+      planes = operation(jnp.moveaxis(clip, -1, 1), *arguments)
+      pictures[f"{style_name}: {name} {magnitude}"] = np.moveaxis(np.asarray(planes), 1, -1)
+  return pictures
 
 
 def draw(path, pictures: dict[str, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""Agreement with the reference implementation; `python -m tests.tables.golden` prints it."""
+"""Errors relative to the reference implementation; `python -m tests.tables.golden` prints them."""
 
 import os
 
@@ -23,14 +23,14 @@ LARGE = ["swin_t_k400", "swin_b_k400"]
 
 
 def relative_error(actual, expected) -> float:
-  """Largest difference, relative to the largest expected value."""
+  """Returns the largest difference, relative to the largest expected value."""
   actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
   assert actual.shape == expected.shape
   return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def forward_errors(case: str) -> dict[str, float]:
-  """Relative errors of the logits and of what the file holds of every stage's output."""
+  """Returns relative errors of the logits and of the outputs of every stage."""
   meta, expected = golden(case)
 
   @jax.jit
@@ -61,10 +61,11 @@ def has_gradients(case: str) -> bool:
 
 
 def gradient_errors(case: str, **options) -> dict[str, float]:
-  """Relative errors of the loss, of every parameter's gradient norm and of two whole gradients.
+  """Returns relative errors of the loss, of all gradient norms and of two whole gradients.
 
   Args:
-    **options: of the model, such as another implementation of attention.
+    case: name of the golden file.
+    **options: fields of the model's configuration, such as another implementation of attention.
   """
   meta, expected = golden(case)
   video = golden_video(meta)

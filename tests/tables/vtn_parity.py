@@ -93,8 +93,9 @@ def random_timm(name: str, **options):
   return model
 
 
-def converted_model(converted):
-  graph, _ = split_model(nnx.eval_shape(lambda: create_model(**converted.model)))
+def converted_model(converted, **overrides):
+  options = converted.model | overrides
+  graph, _ = split_model(nnx.eval_shape(lambda: create_model(**options)))
   return merge_model(graph, jax.tree.map(jnp.asarray, unflatten(converted.params)))
 
 
@@ -174,19 +175,19 @@ def huggingface_error(frames: int) -> float:
   return relative_error(encode(model, features, positions), output[:, 0].numpy())
 
 
-def reference_vtn(case: str):
+def reference_vtn(case: str, **overrides):
   """The model of a golden file, its weights taken through the converter."""
   is_nano = "nano" in case
   keys = golden_keys("vtn_nano_7f" if is_nano else case)
   options = Options(num_heads=3, backbone_heads=3, attention_window=6) if is_nano else Options()
-  return converted_model(convert_tensors(fill(keys), options))
+  return converted_model(convert_tensors(fill(keys), options), **overrides)
 
 
 def golden_errors(case: str) -> dict[str, float]:
   """Relative errors of the logits and of the frame features of a golden file."""
   meta, expected = golden(case)
   model = reference_vtn(case)
-  features = jax.jit(model.encode_frames)(golden_video(meta))
+  features = jax.jit(model.frame_features)(golden_video(meta))
   logits = jax.jit(model.classify)(features, expected["position_ids"])
   return {
     "logits": relative_error(logits, expected["logits"]),

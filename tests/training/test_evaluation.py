@@ -13,12 +13,7 @@ from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.pipeline import LoaderOptions, eval_batches
 from vswin_jax.data.records import open_records
 from vswin_jax.training import sharding
-from vswin_jax.training.evaluation import (
-  EvaluationError,
-  average_precisions,
-  evaluate,
-  summarize,
-)
+from vswin_jax.training.evaluation import EvaluationError, average_precisions, evaluate, summarize
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
 
 
@@ -118,7 +113,7 @@ def test_scores_of_videos_with_any_number_of_labels():
 def test_every_video_counts_once_however_batches_and_hosts_cut_them(
   tiny_data_dir, tmp_path_factory, kind, hosts, batch_size
 ):
-  """Whole batches as devices see them, put together from the parts of hosts."""
+  """Global batches are assembled from the parts of the hosts."""
   if kind == "one_label":
     records = open_records("tiny_motion", str(tiny_data_dir), "validation")
     labels = np.array([records[index]["label"] for index in range(len(records))])
@@ -169,7 +164,7 @@ def test_every_video_counts_once_however_batches_and_hosts_cut_them(
   assert result.scalars() == expected.scalars()
 
 
-def test_labels_that_no_video_has_are_an_error():
+def test_an_evaluation_without_labels_is_an_error():
   with pytest.raises(EvaluationError, match="no video of the evaluation split has a label"):
     summarize(
       probabilities=np.ones((2, 3)),

@@ -5,13 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.steps import (
-  BATCH,
-  CLASSES,
-  PIXELS,
-  batches,
-  run,
-)
+from tests.helpers.steps import BATCH, CLASSES, PIXELS, batches, run
 from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.models.normalization import denormalize, normalize
 from vswin_jax.training import sharding
@@ -38,7 +32,7 @@ def prepared(augmentation, *, devices=1, seed=3):
   return [np.asarray(value) for value in jax.jit(prepare)(batch)]
 
 
-def test_without_augmentation_pixels_are_only_normalised():
+def test_without_augmentation_pixels_are_only_normalized():
   batch = next(batches(1))
   video, pixels, targets = prepared(Augmentation())
   np.testing.assert_array_equal(video, batch["video"])
@@ -59,7 +53,7 @@ def test_devices_and_keys(augmentation):
   assert (one[1] != other[1]).any()
 
 
-def test_erased_boxes_have_the_mean_colour():
+def test_erased_boxes_have_the_mean_color():
   video, pixels, _ = prepared(STRONG)
   erased = (pixels == 0).all((1, 4))
   plain = np.asarray(normalize(video, **PIXELS))
@@ -80,8 +74,8 @@ def test_mixing_mixes_targets_as_it_mixes_pixels():
   np.testing.assert_allclose(targets, share[0] * labels + share[1] * labels[::-1], atol=1e-5)
 
 
-def test_the_stages_of_a_clip_draw_by_themselves():
-  """Erasing is as frequent and lies elsewhere whatever is done to the pixels before."""
+def test_stages_of_augmentation_draw_independently():
+  """The keys of erasing do not depend on the operations on pixels before."""
   key = jax.random.key(0)
   batch = next(batches(1))
   only = Augmentation(erasing_probability=0.7)

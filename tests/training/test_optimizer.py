@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from vswin_jax.training.optimizer import group_values, make_optimizer, update_average
+from vswin_jax.models.parameters import batch_statistics, split_model
+from vswin_jax.models.resnet import FrozenBatchNorm, ResNetConfig
+from vswin_jax.training.optimizer import group_values, make_optimizer, update_ema
 from vswin_jax.training.schedules import make_schedule
 
 
@@ -139,19 +141,24 @@ def test_first_matching_rule_counts_and_every_parameter_needs_one():
     make_optimizer(PARAMS, lambda step: 1.0, name="adam")
 
 
-def test_average_forgets_its_start_and_then_decays_evenly():
-  average, params = {"a": jnp.array(5.0)}, {"a": jnp.array(1.0)}
-  early = update_average(average, params, 0.99, jnp.array(1))
+def test_ema_forgets_its_start_and_then_decays_evenly():
+  ema_params, params = {"a": jnp.array(5.0)}, {"a": jnp.array(1.0)}
+  early = update_ema(ema_params, params, 0.99, jnp.array(1))
   np.testing.assert_allclose(early["a"], 5 * (1 / 11) + 1 * (10 / 11), rtol=1e-6)
-  late = update_average(average, params, 0.99, jnp.array(10_000))
+  late = update_ema(ema_params, params, 0.99, jnp.array(10_000))
   np.testing.assert_allclose(late["a"], 5 * 0.99 + 1 * 0.01, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_stored_statistics_stay_as_they_are(name):
-  params = {"norm": {"scale": jnp.ones(3), "running_mean": jnp.ones(3)}}
-  optimizer = make_optimizer(params, lambda step: 0.1, name=name, weight_decay=0.5)
+def test_statistics_of_batch_normalization_are_not_updated(name):
+  model = FrozenBatchNorm(3, ResNetConfig())
+  frozen = batch_statistics(model)
+  assert frozen == {"running_mean", "running_variance"}
+  _, params = split_model(model)
+  assert params.keys() == {"scale", "bias"} | frozen
+  optimizer = make_optimizer(params, lambda step: 0.1, name=name, weight_decay=0.5, frozen=frozen)
   gradients = jax.tree.map(jnp.ones_like, params)
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-  np.testing.assert_array_equal(updates["norm"]["running_mean"], 0.0)
-  assert (updates["norm"]["scale"] < -0.05).all()
+  for path in frozen:
+    np.testing.assert_array_equal(updates[path], 0.0)
+  assert (updates["scale"] < -0.05).all()

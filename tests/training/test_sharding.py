@@ -7,13 +7,13 @@ import pytest
 from vswin_jax.training import sharding
 
 
-def test_groups_of_fsdp_are_neighbours():
+def test_groups_of_fsdp_are_neighbors():
   mesh = sharding.make_mesh(4, jax.devices())
   assert mesh.shape == {"data": 2, "fsdp": 4}
   assert [[device.id for device in row] for row in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_groups_of_fsdp_lie_within_a_slice():
+def test_groups_of_fsdp_are_within_a_slice():
   mesh = sharding.make_mesh(2, jax.devices(), slices=2)
   assert mesh.shape == {"data": 4, "fsdp": 2}
   slice_of_row = [{device.id // 4 for device in row} for row in mesh.devices]
@@ -29,7 +29,7 @@ def test_groups_of_fsdp_lie_within_a_slice():
     (1, -1, "mesh.slices is -1"),
   ],
 )
-def test_meshes_that_can_not_be(fsdp, slices, message):
+def test_impossible_meshes_are_refused(fsdp, slices, message):
   with pytest.raises(ValueError, match=message):
     sharding.make_mesh(fsdp, jax.devices(), slices)
 
@@ -47,10 +47,10 @@ def test_rows_of_a_batch_go_to_the_devices_in_order(fsdp, slices):
       np.testing.assert_array_equal(shard.data, array[2 * place : 2 * place + 2])
 
 
-def test_batches_that_devices_can_not_share_are_refused():
+def test_batch_sizes_must_be_multiples_of_the_devices():
   mesh = sharding.make_mesh(1, jax.devices())
   with pytest.raises(ValueError, match="size is 12; with 8 devices it must be a multiple of 8"):
     sharding.check_batch_size(12, mesh, "size")
-  with pytest.raises(ValueError, match="2 accumulated parts it must be a multiple of 16"):
+  with pytest.raises(ValueError, match="2 gradient accumulation steps it must be a multiple of 16"):
     sharding.check_batch_size(8, mesh, "size", 2)
   assert [sharding.round_up(size, mesh) for size in (1, 8, 9)] == [8, 8, 16]

@@ -7,14 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers.steps import (
-  BATCH,
-  CLASSES,
-  PIXELS,
-  batches,
-  run,
-  tiny_model,
-)
+from tests.helpers.steps import BATCH, CLASSES, PIXELS, batches, run, tiny_model
 from vswin_jax.models import create_model
 from vswin_jax.models.normalization import normalize
 from vswin_jax.models.parameters import merge_model, split_model
@@ -22,12 +15,7 @@ from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import jit_eval_step
 from vswin_jax.training.inputs import make_targets
 from vswin_jax.training.optimizer import make_optimizer
-from vswin_jax.training.step import (
-  create_state,
-  make_eval_step,
-  make_train_step,
-  top1_accuracy,
-)
+from vswin_jax.training.step import create_state, make_eval_step, make_train_step, top1_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +51,7 @@ def test_state_is_donated():
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
-def test_accumulated_parts_sum_to_the_whole_batch():
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
   plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
   whole, whole_state, _ = run(4, model_options=plain)
   parts, parts_state, _ = run(4, model_options=plain, grad_accum_steps=2)
@@ -97,8 +85,8 @@ def test_gradient_and_loss_equal_a_plain_computation():
   np.testing.assert_allclose(history[0]["mean_grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
 
 
-def test_several_labels_are_learnt_each_by_itself():
-  """The mean over classes of -log p of a label and -log (1 - p) of what is none."""
+def test_multi_label_loss_is_the_binary_cross_entropy():
+  """The mean over classes of -log p for labels and -log (1 - p) for others."""
   plain = {"drop_path_rate": 0.0, "head_dropout_rate": 0.0}
   graph, params = split_model(tiny_model(**plain))
   batch = next(batches(1, multi_label=True))
@@ -152,22 +140,22 @@ def test_top1_of_one_several_and_mixed_labels():
   assert float(top1_accuracy(logits, targets)) == pytest.approx(0.5)
 
 
-def test_logged_means_start_anew_after_each_logged_step(single):
+def test_logged_means_are_reset_after_each_logged_step(single):
   history = single[0]
   losses = [metrics["loss"] for metrics in history]
   means = [losses[0], np.mean(losses[:2]), np.mean(losses[:3]), losses[3]]
   np.testing.assert_allclose([metrics["mean_loss"] for metrics in history], means, rtol=1e-6)
 
 
-def test_average_is_kept_and_differs_from_the_parameters():
+def test_ema_is_kept_and_differs_from_the_parameters():
   _, state, _ = run(ema_decay=0.9)
   _, plain, _ = run()
   chex.assert_trees_all_equal(state.params, plain.params)
-  distance = optax.tree.norm(jax.tree.map(jnp.subtract, state.average, state.params))
+  distance = optax.tree.norm(jax.tree.map(jnp.subtract, state.ema_params, state.params))
   assert float(distance) > 1e-4
 
 
-def test_normalisation_is_in_float32():
+def test_normalization_is_in_float32():
   video = jnp.asarray(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1).repeat(3, -1))
   expected = (np.arange(256).reshape(1, 1, 16, 16, 1) - np.array(PIXELS["mean"])) / PIXELS["std"]
   result = normalize(video, PIXELS["mean"], PIXELS["std"])
@@ -194,7 +182,7 @@ def test_views_are_averaged_as_probabilities(devices, multi_label):
 
 
 def vtn_and_batch():
-  """A VTN that tells positions apart, and clips that each have other ones."""
+  """A VTN that depends on positions, and clips with different positions."""
   model = create_model(
     "vtn_vit_b",
     num_classes=CLASSES,
@@ -221,7 +209,7 @@ def test_position_ids_reach_the_model_in_training(grad_accum_steps):
   step = make_train_step(
     graph, optimizer, lambda step: 1e-3, seed=0, grad_accum_steps=grad_accum_steps, **PIXELS
   )
-  state = create_state(params, optimizer, with_average=False)
+  state = create_state(params, optimizer, with_ema=False)
   _, metrics = jax.jit(step)(state, batch)
 
   def loss(position_ids):

@@ -1,4 +1,4 @@
-"""Attention: one function per kind of attention, several implementations behind it."""
+"""Attention functions, with one or more implementations each."""
 
 from vswin_jax.attention.window import window_attention
 

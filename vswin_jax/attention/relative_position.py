@@ -14,12 +14,12 @@ import numpy as np
 
 
 def table_rows(window: tuple[int, int, int]) -> int:
-  """Number of relative offsets inside a window: the rows of its bias table."""
+  """Returns the number of relative offsets inside a window: the rows of its bias table."""
   return int(np.prod([2 * size - 1 for size in window]))
 
 
 def _offset_selector(size: int) -> np.ndarray:
-  """0/1 matrix `[size, size, 2 * size - 1]`: query i, key j -> offset i - j + size - 1."""
+  """Returns a 0/1 array `[size, size, 2 * size - 1]`: query i, key j -> offset i - j + size - 1."""
   offset = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
   return np.eye(2 * size - 1, dtype=np.float32)[offset]
 
@@ -70,10 +70,10 @@ def expand_bias(table: jax.Array, window: tuple[int, int, int], tokens: int) -> 
 def batched_bias(
   table: jax.Array, window: tuple[int, int, int], tokens: int, batch: int
 ) -> jax.Array:
-  """`expand_bias` seen by every example: float32 `[batch, heads, tokens, tokens]`.
+  """Returns `expand_bias` for every example: float32 `[batch, heads, tokens, tokens]`.
 
-  The values are one broadcast expansion. The gradient goes back to the table for each example
-  before examples are summed, so data parallel devices exchange gradients of the table's size
+  The values are one expansion, broadcast. The gradient of each example is reduced to the table
+  before examples are summed, so data-parallel devices exchange gradients of the table's size
   and not of the `tokens x tokens` bias.
   """
   bias = expand_bias(table, window, tokens)

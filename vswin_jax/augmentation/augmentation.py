@@ -1,10 +1,8 @@
-"""Augmentation of training clips: pure functions of clips and keys, to be jitted.
+"""Augmentation of training clips on the accelerator: pure functions of clips and keys.
 
-They run on the accelerator, since on a host they would cost more than decoding the clips.
-
-Three stages, in the order of a training step: `augment_pixels` on uint8 clips, `erase` on
-normalized ones, `mix` on normalized clips and soft targets. The first two draw per clip, from its
-key alone, hence give the same whatever else is in the batch; the last draws once per batch.
+A training step applies three stages: `augment_pixels` to uint8 clips, `erase` to normalized clips,
+and `mix` to normalized clips and soft targets. The first two draw per clip from its key, so the
+result does not depend on the rest of the batch; the last draws once per batch.
 """
 
 import dataclasses
@@ -17,31 +15,32 @@ from vswin_jax.augmentation import pixel_operations as pixels
 from vswin_jax.augmentation.rand_augment import STYLES, rand_augment
 from vswin_jax.common import checks
 
-# Of finding an erased box that fits, as in timm.
+# Attempts to draw an erased box that fits, as in timm.
 _ERASING_ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What is done to training clips; by default, nothing.
+  """Options of augmentation; the defaults change nothing.
 
   Attributes:
     rand_augment: "none" or a style of RandAugment, "imgaug" or "timm" (see `rand_augment`).
-    num_operations: of RandAugment, per clip.
-    magnitude: of RandAugment, 0-30 in the style of imgaug, 0-10 in that of timm.
-    magnitude_std: of normal noise on the magnitude.
-    color_jitter: brightness, contrast and saturation change in random order, each by a factor
-      uniform in 1 +- this, but never below 0; as torchvision does, after RandAugment.
-    erasing_probability: of erasing a box per clip (Zhong et al. 2017, arXiv:1708.04896), which
-      is set to the mean color.
-    erasing_area_range: smallest and largest area of the box, as a share of the frame; uniform.
-    erasing_aspect_ratio_range: smallest and largest height over width of it; log-uniform.
-    mixup_alpha: of the beta distribution of weights of mixup (Zhang et al. 2017,
-      arXiv:1710.09412); 0 is off.
-    cutmix_alpha: likewise of the kept share of the area in cutmix (Yun et al. 2019,
-      arXiv:1905.04899).
-    mix_probability: of mixing a batch.
-    switch_probability: of cutmix instead of mixup, if both are on.
+    num_operations: RandAugment operations per clip.
+    magnitude: magnitude of RandAugment, 0-30 for "imgaug", 0-10 for "timm".
+    magnitude_std: standard deviation of normal noise on the magnitude.
+    color_jitter: maximum change of the factors of brightness, contrast and saturation, which are
+      uniform in 1 +- this and at least 0; applied in random order after RandAugment, as in
+      torchvision.
+    erasing_probability: probability per clip of erasing a box to the mean color (Zhong et al. 2017,
+      arXiv:1708.04896).
+    erasing_area_range: minimum and maximum share of the frame's area in the box; uniform.
+    erasing_aspect_ratio_range: minimum and maximum height over width of the box; log-uniform.
+    mixup_alpha: parameter of the beta distribution of mixup weights (Zhang et al. 2017,
+      arXiv:1710.09412); 0: no mixup.
+    cutmix_alpha: parameter of the beta distribution of the area that cutmix keeps (Yun et al. 2019,
+      arXiv:1905.04899); 0: no cutmix.
+    mix_probability: probability of mixing a batch.
+    switch_probability: probability of cutmix instead of mixup, if both are on.
 
   Raises:
     ValueError: a value out of its range.
@@ -81,36 +80,35 @@ class Augmentation:
 
   @property
   def changes_pixels(self) -> bool:
-    """Whether `augment_pixels` does anything."""
+    """Whether `augment_pixels` changes clips."""
     return self.rand_augment != "none" or self.color_jitter > 0
 
   @property
   def erases(self) -> bool:
-    """Whether `erase` does anything."""
+    """Whether `erase` changes clips."""
     return self.erasing_probability > 0
 
   @property
   def mixes(self) -> bool:
-    """Whether `mix` does anything."""
+    """Whether `mix` changes clips."""
     return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
-  """RandAugment and color jitter, with one draw per clip for all of its frames.
+  """Applies RandAugment and color jitter, with the same draw for all frames of a clip.
 
-  Clips are handled one after the other: they get different operations, of which each computes
-  only its own.
+  Clips are processed one after the other, so that each computes only the operations it drew.
 
   Args:
     video: uint8 `[batch, time, height, width, 3]`.
-    keys: of each clip, `[batch]`.
-    augmentation: what to do.
+    keys: random keys of the clips, `[batch]`.
+    augmentation: the options.
 
   Returns:
     uint8 `[batch, time, height, width, 3]`.
 
   Raises:
-    ValueError: the video is not uint8 or has another number of axes.
+    ValueError: wrong shape or dtype of `video`.
   """
   if not augmentation.changes_pixels:
     return video
@@ -127,7 +125,7 @@ def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation
       planes = rand_augment(
         planes,
         operations_key,
-        style=augmentation.rand_augment,
+        style=STYLES[augmentation.rand_augment],
         num_operations=augmentation.num_operations,
         magnitude=augmentation.magnitude,
         magnitude_std=augmentation.magnitude_std,
@@ -141,15 +139,15 @@ def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation
 
 
 def erase(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.Array:
-  """Sets a random box to zero in some clips, the same in all frames.
+  """Sets a random box to zero in random clips, the same box in all frames.
 
   Args:
     video: float `[batch, time, height, width, 3]`, normalized.
-    keys: of each clip, `[batch]`.
-    augmentation: what to do.
+    keys: random keys of the clips, `[batch]`.
+    augmentation: the options.
 
   Returns:
-    As `video`.
+    Array with the shape and dtype of `video`.
   """
   if not augmentation.erases:
     return video
@@ -165,7 +163,7 @@ def erase(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.
 def erasing_box(
   key: jax.Array, augmentation: Augmentation, height: int, width: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Draws what `erase` erases from a clip: int32 (top, left, bottom, right), empty for nothing."""
+  """Draws the box that `erase` erases: int32 (top, left, bottom, right), which may be empty."""
   coin_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
   count = (_ERASING_ATTEMPTS,)
   smallest, largest = augmentation.erasing_area_range
@@ -178,7 +176,7 @@ def erasing_box(
   first = jnp.argmax(fits)
   is_erased = fits[first] & jax.random.bernoulli(coin_key, augmentation.erasing_probability)
   box_height, box_width = jnp.where(is_erased, heights[first], 0), widths[first]
-  # Boxes that do not fit are not erased, but must leave a range to draw from.
+  # Clamped, because a box that does not fit, which is not erased, needs a valid range too.
   top = jax.random.randint(top_key, (), 0, jnp.maximum(height - box_height, 0) + 1)
   left = jax.random.randint(left_key, (), 0, jnp.maximum(width - box_width, 0) + 1)
   return top, left, top + box_height, left + box_width
@@ -192,11 +190,11 @@ def mix(
   Args:
     video: float `[batch, time, height, width, 3]`, normalized.
     targets: float32 `[batch, classes]`, between 0 and 1.
-    key: one for the batch: all clips get the same weight, or box.
-    augmentation: what to do.
+    key: random key of the batch; all clips get the same weight or box.
+    augmentation: the options.
 
   Returns:
-    (video, targets), mixed.
+    (video, targets) with the shapes and dtypes of the arguments.
   """
   if not augmentation.mixes:
     return video, targets
@@ -227,16 +225,16 @@ def mix(
 
 
 def cutmix_box(share, center, height: int, width: int) -> tuple[tuple, jax.Array]:
-  """The box that cutmix replaces, cut at the border.
+  """Returns the box that cutmix replaces, clipped to the frame, and the share of the area it keeps.
 
   Args:
-    share: of the area that is kept, were nothing cut off at the border.
+    share: share of the area to keep, before the box is clipped.
     center: int32 (row, column) of the box.
-    height: of the frames.
-    width: of the frames.
+    height: height of the frames.
+    width: width of the frames.
 
   Returns:
-    The box, int32 (top, left, bottom, right), and the share of the area that is really kept.
+    The box, int32 (top, left, bottom, right), and the share of the area outside of it.
   """
   sides = []
   for middle, side in zip(center, (height, width)):

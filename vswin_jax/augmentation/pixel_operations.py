@@ -1,16 +1,15 @@
-"""Operations on the pixels of one clip, as Pillow does them frame by frame, for jitted code.
+"""Pixel operations on a clip, equal to those of Pillow on each frame.
 
-All take uint8 planes `[time, 3, height, width]` (RGB) and give the same, so that the long axes are
-the last ones, whatever the accelerator. Further arguments are scalars or scalar arrays and hold
-for all frames, while statistics (histograms, means) are those of each frame.
-
-Results equal those of Pillow, except as said at `autocontrast` and the two warps.
+All take and return uint8 planes `[time, 3, height, width]` (RGB): the long axes are last, as
+accelerators prefer. Further arguments are scalars or scalar arrays for all frames; statistics
+(histograms, means) are those of each frame. `autocontrast` and the warps differ from Pillow as
+documented there.
 """
 
 import jax
 import jax.numpy as jnp
 
-# What lies beyond the border, and in cut-out boxes.
+# Color beyond the border and in filled boxes.
 FILL = 128
 
 # Fixed-point digits of `cv2.resize`, and of coordinates in Pillow.
@@ -27,12 +26,12 @@ def invert(planes: jax.Array) -> jax.Array:
 
 
 def solarize(planes: jax.Array, threshold) -> jax.Array:
-  """Inverts values from `threshold` (0-256) on."""
+  """Inverts values of at least `threshold` (0-256)."""
   return jnp.where(planes.astype(jnp.int32) < _integer(threshold), planes, 255 - planes)
 
 
 def solarize_add(planes: jax.Array, addend) -> jax.Array:
-  """Adds to values below 128."""
+  """Adds `addend` to values below 128."""
   raised = jnp.minimum(planes.astype(jnp.int32) + _integer(addend), 255)
   return jnp.where(planes < 128, raised.astype(jnp.uint8), planes)
 
@@ -44,10 +43,10 @@ def posterize(planes: jax.Array, bits) -> jax.Array:
 
 
 def autocontrast(planes: jax.Array) -> jax.Array:
-  """Stretches every color of every frame to 0-255, rounding down.
+  """Stretches the range of every color of every frame to 0-255, rounding down.
 
-  Where the quotient is a whole number, as for the brightest value, Pillow's floating-point numbers
-  sometimes fall short of it and give one less (0.4 % of all value and range combinations).
+  Where the quotient is a whole number, Pillow's float arithmetic sometimes returns one less (in
+  0.4 % of all combinations of value and range).
   """
   darkest = planes.min((2, 3), keepdims=True).astype(jnp.int32)
   spread = planes.max((2, 3), keepdims=True).astype(jnp.int32) - darkest
@@ -56,18 +55,18 @@ def autocontrast(planes: jax.Array) -> jax.Array:
 
 
 def equalize(planes: jax.Array) -> jax.Array:
-  """Flattens the histogram of every color of every frame."""
-  # One after the other: the half bytes of a frame take thirty times its memory.
+  """Equalizes the histogram of every color of every frame."""
+  # One after the other: the one-hot half bytes of a frame take thirty times its memory.
   return jax.lax.map(_equalize_frame, planes)
 
 
 def color(planes: jax.Array, factor) -> jax.Array:
-  """Moves away from the gray image (factor 0) through the image itself (factor 1)."""
+  """Adjusts saturation: interpolates between the gray frame (factor 0) and the frame (factor 1)."""
   return _blend(_luminance(planes)[:, None], planes, factor)
 
 
 def contrast(planes: jax.Array, factor) -> jax.Array:
-  """Moves away from the mean gray of each frame (factor 0) through the image itself (factor 1)."""
+  """Adjusts contrast: interpolates between each frame's mean gray (factor 0) and the frame (1)."""
   gray = _luminance(planes)
   pixels = gray.shape[1] * gray.shape[2]
   total = gray.sum((1, 2), keepdims=True)
@@ -76,17 +75,17 @@ def contrast(planes: jax.Array, factor) -> jax.Array:
 
 
 def brightness(planes: jax.Array, factor) -> jax.Array:
-  """Moves away from black (factor 0) through the image itself (factor 1)."""
+  """Adjusts brightness: interpolates between black (factor 0) and the frame (factor 1)."""
   return _blend(jnp.zeros((), jnp.int32), planes, factor)
 
 
 def sharpness(planes: jax.Array, factor) -> jax.Array:
-  """Moves away from the smoothed image (factor 0) through the image itself (factor 1)."""
+  """Adjusts sharpness: interpolates between the smoothed frame (factor 0) and the frame (1)."""
   return _blend(smooth(planes), planes, factor)
 
 
 def smooth(planes: jax.Array) -> jax.Array:
-  """3x3 mean with five times the weight in the center; the border stays as it is."""
+  """Applies a 3x3 mean with weight 5 at the center, except at the border."""
   if min(planes.shape[2:]) < 3:
     return planes
   values = planes.astype(jnp.int32)
@@ -95,7 +94,7 @@ def smooth(planes: jax.Array) -> jax.Array:
 
 
 def blur(planes: jax.Array) -> jax.Array:
-  """Mean over the outline of a 5x5 box; the border stays as it is."""
+  """Applies a mean over the outline of a 5x5 box, except at the border."""
   if min(planes.shape[2:]) < 5:
     return planes
   values = planes.astype(jnp.int32)
@@ -104,24 +103,24 @@ def blur(planes: jax.Array) -> jax.Array:
 
 
 def fill_box(planes: jax.Array, top, left, bottom, right) -> jax.Array:
-  """Fills the rows from `top` up to `bottom`, and columns likewise, rounded down to pixels."""
+  """Fills a box with gray: rows `top` to `bottom` (exclusive) and columns `left` to `right`."""
   height, width = planes.shape[2:]
   inside = box_mask((top, left, bottom, right), height, width)
   return jnp.where(inside, jnp.uint8(FILL), planes)
 
 
 def box_mask(box, height: int, width: int) -> jax.Array:
-  """Boolean `[height, width]`: the inside of a box (top, left, bottom, right), ends excluded."""
+  """Returns a boolean mask `[height, width]` of a box (top, left, bottom, right), ends excluded."""
   top, left, bottom, right = (_integer(side) for side in box)
   rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
   return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 
 def warp_nearest(planes: jax.Array, a, b, c, d, e, f) -> jax.Array:
-  """Takes the pixel at (x, y) from (a x + b y + c, d x + e y + f), without interpolation.
+  """Maps (x, y) to the nearest pixel of (a x + b y + c, d x + e y + f).
 
-  Coordinates are in pixels from the top left corner of the image. As Pillow does, with 16 binary
-  digits after the point; its coefficients may differ in the last one of these.
+  Coordinates are in pixels from the top left corner. Like Pillow, it computes with 16 fractional
+  bits; Pillow's coefficients may differ in the last bit.
   """
   height, width = planes.shape[2:]
 
@@ -137,9 +136,9 @@ def warp_nearest(planes: jax.Array, a, b, c, d, e, f) -> jax.Array:
 
 
 def warp_bicubic(planes: jax.Array, a, b, c, d, e, f) -> jax.Array:
-  """`warp_nearest`, but with bicubic interpolation, rounded down.
+  """`warp_nearest` with bicubic interpolation, rounded down.
 
-  Computed in float32 where Pillow uses float64: some values are off by one.
+  Computed in float32, where Pillow uses float64; some values differ by one.
   """
   height, width = planes.shape[2:]
   rows, columns = jnp.arange(height)[:, None] + 0.5, jnp.arange(width) + 0.5
@@ -162,16 +161,16 @@ def warp_bicubic(planes: jax.Array, a, b, c, d, e, f) -> jax.Array:
 
 
 def crop_and_resize(planes: jax.Array, top, left, height, width) -> jax.Array:
-  """Resizes a box to the whole frame, bilinearly, with the fixed-point numbers of OpenCV.
+  """Resizes a box to the size of the frame, bilinearly, in the fixed-point arithmetic of OpenCV.
 
-  The box is given in whole pixels and lies within the frame. OpenCV's own vectorized code differs
-  from its plain one by one in a few values.
+  The box is in whole pixels and within the frame. A few values differ by one from OpenCV's
+  vectorized code.
   """
   first, second, weight = _linear_taps(width, planes.shape[3])
   sources = jnp.arange(planes.shape[3])[:, None] - left
   one = 1 << _RESIZE_BITS
   weights = jnp.where(sources == first, one - weight, 0) + jnp.where(sources == second, weight, 0)
-  # Whole numbers below 2 ** 24, hence exact.
+  # Integers below 2 ** 24 are exact in float32.
   across = jnp.einsum(
     "tchw,wv->tchv",
     planes.astype(jnp.float32),
@@ -190,18 +189,17 @@ def _integer(value) -> jax.Array:
 
 
 def _luminance(planes: jax.Array) -> jax.Array:
-  """int32 `[time, height, width]`, as Pillow converts to its mode L."""
+  """Returns int32 `[time, height, width]`, as Pillow converts to mode L."""
   red, green, blue = (planes[:, index].astype(jnp.int32) for index in range(3))
   return (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16
 
 
 def _blend(start: jax.Array, end: jax.Array, factor) -> jax.Array:
-  """start + factor * (end - start) in float32, rounded down, for integers 0-255."""
+  """Returns start + factor * (end - start) in float32, rounded down, for integers 0-255."""
   start = start.astype(jnp.float32)
   change = end.astype(jnp.float32) - start
   factor = jnp.asarray(factor, jnp.float32)
-  # Products with half of the digits are exact, so a compiler that fuses a product and a sum, and
-  # thereby rounds once instead of twice, cannot change the result.
+  # Products with half of the bits are exact, so a fused multiply-add can't change the result.
   bits = jax.lax.bitcast_convert_type(factor, jnp.uint32)
   upper = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFF000), jnp.float32)
   value = start + (change * upper + change * (factor - upper))
@@ -211,7 +209,7 @@ def _blend(start: jax.Array, end: jax.Array, factor) -> jax.Array:
 def _equalize_frame(planes: jax.Array) -> jax.Array:
   colors, height, width = planes.shape
   values = planes.reshape(colors, height * width)
-  # Histograms and look-ups as matrix products over half bytes: no accelerator is slow at these.
+  # Histograms and look-ups are matrix products over half bytes, fast on every accelerator.
   high = jax.nn.one_hot(values >> 4, 16, dtype=jnp.bfloat16)
   low = jax.nn.one_hot(values & 15, 16, dtype=jnp.bfloat16)
   counts = jnp.einsum("cni,cnj->cij", high, low, preferred_element_type=jnp.float32)
@@ -228,26 +226,26 @@ def _equalize_frame(planes: jax.Array) -> jax.Array:
 
 
 def _box_sum(values: jax.Array, size: int) -> jax.Array:
-  """Sums over boxes of `size` x `size` pixels that lie within the frame."""
+  """Returns the sums over all `size` x `size` boxes within the frame."""
   height, width = (side - size + 1 for side in values.shape[2:])
   rows = sum(values[:, :, shift : shift + height] for shift in range(size))
   return sum(rows[..., shift : shift + width] for shift in range(size))
 
 
 def _pixel_rows(planes: jax.Array) -> jax.Array:
-  """`[height * width, time * 3]`: what a gather takes per pixel lies together."""
+  """Returns `[height * width, time * 3]`, one contiguous row per pixel for gathers."""
   return planes.reshape(-1, planes.shape[2] * planes.shape[3]).T
 
 
 def _pick(pixels: jax.Array, x: jax.Array, y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Planes of `shape` made of the `_pixel_rows` at (x, y); anything where these are outside."""
+  """Returns planes of `shape` from the `_pixel_rows` at (x, y), clamped to the frame."""
   height, width = shape[2:]
   index = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
   return pixels[index.reshape(-1)].T.reshape(shape)
 
 
 def _cubic(before, first, second, after, share) -> jax.Array:
-  """Between `first` and `second`; in the order of Pillow, so that even areas stay exactly even."""
+  """Interpolates between `first` and `second` in the order of operations of Pillow."""
   before, first, second, after = (x.astype(jnp.float32) for x in (before, first, second, after))
   square = 2 * (before - first) + second - after
   cube = -before + first - second + after
@@ -255,8 +253,8 @@ def _cubic(before, first, second, after, share) -> jax.Array:
 
 
 def _linear_taps(size, resized: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """For each of `resized` places two neighbors among `size` and the weight of the second."""
-  # Twice the place times `resized`, which keeps it whole.
+  """Returns two neighbors among `size` for each of `resized` places, and weights of the second."""
+  # Twice the place times `resized`, which is an integer.
   place = (2 * jnp.arange(resized) + 1) * size - resized
   first = jnp.floor_divide(place, 2 * resized)
   share = (place - first * 2 * resized) / (2 * resized)

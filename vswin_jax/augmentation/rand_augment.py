@@ -1,14 +1,14 @@
-"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719) for clips, inside jitted code.
+"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719) for clips, in jitted code.
 
-Two styles, which differ in operations, strengths and draws:
+There are two styles, with different operations, strengths and draws:
 
-- "imgaug", with which Video Swin was trained: magnitudes of 0-30. First always a flip from left to
-  right with probability 0.5 and a crop of up to magnitude / 224 from each side, resized back; then
-  different operations, in random order. Warps take the nearest pixel.
-- "timm", "rand-m*-n*-mstd*-inc1" in its notation: magnitudes of 0-10. Operations may repeat, each
+- "imgaug", used in the training of Video Swin: magnitudes of 0-30. Every clip is first flipped
+  horizontally with probability 0.5 and cropped by up to magnitude / 224 from each side, then
+  resized. The operations of a clip are different. Warps take the nearest pixel.
+- "timm", in its notation "rand-m*-n*-mstd*-inc1": magnitudes of 0-10. Operations may repeat; each
   is applied with probability 0.5. Warps are bicubic.
 
-All frames of a clip get the same draw.
+All frames of a clip share one draw.
 """
 
 import math
@@ -20,20 +20,19 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.augmentation import pixel_operations as pixels
-from vswin_jax.common import checks
 
-# The width of the images in the paper, whose crops imgaug scales.
+# Image width in the paper, from which imgaug derives the size of crops.
 _CROP_REFERENCE_WIDTH = 224
 
 
 class Style(NamedTuple):
-  """A kind of RandAugment.
+  """A variant of RandAugment.
 
   Attributes:
     largest_magnitude: end of the scale of magnitudes, which starts at 0.
-    flips_and_crops: whether it always does so first.
-    repeats: whether an operation may be drawn again.
-    probability: of applying an operation that was drawn.
+    flips_and_crops: whether every clip is flipped and cropped first.
+    repeats: whether an operation may be drawn more than once.
+    probability: probability of applying an operation that was drawn.
     operations: functions of uint8 planes `[time, 3, height, width]` and scalars, by name.
     arguments: (magnitude, sign, position, height, width) -> the scalars of each operation, by
       name, with `sign` 1 or -1 and `position` float32 `[2]` from 0 to 1 (down, right).
@@ -47,66 +46,11 @@ class Style(NamedTuple):
   arguments: Callable[..., dict[str, tuple]]
 
 
-def operation_names(style: str) -> tuple[str, ...]:
-  """The operations among which a style draws.
-
-  Raises:
-    ValueError: an unknown style.
-  """
-  checks.check_choices(STYLES, style=style)
-  return tuple(STYLES[style].operations)
-
-
-def operation_arguments(
-  style: str, name: str, magnitude, key: jax.Array, *, height: int, width: int
-) -> tuple[jax.Array, ...]:
-  """The scalars that an operation gets, float32: one draw of its random sign or place.
-
-  Args:
-    style: a key of `STYLES`.
-    name: of `operation_names(style)`.
-    magnitude: on the scale of the style.
-    key: of the draw.
-    height: of the frames, in pixels.
-    width: of the frames, in pixels.
-
-  Raises:
-    ValueError: an unknown style or operation.
-  """
-  checks.check_choices(operation_names(style), operation=name)
-  arguments = _draw_arguments(STYLES[style], magnitude, key, height, width)[name]
-  return tuple(jnp.asarray(argument, jnp.float32) for argument in arguments)
-
-
-def apply_operation(
-  style: str, name: str, frames: jax.Array, magnitude, key: jax.Array
-) -> jax.Array:
-  """One operation on one clip, for sure and without noise on the magnitude.
-
-  Args:
-    style: a key of `STYLES`.
-    name: of `operation_names(style)`.
-    frames: uint8 `[time, height, width, 3]`.
-    magnitude: on the scale of the style.
-    key: of the random sign or place.
-
-  Returns:
-    uint8 `[time, height, width, 3]`.
-
-  Raises:
-    ValueError: an unknown style or operation.
-  """
-  height, width = frames.shape[1:3]
-  arguments = operation_arguments(style, name, magnitude, key, height=height, width=width)
-  planes = STYLES[style].operations[name](jnp.moveaxis(frames, -1, 1), *arguments)
-  return jnp.moveaxis(planes, 1, -1)
-
-
 def rand_augment(
   planes: jax.Array,
   key: jax.Array,
   *,
-  style: str,
+  style: Style,
   num_operations: int,
   magnitude: float,
   magnitude_std: float = 0.0,
@@ -115,21 +59,21 @@ def rand_augment(
 
   Args:
     planes: uint8 `[time, 3, height, width]`.
-    key: of all draws.
-    style: a key of `STYLES`.
-    num_operations: how many to draw.
-    magnitude: on the scale of the style.
-    magnitude_std: of normal noise on the magnitude of each operation, which stays on the scale.
+    key: random key of all draws.
+    style: a value of `STYLES`.
+    num_operations: number of operations to draw.
+    magnitude: magnitude of the operations, on the scale of the style.
+    magnitude_std: standard deviation of normal noise on the magnitude of each operation, which is
+      clipped to the scale.
 
   Returns:
     uint8 `[time, 3, height, width]`.
   """
-  kind = STYLES[style]
   first_key, choice_key, key = jax.random.split(key, 3)
-  if kind.flips_and_crops:
+  if style.flips_and_crops:
     planes = _flip_and_crop(planes, magnitude, first_key)
-  count = len(kind.operations)
-  if kind.repeats:
+  count = len(style.operations)
+  if style.repeats:
     choices = jax.random.randint(choice_key, (num_operations,), 0, count)
   else:
     choices = jax.random.permutation(choice_key, count)[:num_operations]
@@ -137,14 +81,14 @@ def rand_augment(
   def apply_one(planes, draw):
     choice, key = draw
     key, noise_key, coin_key = jax.random.split(key, 3)
-    # Without noise it stays a number of Python, so that what follows from it is rounded once, as in
-    # the references.
+    # Without noise it stays a Python number, so that arguments are rounded once, as in the
+    # references.
     strength = magnitude
     if magnitude_std:
       noise = magnitude_std * jax.random.normal(noise_key)
-      strength = jnp.clip(magnitude + noise, 0, kind.largest_magnitude)
-    is_applied = jax.random.bernoulli(coin_key, kind.probability)
-    return _apply_choice(kind, planes, choice, is_applied, strength, key), None
+      strength = jnp.clip(magnitude + noise, 0, style.largest_magnitude)
+    is_applied = jax.random.bernoulli(coin_key, style.probability)
+    return _apply_choice(style, planes, choice, is_applied, strength, key), None
 
   # A loop, so that the operations are compiled once.
   draws = (choices, jax.random.split(key, num_operations))
@@ -152,31 +96,34 @@ def rand_augment(
 
 
 def _apply_choice(
-  kind: Style, planes: jax.Array, choice, is_applied, magnitude, key: jax.Array
+  style: Style, planes: jax.Array, choice, is_applied, magnitude, key: jax.Array
 ) -> jax.Array:
-  """The operation number `choice`; only this one is computed."""
-  arguments = _draw_arguments(kind, magnitude, key, *planes.shape[2:])
+  """Applies operation number `choice`, the only one that is computed."""
+  arguments = draw_arguments(style, magnitude, key, *planes.shape[2:])
   longest = max(len(values) for values in arguments.values())
-  padded = [(*arguments[name], *[0.0] * longest)[:longest] for name in kind.operations]
+  padded = [(*arguments[name], *[0.0] * longest)[:longest] for name in style.operations]
   row = jnp.asarray(padded, jnp.float32)[choice]
   # Operations that share a function share its branch, which keeps compilation short.
   sizes = {pixels.identity: 0}
-  sizes |= {function: len(arguments[name]) for name, function in kind.operations.items()}
+  sizes |= {function: len(arguments[name]) for name, function in style.operations.items()}
   functions = list(sizes)
 
   def make_branch(function):
     return lambda planes, row: function(planes, *row[: sizes[function]])
 
-  branch_of = jnp.asarray([functions.index(function) for function in kind.operations.values()])
+  branch_of = jnp.asarray([functions.index(function) for function in style.operations.values()])
   branch = jnp.where(is_applied, branch_of[choice], functions.index(pixels.identity))
   return jax.lax.switch(branch, [make_branch(function) for function in functions], planes, row)
 
 
-def _draw_arguments(kind: Style, magnitude, key: jax.Array, height: int, width: int) -> dict:
+def draw_arguments(
+  style: Style, magnitude, key: jax.Array, height: int, width: int
+) -> dict[str, tuple]:
+  """Draws a sign and a position, and returns the scalars of every operation, by name."""
   sign_key, position_key = jax.random.split(key)
   sign = jax.random.rademacher(sign_key, (), jnp.float32)
   position = jax.random.uniform(position_key, (2,))
-  return kind.arguments(magnitude, sign, position, height, width)
+  return style.arguments(magnitude, sign, position, height, width)
 
 
 def _flip_and_crop(planes: jax.Array, magnitude: float, key: jax.Array) -> jax.Array:
@@ -190,21 +137,14 @@ def _flip_and_crop(planes: jax.Array, magnitude: float, key: jax.Array) -> jax.A
 
 
 def _rotation(angle, height: int, width: int) -> tuple:
-  """The warp that turns an image about its middle, clockwise, by an angle in radians."""
+  """Returns the warp that rotates an image about its center, clockwise, by radians."""
   cosine, sine = jnp.cos(angle), jnp.sin(angle)
   x, y = width / 2, height / 2
-  return (
-    cosine,
-    sine,
-    x - cosine * x - sine * y,
-    -sine,
-    cosine,
-    y + sine * x - cosine * y,
-  )
+  return (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
 
 
 def _warps(angle, shear, shift, height: int, width: int) -> dict[str, tuple]:
-  """Arguments of the warps: radians clockwise, pixels per pixel, share of the side."""
+  """Returns arguments of the warps from radians clockwise, pixels per pixel and share of a side."""
   return {
     "rotate": _rotation(angle, height, width),
     "shear_x": (1.0, shear, 0.0, 0.0, 1.0, 0.0),
@@ -219,7 +159,7 @@ def _without_arguments(*names: str) -> dict[str, tuple]:
 
 
 def _enhancements(sign, change) -> dict[str, tuple]:
-  # Never below 0.1, which is what the references' scales reach but for rounding.
+  # The scales of the references end at 0.1, apart from rounding.
   factor = jnp.where(sign > 0, 1 + change, jnp.maximum(1 - change, 0.1))
   return dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (factor,))
 
@@ -231,7 +171,7 @@ def _imgaug_arguments(magnitude, sign, position, height: int, width: int) -> dic
   return {
     **_without_arguments("identity", "autocontrast", "equalize", "invert", "blur", "smooth"),
     **_enhancements(sign, 0.9 * share),
-    # Shears are given as angles there, of which the hyperbolic tangent is taken.
+    # imgaug takes the hyperbolic tangent of the angle of a shear.
     **_warps(
       sign * jnp.deg2rad(magnitude),
       -jnp.tanh(sign * 0.3 * share),

@@ -27,8 +27,8 @@ def validate(
     Stopped: the run was asked to stop.
   """
   versions = {"validation": state.params}
-  if state.average:
-    versions["validation_average"] = state.average
+  if state.ema_params:
+    versions["validation_ema"] = state.ema_params
   scores = {}
   views = experiment.settings.validation
   for name, result in _evaluate_params(experiment, eval_step, versions, views, stop).items():
@@ -39,7 +39,7 @@ def validate(
 
 def main_score(scores: dict[str, float]) -> float:
   """Returns the validation score that ranks checkpoints: that of the EMA if there is one."""
-  for version in ("validation_average", "validation"):
+  for version in ("validation_ema", "validation"):
     for measure in ("top1", "mean_average_precision"):
       if f"{version}/{measure}" in scores:
         return scores[f"{version}/{measure}"]

@@ -250,8 +250,8 @@ def load_initial_weights(
       directory,
       len(class_names),
     )
-  average = jax.tree.map(jnp.copy, params) if state.average else {}
-  return state.replace(params=params, average=average)
+  ema_params = jax.tree.map(jnp.copy, params) if state.ema_params else {}
+  return state.replace(params=params, ema_params=ema_params)
 
 
 def _module_names(paths: list[str]) -> list[str]:

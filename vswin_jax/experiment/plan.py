@@ -12,7 +12,7 @@ from flax import nnx
 
 from vswin_jax.experiment.config import ConfigError, Settings, config_errors
 from vswin_jax.models import create_model
-from vswin_jax.models.parameters import split_model, with_shardings
+from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import jit_eval_step
 from vswin_jax.training.inputs import check_label_smoothing
@@ -46,7 +46,7 @@ class Plan:
     """Returns the random state before the first step; jit it with `state_shardings`."""
     model = create_model(seed=self.settings.seed, **self.model_options)
     _, params = split_model(model)
-    return create_state(params, self.optimizer, with_average=self.settings.train.ema_decay > 0)
+    return create_state(params, self.optimizer, with_ema=self.settings.train.ema_decay > 0)
 
   def state_shapes(self) -> TrainState:
     """Returns the state as `jax.ShapeDtypeStruct`s with shardings."""
@@ -134,10 +134,14 @@ def make_plan(
       steps_per_epoch=steps_per_epoch,
       **dataclasses.asdict(settings.schedule),
     )
-    graph, param_shapes = split_model(
-      nnx.eval_shape(lambda: create_model(seed=settings.seed, **options))
+    model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **options))
+    graph, param_shapes = split_model(model)
+    optimizer = make_optimizer(
+      param_shapes,
+      schedule,
+      frozen=batch_statistics(model),
+      **dataclasses.asdict(settings.optimizer),
     )
-    optimizer = make_optimizer(param_shapes, schedule, **dataclasses.asdict(settings.optimizer))
   return Plan(
     settings=settings,
     mesh=mesh,

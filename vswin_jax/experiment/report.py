@@ -109,7 +109,7 @@ def _draw_scores(axes, metrics, name: str, title: str) -> None:
   for kind, label, color in (
     ("train", "training", _FAINT),
     ("validation", "validation", ACCENT),
-    ("validation_average", "validation, EMA", _SECOND),
+    ("validation_ema", "validation, EMA", _SECOND),
   ):
     steps, values = _series(metrics, f"{kind}/{name}")
     if steps:

@@ -99,7 +99,7 @@ class Stream:
         self._encode_pending()
 
   def add_features(self, features: np.ndarray, position_ids: np.ndarray | None = None) -> None:
-    """Takes the features of the next frames: float `[count, width]`, as `encode_frames` gives them;
+    """Takes the features of the next frames: float `[count, width]`, from `VTN.frame_features`;
     the rest as in `add_frames`."""
     features = np.asarray(features, np.float32)
     if features.ndim != 2 or features.shape[1] != self._width:

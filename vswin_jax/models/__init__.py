@@ -1,4 +1,4 @@
-"""Networks: arrays in, arrays out; they know no files, flags or configs."""
+"""Video models as Flax NNX modules, and the catalog of their names."""
 
 from vswin_jax.models.catalog import CATALOG, check_clips, create_model, model_config
 

@@ -1,4 +1,4 @@
-"""Image backbones by name: float images `[batch, height, width, 3]` -> `[batch, features]`."""
+"""Catalog of image backbones: float images `[batch, height, width, 3]` -> `[batch, features]`."""
 
 import types
 
@@ -12,14 +12,14 @@ from vswin_jax.models.vit import ViT, ViTConfig
 
 
 class ImageSwin(VideoSwin):
-  """2D Swin Transformer (arXiv 2103.14030): a Video Swin of one frame and no depth in time."""
+  """2D Swin Transformer (arXiv 2103.14030), computed as a Video Swin over a single frame."""
 
   def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
     if config.num_classes or config.patch_size[0] != 1 or config.window_size[0] != 1:
       raise ValueError(
-        "an image backbone has no classes (num_classes=0), and patches and windows of one frame; "
-        f"got {config.num_classes} classes, patches {config.patch_size}, windows "
-        f"{config.window_size}"
+        "an image backbone needs num_classes=0 and a patch_size and window_size of one frame; got "
+        f"num_classes={config.num_classes}, patch_size={config.patch_size}, "
+        f"window_size={config.window_size}"
       )
     super().__init__(config, rngs=rngs)
 
@@ -51,10 +51,10 @@ _CLASSES = {ViTConfig: ViT, ResNetConfig: ResNet, VideoSwinConfig: ImageSwin}
 
 
 def backbone_config(name: str, **overrides) -> ViTConfig | ResNetConfig | VideoSwinConfig:
-  """The configuration of a named backbone with some fields replaced.
+  """Returns the configuration of a named backbone with some fields replaced.
 
   Raises:
-    ValueError: unknown name, unknown field or a value that does not fit.
+    ValueError: unknown name, unknown field or invalid value.
   """
   if name not in BACKBONES:
     raise ValueError(f"unknown backbone {name!r}: {closest(name, BACKBONES)}")

@@ -1,4 +1,4 @@
-"""Names of the models that `create_model` builds."""
+"""Catalog of named models, and functions that build and check them."""
 
 import dataclasses
 import types
@@ -22,7 +22,7 @@ CATALOG = types.MappingProxyType(
     "video_swin_l": VideoSwinConfig(
       embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), drop_path_rate=0.2
     ),
-    # VTN, section 3 of the paper. Only the first two are known to the last detail; the temporal
+    # VTN, section 3 of the paper. Only the first two are fully specified there; the temporal
     # encoders of the others follow them, with heads of 64 channels (ResNets: 128).
     "vtn_vit_b": VTNConfig(),
     "vtn_vit_b_1layer": VTNConfig(num_layers=1),
@@ -37,7 +37,8 @@ CATALOG = types.MappingProxyType(
   }
 )
 
-_NO_PART_OF_THE_FUNCTION = frozenset(
+# Fields that do not change the outputs for given parameters, and the number of classes.
+_IGNORED_FIELDS = frozenset(
   {
     *("num_classes", "dtype", "param_dtype", "rematerialization", "attention", "frames_per_chunk"),
     *("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_dropout_rate"),
@@ -49,10 +50,10 @@ _CLASSES = {VideoSwinConfig: VideoSwin, VTNConfig: VTN}
 
 
 def model_config(name: str, **overrides) -> VideoSwinConfig | VTNConfig:
-  """The configuration of a named model with some fields replaced.
+  """Returns the configuration of a named model with some fields replaced.
 
   Raises:
-    ValueError: unknown name, unknown field or a value that does not fit.
+    ValueError: unknown name, unknown field or invalid value.
   """
   if name not in CATALOG:
     raise ValueError(f"unknown model {name!r}: {closest(name, CATALOG)}")
@@ -60,14 +61,17 @@ def model_config(name: str, **overrides) -> VideoSwinConfig | VTNConfig:
 
 
 def different_options(options: dict, others: dict) -> list[tuple[str, object, object]]:
-  """Where two models differ though their parameters may fit both: (option, value, other value).
+  """Returns (option, value, other value) for each option that changes the outputs of a model.
+
+  Options of its computation, initialization and regularization do not, nor does the number of
+  classes count.
 
   Args:
-    options: of `create_model`; likewise `others`. How a model is computed, initialized and
-      regularized, and the number of its classes, does not matter.
+    options: arguments of `create_model`.
+    others: as `options`, of the other model.
 
   Raises:
-    ValueError: options that make no model.
+    ValueError: invalid options.
   """
   configs = [
     model_config(given["name"], **{key: value for key, value in given.items() if key != "name"})
@@ -87,18 +91,21 @@ def _differences(config, other, prefix: str = "") -> list[tuple[str, object, obj
       if config.backbone == other.backbone and isinstance(config.backbone, str):
         backbones = config.named_backbone(), other.named_backbone()
         found += _differences(*backbones, "backbone_options.")
-    elif field.name not in _NO_PART_OF_THE_FUNCTION and values[0] != values[1]:
+    elif field.name not in _IGNORED_FIELDS and values[0] != values[1]:
       found.append((prefix + field.name, *values))
   return found
 
 
 def check_clips(options: dict, frames: int, size: int) -> None:
-  """Raises ValueError if a model can't be built or does not take clips of such a shape.
+  """Checks that a model can be built and accepts clips of a shape, without computing anything.
 
   Args:
-    options: of `create_model`.
-    frames: of a clip.
+    options: arguments of `create_model`.
+    frames: frames of a clip.
     size: height and width of a clip in pixels.
+
+  Raises:
+    ValueError: invalid options, or a shape that the model does not accept.
   """
   clip = jax.ShapeDtypeStruct((1, frames, size, size, 3), jnp.float32)
   jax.eval_shape(lambda clip: create_model(**options)(clip), clip)
@@ -109,17 +116,17 @@ def create_model(name: str, *, num_classes: int = 400, seed: int = 0, **override
 
   Args:
     name: a key of `CATALOG`, such as "video_swin_t".
-    num_classes: logits of the head.
-    seed: of the parameters.
-    **overrides: fields of the model's configuration, such as `window_size=(16, 7, 7)`, or, for a
-      VTN, `backbone=` with a module or function of your own.
+    num_classes: number of logits.
+    seed: seed of the parameters.
+    **overrides: fields of the model's configuration, such as `window_size=(16, 7, 7)`. The
+      `backbone` of a VTN may be a module or function, see `VTNConfig`.
 
   Returns:
-    An NNX module: `model(video)` with float `[batch, time, height, width, 3]` gives logits
+    An NNX module; `model(video)` maps float `[batch, time, height, width, 3]` to float32 logits
     `[batch, num_classes]`.
 
   Raises:
-    ValueError: unknown name, unknown field or a value that does not fit.
+    ValueError: unknown name, unknown field or invalid value.
   """
   config = model_config(name, num_classes=num_classes, **overrides)
   return _CLASSES[type(config)](config, rngs=nnx.Rngs(seed))

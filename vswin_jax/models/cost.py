@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a computation, counted in its program."""
+"""Number of multiply-accumulates of a computation, counted in its jaxpr."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,10 @@ import jax
 
 
 def count_macs(function: Callable, *arguments) -> int:
-  """Multiply-accumulates of all matrix products and convolutions that the result of a call needs,
-  loops included. Of convolutions every place of the kernel counts, in the padding as well.
+  """Returns the multiply-accumulates of all matrix products and convolutions that a result needs.
 
-  Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s.
+  Loops count with their length, and convolutions as if padding were computed. Nothing is computed;
+  arguments may be `jax.ShapeDtypeStruct`s.
 
   Raises:
     ValueError: a loop whose length depends on values.
@@ -19,9 +19,9 @@ def count_macs(function: Callable, *arguments) -> int:
 
 
 def count_program_macs(program) -> int:
-  """The same of a traced program, as `jax.make_jaxpr` or `jax.jit(...).trace(...)` gives it.
+  """Returns `count_macs` of a jaxpr, from `jax.make_jaxpr` or `jax.jit(...).trace(...)`.
 
-  What each device of a mesh does by itself (`jax.shard_map`) counts for all of them.
+  The body of a `jax.shard_map` counts once per device.
 
   Raises:
     ValueError: as `count_macs`.
@@ -44,12 +44,12 @@ def _count_equation(equation) -> int:
   if kind == "conv_general_dilated":
     kernel = equation.invars[1].aval.shape
     outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-    # The gradient of a strided convolution: most of what the kernel meets are zeros put between.
+    # Gradients of strided convolutions dilate their input: the zeros in between do not count.
     spread = outputs * math.prod(params["lhs_dilation"])
     return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // spread
   inner = sum(count_program_macs(part) for part in _programs(params))
   if kind == "while" and inner:
-    raise ValueError("a loop whose length depends on values can't be counted")
+    raise ValueError("can't count a loop whose length depends on values")
   if kind == "cond":
     return max(count_program_macs(branch) for branch in params["branches"])
   if kind == "shard_map":
@@ -58,7 +58,7 @@ def _count_equation(equation) -> int:
 
 
 def _programs(params: dict):
-  """The programs among the parameters of an operation."""
+  """Yields the jaxprs among the parameters of an operation."""
   for value in params.values():
     for part in value if isinstance(value, tuple | list) else (value,):
       if hasattr(part, "eqns"):

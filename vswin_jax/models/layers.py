@@ -1,8 +1,7 @@
 """Layers that several models share.
 
-Modules hold parameters only; randomness comes in as a key, and without a key a call is
-deterministic. `config` stands for any model's configuration with `dtype`, `param_dtype` and
-`init_std`.
+Modules hold parameters only. Random keys are arguments; a call without a key is deterministic.
+`config` is the configuration of any model: it has `dtype`, `param_dtype` and `init_std`.
 """
 
 from collections.abc import Callable
@@ -11,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vswin_jax.attention.operations import dropout
+
 DTYPES = ("float32", "bfloat16", "float16")
-# What the backward pass of an image backbone may compute again.
+# Rematerialization of image backbones.
 BLOCK_REMATERIALIZATIONS = ("none", "block")
 
 
 def check_video(video: jax.Array) -> None:
-  """Raises ValueError unless `video` is float `[batch, time, height, width, 3]`."""
+  """Checks that `video` is float `[batch, time, height, width, 3]`; raises ValueError if not."""
   is_float = jnp.issubdtype(video.dtype, jnp.floating)
   if video.ndim != 5 or video.shape[-1] != 3 or video.size == 0 or not is_float:
     raise ValueError(
@@ -27,7 +28,7 @@ def check_video(video: jax.Array) -> None:
 
 
 class LayerNorm(nnx.LayerNorm):
-  """LayerNorm computed in float32, parameters included, whatever the dtype of its input."""
+  """LayerNorm computed in float32, for inputs of any dtype."""
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return super().__call__(x).astype(x.dtype)
@@ -45,38 +46,35 @@ def layer_norm(channels: int, epsilon: float, config, rngs: nnx.Rngs) -> LayerNo
 
 
 class TokenLinear(nnx.Linear):
-  """A linear layer over the last axis that sees all other axes as one.
+  """A linear layer over the last axis, which flattens all other axes into one.
 
   With five axes the gradient of the kernel contracts four at once, which XLA compiles for a CPU
   into something three times slower than a plain matrix product.
   """
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    tokens = x.reshape(-1, x.shape[-1])
-    if jnp.dtype(self.dtype) == jnp.float32:
-      y = super().__call__(tokens)
-    else:
-      bias = None if self.bias is None else self.bias[...]
-      y = _reduced_linear(tokens.astype(self.dtype), self.kernel[...], bias)
-    return y.reshape(*x.shape[:-1], -1)
+  def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+    """Returns the outputs, or those of a range of output channels."""
+    tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+    bias = None if self.bias is None else self.bias[columns]
+    return _linear(tokens, self.kernel[:, columns], bias).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
-def _reduced_linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-  """`x @ kernel + bias` in the dtype of `x` `[tokens, inputs]`.
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """Returns `x @ kernel + bias` in the dtype of `x` `[tokens, inputs]`.
 
-  Gradients of the parameters are summed in float32. Left to autodiff they would be rounded to the
-  dtype of `x` before the devices add theirs up, in that dtype too.
+  Gradients of the parameters are summed in float32. By default, autodiff would round them to the
+  dtype of `x` before the sum over devices, and compute that sum in this dtype too.
   """
   y = x @ kernel.astype(x.dtype)
   return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _reduced_linear_forward(x, kernel, bias):
-  return _reduced_linear(x, kernel, bias), (x, kernel, bias)
+def _linear_forward(x, kernel, bias):
+  return _linear(x, kernel, bias), (x, kernel, bias)
 
 
-def _reduced_linear_backward(residuals, gradient):
+def _linear_backward(residuals, gradient):
   x, kernel, bias = residuals
   kernel_gradient = jnp.einsum("ni,no->io", x, gradient, preferred_element_type=jnp.float32)
   return (
@@ -86,7 +84,7 @@ def _reduced_linear_backward(residuals, gradient):
   )
 
 
-_reduced_linear.defvjp(_reduced_linear_forward, _reduced_linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
 
 
 def linear(
@@ -106,7 +104,7 @@ def linear(
     use_bias=use_bias,
     dtype=dtype or config.dtype,
     param_dtype=config.param_dtype,
-    # The references truncate at an absolute +-2, far from anything drawn.
+    # The references truncate at an absolute +-2, which no draw reaches.
     kernel_init=kernel_init or nnx.initializers.normal(config.init_std),
     bias_init=bias_init or nnx.initializers.zeros_init(),
     rngs=rngs,
@@ -121,17 +119,13 @@ def symmetric_uniform(bound: float):
 
 
 def normal_param(shape: tuple[int, ...], std: float, config, rngs: nnx.Rngs) -> nnx.Param:
-  """A parameter drawn from a normal distribution around zero."""
+  """Returns a parameter drawn from a normal distribution around zero."""
   draw = nnx.initializers.normal(std)
   return nnx.Param(draw(rngs.params(), shape, jnp.dtype(config.param_dtype)))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axes=()) -> jax.Array:
-  return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(x, deterministic=key is None, rngs=key)
-
-
 def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Drops the whole of `x` for a random share `rate` of the examples (stochastic depth)."""
+  """Zeros `x` for a random share `rate` of the examples (stochastic depth)."""
   return dropout(x, rate, key, broadcast_axes=tuple(range(1, x.ndim)))
 
 
@@ -142,12 +136,15 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 def map_chunks(
   function: Callable[[jax.Array, int | jax.Array], jax.Array], x: jax.Array, size: int
 ) -> jax.Array:
-  """A function over chunks of an array, one after the other, which takes the memory of one.
+  """Applies a function to chunks of an array one after the other, with the memory of one.
 
   Args:
     function: (chunk, its index) -> an array with the same first two axes.
     x: `[batch, length, ...]`.
-    size: of a chunk along the second axis; the last one may be shorter.
+    size: length of a chunk; the last one may be shorter.
+
+  Returns:
+    The results, joined along the second axis.
   """
   batch, length = x.shape[:2]
   count = length // size
@@ -165,10 +162,10 @@ def map_chunks(
 
 
 class MLP(nnx.Module):
-  """Two linear layers with the exact (erf) GELU between them, dropout after both."""
+  """Two linear layers with the exact (erf) GELU in between, and dropout after each."""
 
   def __init__(self, channels: int, config, *, rngs: nnx.Rngs):
-    # Ratios read off a file may be inexact.
+    # Ratios that are derived from weight files may be inexact.
     hidden = round(channels * config.mlp_ratio)
     self.dropout_rate = config.dropout_rate
     self.fc1 = linear(channels, hidden, config, rngs)

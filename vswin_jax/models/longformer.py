@@ -1,7 +1,7 @@
-"""The temporal encoder of VTN: a Longformer (arXiv 2004.05150) over features of frames.
+"""Temporal encoder of VTN: a Longformer (arXiv 2004.05150) over features of frames.
 
-Sequences are `[batch, 1 + frames, channels]`; their first token is the class token, which sees all
-and which all see. Frames otherwise see the frames near them (VTN, section 3.2).
+Sequences are `[batch, 1 + frames, channels]`. The first token is the class token, which attends to
+all tokens. Frames attend to it and to the frames near them (VTN, section 3.2).
 """
 
 import jax
@@ -9,25 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vswin_jax.attention.banded import banded_attention, global_attention
-from vswin_jax.models.layers import (
-  dropout,
-  layer_norm,
-  linear,
-  map_chunks,
-  normal_param,
-  split_key,
-)
+from vswin_jax.attention.operations import dropout
+from vswin_jax.models.layers import layer_norm, linear, map_chunks, normal_param, split_key
 
 LAYER_NORM_EPSILON = 1e-12
-# Tokens whose hidden layers are in memory at a time.
+# Tokens of the MLP that are computed at a time, which bounds the memory of hidden layers.
 _MLP_CHUNK = 2048
 
 
 class LongformerAttention(nnx.Module):
-  """Local attention of frames, global attention of the class token.
+  """Sliding-window attention of frames and global attention of the class token.
 
-  Frames see the class token through the local projections; the class token sees all tokens through
-  projections of its own.
+  The class token attends through projections of its own; frames attend to it through theirs.
   """
 
   def __init__(self, config, *, rngs: nnx.Rngs):
@@ -49,7 +42,7 @@ class LongformerAttention(nnx.Module):
     class_token_only: bool,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """All tokens, or the class token alone `[batch, 1, channels]`."""
+    """Returns all tokens, or the class token only: `[batch, 1, channels]`."""
     class_key, frames_key, proj_key = split_key(key, 3)
     attended = self._class_token(x, valid, class_key)
     if not class_token_only:
@@ -90,12 +83,12 @@ class LongformerAttention(nnx.Module):
     return query * (self.config.width // self.config.num_heads) ** -0.5
 
   def _heads(self, x):
-    """`[batch, tokens, channels]` -> `[batch, heads, tokens, head_dim]`."""
+    """Splits `[batch, tokens, channels]` into `[batch, heads, tokens, head_dim]`."""
     return x.reshape(*x.shape[:2], self.config.num_heads, -1).swapaxes(1, 2)
 
 
 class LongformerLayer(nnx.Module):
-  """Post-norm layer: attention, then an MLP, both residual and then normalized."""
+  """Post-norm layer: attention, then an MLP, each residual and then normalized."""
 
   def __init__(self, config, *, rngs: nnx.Rngs):
     self.config = config
@@ -124,12 +117,12 @@ class LongformerLayer(nnx.Module):
 
 
 class TemporalEncoder(nnx.Module):
-  """Class token, embeddings of positions and token types, layers.
+  """Longformer layers over a class token and frames, with position and token type embeddings.
 
   Attributes:
-    position_embeddings: `[num_positions, channels]`. The last row is that of the reference's
-      padding and never used; the one before it is that of the class token.
-    type_embeddings: `[2, channels]`, of frames and of the class token.
+    position_embeddings: `[num_positions, channels]`. The last row is the reference's padding,
+      which is not used here; the class token has the row before it.
+    type_embeddings: `[2, channels]`: frames, class token.
   """
 
   def __init__(self, config, *, rngs: nnx.Rngs):
@@ -149,21 +142,19 @@ class TemporalEncoder(nnx.Module):
     *,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """Encodes a video.
-
-    The last layer is computed for the class token only, the only one that counts.
+    """Encodes videos; the last layer is computed for the class token only.
 
     Args:
       features: `[batch, frames, channels]`.
       position_ids: int `[batch, frames]`: frame numbers, taken modulo `num_positions - 2`.
-      valid: bool `[batch, frames]`; False: padding, which changes nothing. None: all valid.
+      valid: bool `[batch, frames]`; False: padding, which is ignored. None: all valid.
       key: random key for dropout; None for a deterministic call.
 
     Returns:
-      `[batch, channels]` in the compute dtype, the class token after the last layer.
+      The class token after the last layer: `[batch, channels]` in the compute dtype.
     """
     if valid is not None:
-      # Zero times whatever the padding holds could be NaN.
+      # Padding may hold NaNs, which a weight of zero would not remove.
       features = jnp.where(valid[..., None], features, 0)
     embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
     positions, types = self.position_embeddings[...], self.type_embeddings[...]

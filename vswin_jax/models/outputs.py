@@ -1,4 +1,4 @@
-"""Outputs of a model for views of videos: probabilities, pooled features, feature maps."""
+"""Outputs of a model for views of videos: probabilities and features."""
 
 import functools
 import types
@@ -13,40 +13,41 @@ from vswin_jax.models.parameters import merge_model
 
 
 def class_probabilities(logits: jax.Array, multi_label: bool) -> jax.Array:
-  """Probabilities `[batch, num_classes]`: the softmax of logits or, of a model of videos with any
-  number of labels, their sigmoid."""
+  """Returns the softmax of logits `[batch, num_classes]`, or their sigmoid if `multi_label`."""
   return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
 
 
-# What a model gives for a normalized video and the positions of its frames, by name.
+# Functions of a model, a normalized video and the position ids of its frames.
 OUTPUTS = types.MappingProxyType(
   {
     "probabilities": lambda model, *inputs: class_probabilities(model(*inputs), False),
     "label_probabilities": lambda model, *inputs: class_probabilities(model(*inputs), True),
     "pooled": lambda model, *inputs: model.features(*inputs),
     "map": lambda model, *inputs: model.feature_map(*inputs),
+    "frame_features": lambda model, *inputs: model.frame_features(*inputs),
   }
 )
 
 
 def probabilities_of(multi_label: bool) -> str:
-  """The key of `OUTPUTS` for the probabilities of a model's classes."""
+  """Returns the key of `OUTPUTS` for the class probabilities of a model."""
   return "label_probabilities" if multi_label else "probabilities"
 
 
 def make_view_step(
   graph: nnx.GraphDef, output: str, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
-  """Builds a step that gives an output of the model for every view, to be jitted.
+  """Builds a function that computes an output of the model for every view, to be jitted.
 
   Args:
     output: a key of `OUTPUTS`: "probabilities" or "label_probabilities" `[num_classes]`, "pooled"
-      features `[channels]` or the feature "map" `[time, height, width, channels]`.
+      features `[channels]`, the feature "map" `[time, height, width, channels]` or, of VTN only,
+      "frame_features" `[time, width]`.
 
   Returns:
     `step(params, video, position_ids)` with video uint8 `[batch, views, time, height, width, 3]`
-    and position_ids int32 `[batch, views, time]` -> float32 `[batch, views, ...]`. Views go through
-    the model one after the other, so memory is that of `batch` clips.
+    and position_ids int32 `[batch, views, time]` -> float32 `[batch, views, ...]`. Views are
+    computed one after the other, so memory is that of `batch` clips.
 
   Raises:
     ValueError: an unknown output.
@@ -71,5 +72,5 @@ def make_view_step(
 def jitted_view_step(
   graph: nnx.GraphDef, output: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
-  """`make_view_step`, jitted and kept, so that one use after another of a model compiles once."""
+  """Returns `make_view_step`, jitted and cached, so that a model is compiled once."""
   return jax.jit(make_view_step(graph, output, mean=mean, std=std))

@@ -1,7 +1,7 @@
 """ResNet for single images (arXiv 1512.03385), as torchvision and timm define it.
 
-Bottlenecks carry the stride in their 3 x 3 convolution ("v1.5"). Batch normalization uses its
-stored statistics in training too: then the features of a frame depend on that frame alone, and
+Bottlenecks have their stride in the 3 x 3 convolution ("v1.5"). Batch normalization uses its
+stored statistics in training too. The features of a frame then depend on that frame alone, so
 frames may be computed in chunks, or cached, with the same result.
 """
 
@@ -15,20 +15,20 @@ from vswin_jax.common.checks import check_at_least, check_choices, fields, set_s
 from vswin_jax.models.layers import BLOCK_REMATERIALIZATIONS, DTYPES
 
 BATCH_NORM_EPSILON = 1e-5
-# Channels of a stage over those inside its bottlenecks.
+# Ratio of the channels of a stage to those inside its bottlenecks.
 _EXPANSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-  """Everything that defines a ResNet of bottlenecks.
+  """Configuration of a ResNet of bottlenecks.
 
   Attributes:
     depths: blocks per stage; every stage but the first halves height and width.
-    width: channels after the stem; those of the features are 4 * 2**(stages - 1) times as many.
-    dtype: of the computation; normalization is float32.
-    param_dtype: of the parameters.
-    rematerialization: what the backward pass recomputes: "none" or "block".
+    width: channels after the stem; features have 4 * 2**(stages - 1) times as many.
+    dtype: dtype of the computation; normalization is float32.
+    param_dtype: dtype of the parameters.
+    rematerialization: recomputation in the backward pass: "none" or "block".
   """
 
   depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -51,8 +51,8 @@ class FrozenBatchNorm(nnx.Module):
     ones = jnp.ones(channels, config.param_dtype)
     self.scale = nnx.Param(ones)
     self.bias = nnx.Param(jnp.zeros_like(ones))
-    self.running_mean = nnx.Param(jnp.zeros_like(ones))
-    self.running_variance = nnx.Param(ones)
+    self.running_mean = nnx.BatchStat(jnp.zeros_like(ones))
+    self.running_variance = nnx.BatchStat(ones)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     mean, variance = (
@@ -63,30 +63,77 @@ class FrozenBatchNorm(nnx.Module):
     return ((x - mean) * multiplier + self.bias[...]).astype(x.dtype)
 
 
-def _convolution(
-  inputs: int, outputs: int, size: int, stride: int, config: ResNetConfig, rngs: nnx.Rngs
-) -> nnx.Conv:
-  return nnx.Conv(
-    inputs,
-    outputs,
-    (size, size),
-    strides=stride,
-    padding=size // 2,
-    use_bias=False,
-    dtype=config.dtype,
-    param_dtype=config.param_dtype,
-    kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    rngs=rngs,
+class Convolution(nnx.Conv):
+  """A convolution with a square kernel, padded by half its size, without bias."""
+
+  def __init__(
+    self, inputs: int, outputs: int, size: int, stride: int, config: ResNetConfig, rngs: nnx.Rngs
+  ):
+    super().__init__(
+      inputs,
+      outputs,
+      (size, size),
+      strides=stride,
+      use_bias=False,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+      rngs=rngs,
+    )
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return _convolve(x.astype(self.dtype), self.kernel[...], self.strides)
+
+
+def _convolve_images(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  return jax.lax.conv_general_dilated(
+    images,
+    kernel.astype(images.dtype),
+    (stride, stride),
+    [(len(kernel) // 2,) * 2] * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
 
 
+# As in `models.layers`, the gradient of the parameters is summed in float32.
+_convolve = jax.custom_vjp(_convolve_images, nondiff_argnums=(2,))
+
+
+def _convolve_forward(images, kernel, stride):
+  return _convolve(images, kernel, stride), (images, kernel)
+
+
+def _convolve_backward(stride, residuals, gradient):
+  images, kernel = residuals
+  _, transpose = jax.vjp(lambda images: _convolve_images(images, kernel, stride), images)
+  size = len(kernel)
+  # The images are convolved with the gradient; the padding makes the result as large as the kernel.
+  padding = [
+    (size // 2, size - size // 2 - side + (steps - 1) * stride)
+    for side, steps in zip(images.shape[1:3], gradient.shape[1:3])
+  ]
+  kernel_gradient = jax.lax.conv_general_dilated(
+    images,
+    gradient,
+    (1, 1),
+    padding,
+    rhs_dilation=(stride, stride),
+    dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    preferred_element_type=jnp.float32,
+  )
+  return (*transpose(gradient), kernel_gradient.astype(kernel.dtype))
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
 class ConvolutionNorm(nnx.Module):
-  """A convolution without bias, then normalization."""
+  """A convolution without bias, followed by batch normalization."""
 
   def __init__(
     self, inputs: int, outputs: int, size: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs
   ):
-    self.conv = _convolution(inputs, outputs, size, stride, config, rngs)
+    self.conv = Convolution(inputs, outputs, size, stride, config, rngs)
     self.norm = FrozenBatchNorm(outputs, config)
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -94,7 +141,7 @@ class ConvolutionNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-  """1 x 1, 3 x 3 and 1 x 1 convolutions, residual."""
+  """A residual block of 1 x 1, 3 x 3 and 1 x 1 convolutions."""
 
   def __init__(self, inputs: int, width: int, stride: int, config: ResNetConfig, *, rngs: nnx.Rngs):
     outputs = _EXPANSION * width
@@ -114,7 +161,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-  """ResNet without a classifier: `model(images)` gives pooled features."""
+  """ResNet without a classifier: `model(images)` returns pooled features."""
 
   def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -131,8 +178,14 @@ class ResNet(nnx.Module):
     self.num_features = channels
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Features of images: float `[batch, height, width, 3]`, normalized RGB of any size ->
-    float32 `[batch, channels]`, the mean over the last stage's grid."""
+    """Returns features of images, the mean over the grid of the last stage.
+
+    Args:
+      images: float `[batch, height, width, 3]`, normalized RGB of any size.
+
+    Returns:
+      float32 `[batch, channels]`.
+    """
     x = jax.nn.relu(self.stem(images.astype(self.config.dtype)))
     x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 

@@ -1,7 +1,7 @@
 """Video Swin Transformer (arXiv 2106.13230), equal to the reference implementation.
 
-Shapes are `[batch, time, height, width, channels]` throughout. Modules hold parameters only;
-randomness comes in as a key, and without a key a call is deterministic.
+Shapes are `[batch, time, height, width, channels]` throughout. Modules hold parameters only. Random
+keys are arguments; a call without a key is deterministic.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vswin_jax.attention import window_attention
+from vswin_jax.attention.operations import dropout
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
 from vswin_jax.common.checks import (
@@ -28,20 +29,13 @@ from vswin_jax.models.layers import (
   MLP,
   check_video,
   drop_path,
-  dropout,
   layer_norm,
   linear,
   normal_param,
   split_key,
   symmetric_uniform,
 )
-from vswin_jax.models.windows import (
-  Size3D,
-  from_windows,
-  region_ids,
-  to_windows,
-  window_layout,
-)
+from vswin_jax.models.windows import Size3D, from_windows, region_ids, to_windows, window_layout
 
 LAYER_NORM_EPSILON = 1e-5
 REMATERIALIZATIONS = ("none", "block", "attention")
@@ -50,27 +44,27 @@ _RATES = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_drop
 
 @dataclasses.dataclass(frozen=True)
 class VideoSwinConfig:
-  """Everything that defines a Video Swin; sizes are (time, height, width).
+  """Configuration of a Video Swin; sizes are (time, height, width).
 
   Attributes:
-    num_classes: logits of the head; 0: no head, calls give the pooled features.
+    num_classes: number of logits; 0: no head, calls return the pooled features.
     embed_dim: channels of the first stage, doubled by every later one.
     depths: blocks per stage; odd blocks shift their windows.
     num_heads: attention heads per stage.
     patch_size: pixels per token.
     window_size: tokens per window.
-    mlp_ratio: hidden channels of the MLP over its input channels.
-    dropout_rate: after the patch embedding, the attention projection and in the MLP.
-    attention_dropout_rate: on attention probabilities.
+    mlp_ratio: ratio of the hidden to the input channels of MLPs.
+    dropout_rate: dropout after the patch embedding and the attention projection, and in MLPs.
+    attention_dropout_rate: dropout on attention probabilities.
     drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
-    head_dropout_rate: before the classifier.
-    dtype: of the computation; LayerNorm, softmax, pooling and the head are float32.
-    param_dtype: of the parameters; float32 unless memory forbids.
-    rematerialization: what the backward pass recomputes: "none", "block" (all but the input of
+    head_dropout_rate: dropout before the classifier.
+    dtype: dtype of the computation; LayerNorm, softmax, pooling and the head are float32.
+    param_dtype: dtype of the parameters.
+    rematerialization: recomputation in the backward pass: "none", "block" (all but the input of
       each block) or "attention" (logits and probabilities).
     attention: implementation of `window_attention`.
-    init_std: standard deviation of the initial linear layers and bias tables. That of the
-      reference hardly lets a narrow model learn: its branches start out too weak.
+    init_std: standard deviation of the initial linear layers and bias tables. Narrow models may
+      need more than the default, which is the reference's.
   """
 
   num_classes: int = 400
@@ -111,10 +105,9 @@ class VideoSwinConfig:
 
 
 class PatchEmbed(nnx.Module):
-  """Non-overlapping patches -> channels, then LayerNorm (section 3.1).
+  """Linear embedding of non-overlapping patches, then LayerNorm (section 3.1).
 
-  A convolution whose stride is its kernel, written as the matrix product that it is; the rows of
-  the kernel are (time, height, width, color) of a patch.
+  The rows of the kernel are (time, height, width, color) of a patch.
   """
 
   def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
@@ -129,7 +122,7 @@ class PatchEmbed(nnx.Module):
   def __call__(self, video: jax.Array) -> jax.Array:
     patch = self.config.patch_size
     padding = [(0, -size % step) for size, step in zip(video.shape[1:4], patch)]
-    # Padded first, because a window, unlike a patch, would shrink to a smaller video.
+    # Padded first, because windows, unlike patches, shrink to a smaller video.
     video = jnp.pad(video, [(0, 0), *padding, (0, 0)])
     grid = tuple(size // step for size, step in zip(video.shape[1:4], patch))
     patches = to_windows(video, window_layout(video.shape[1:4], patch, shifted=False))
@@ -138,7 +131,7 @@ class PatchEmbed(nnx.Module):
 
 
 class WindowAttention(nnx.Module):
-  """Attention inside windows `[batch, windows, tokens, channels]` (section 3.2)."""
+  """Multi-head attention in windows `[batch, windows, tokens, channels]` (section 3.2)."""
 
   def __init__(self, channels: int, heads: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -174,7 +167,7 @@ class WindowAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Pre-norm block: (shifted) window attention, then an MLP, both residual (section 3.1)."""
+  """Pre-norm block: (shifted) window attention, then an MLP, each residual (section 3.1)."""
 
   def __init__(
     self,
@@ -204,7 +197,7 @@ class Block(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-  """Halves height and width, doubles channels (section 3.1)."""
+  """Patch merging: halves height and width, doubles channels (section 3.1)."""
 
   def __init__(self, channels: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
     self.norm = layer_norm(4 * channels, LAYER_NORM_EPSILON, config, rngs)
@@ -221,7 +214,7 @@ class PatchMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-  """Blocks at one resolution, then patch merging unless it is the last stage."""
+  """Blocks at one resolution, then patch merging except in the last stage."""
 
   def __init__(
     self,
@@ -253,22 +246,10 @@ class Stage(nnx.Module):
     return x if self.downsample is None else self.downsample(x)
 
 
-def _classifier(channels: int, config: VideoSwinConfig, rngs: nnx.Rngs) -> nnx.Module:
-  # In float32: logits rounded to bfloat16 would often tie.
-  return linear(
-    channels,
-    config.num_classes,
-    config,
-    rngs,
-    kernel_init=nnx.initializers.normal(0.01),
-    dtype="float32",
-  )
-
-
 class VideoSwin(nnx.Module):
   """Video Swin Transformer with a linear classifier on globally pooled features.
 
-  `model(video)` is deterministic; `model(video, key=key)` drops out and drops paths.
+  `model(video)` is deterministic; `model(video, key=key)` applies dropout and stochastic depth.
   """
 
   def __init__(self, config: VideoSwinConfig, *, rngs: nnx.Rngs):
@@ -285,24 +266,30 @@ class VideoSwin(nnx.Module):
     channels = config.embed_dim * 2 ** (len(config.depths) - 1)
     self.num_features = channels
     self.norm = layer_norm(channels, LAYER_NORM_EPSILON, config, rngs)
-    self.head = _classifier(channels, config, rngs) if config.num_classes else None
+    normal = nnx.initializers.normal(0.01)
+    # In float32: logits rounded to bfloat16 would often tie.
+    self.head = (
+      linear(channels, config.num_classes, config, rngs, kernel_init=normal, dtype="float32")
+      if config.num_classes
+      else None
+    )
 
   def feature_map(
     self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
   ) -> jax.Array:
-    """Normalized features of the last stage.
+    """Returns the normalized features of the last stage.
 
     Args:
       video: float `[batch, time, height, width, 3]`, normalized RGB, of any size.
-      position_ids: not used; other models want to know where in the video the frames were.
+      position_ids: not used; every model takes them.
       key: random key for dropout; None for a deterministic call.
 
     Returns:
-      `[batch, time', height', width', channels]` in the compute dtype: time divided by the patch,
-      height and width also by the patch mergings, all rounded up.
+      `[batch, time', height', width', channels]` in the compute dtype. Time is divided by the
+      patch size, height and width also by the patch mergings, all rounded up.
 
     Raises:
-      ValueError: `video` is not of that shape or not floating point.
+      ValueError: wrong shape or dtype of `video`.
     """
     del position_ids
     check_video(video)
@@ -316,14 +303,13 @@ class VideoSwin(nnx.Module):
   def features(
     self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
   ) -> jax.Array:
-    """Features before the head: `feature_map` averaged over its grid, float32
-    `[batch, channels]`."""
+    """Returns the mean of `feature_map` over its grid: float32 `[batch, channels]`."""
     return self.feature_map(video, key=key).mean((1, 2, 3), dtype=jnp.float32)
 
   def __call__(
     self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
   ) -> jax.Array:
-    """Classifies clips: `video` as in `feature_map` -> float32 logits `[batch, num_classes]`."""
+    """Returns float32 logits `[batch, num_classes]`; arguments as in `feature_map`."""
     backbone_key, head_key = split_key(key, 2)
     features = self.features(video, key=backbone_key)
     features = dropout(features, self.config.head_dropout_rate, head_key)

@@ -1,6 +1,6 @@
 """Vision Transformer for single images (arXiv 2010.11929) and DeiT (arXiv 2012.12877).
 
-The arithmetic and the fused layouts are those of timm's `VisionTransformer`.
+Equal to timm's `VisionTransformer`, with its fused query, key and value.
 """
 
 import dataclasses
@@ -10,19 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.common.checks import (
-  check_at_least,
-  check_choices,
-  check_heads,
-  check_rates,
-  fields,
-)
+from vswin_jax.attention.operations import dropout
+from vswin_jax.common.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.models.layers import (
   BLOCK_REMATERIALIZATIONS,
   DTYPES,
   MLP,
   drop_path,
-  dropout,
   layer_norm,
   linear,
   normal_param,
@@ -34,7 +28,7 @@ LAYER_NORM_EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-  """Everything that defines a Vision Transformer.
+  """Configuration of a Vision Transformer.
 
   Attributes:
     image_size: height and width of an image in pixels.
@@ -42,15 +36,15 @@ class ViTConfig:
     width: channels of a token.
     depth: blocks.
     num_heads: attention heads.
-    mlp_ratio: hidden channels of the MLP over `width`.
-    distilled: whether there is a distillation token; features are then the mean of both tokens.
-    dropout_rate: after the position embedding, the attention projection and in the MLP.
+    mlp_ratio: ratio of the hidden channels of MLPs to `width`.
+    distilled: adds a distillation token; features are then the mean of both tokens.
+    dropout_rate: dropout after the position embedding and the attention projection, and in MLPs.
     drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
-    dtype: of the computation; LayerNorm and softmax are float32.
-    param_dtype: of the parameters.
-    rematerialization: what the backward pass recomputes: "none" or "block".
+    dtype: dtype of the computation; LayerNorm and softmax are float32.
+    param_dtype: dtype of the parameters.
+    rematerialization: recomputation in the backward pass: "none" or "block".
     init_std: standard deviation of the initial linear layers.
-    embedding_std: of the initial class tokens and position embeddings.
+    embedding_std: standard deviation of the initial class tokens and position embeddings.
   """
 
   image_size: int = 224
@@ -82,7 +76,7 @@ class ViTConfig:
 
 
 class SelfAttention(nnx.Module):
-  """Attention of the first tokens `[batch, tokens, channels]` to all of them."""
+  """Multi-head attention from the first `queries` tokens to all `[batch, tokens, channels]`."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -90,25 +84,21 @@ class SelfAttention(nnx.Module):
     self.proj = linear(config.width, config.width, config, rngs)
 
   def __call__(self, x: jax.Array, queries: int) -> jax.Array:
-    query = self._project(x[:, :queries], slice(0, 1))
-    key_and_value = self._project(x, slice(1, 3))
-    heads = jax.nn.dot_product_attention(
+    width, heads = self.config.width, self.config.num_heads
+
+    def split(y):
+      return y.reshape(*y.shape[:2], -1, heads, width // heads)
+
+    query = split(self.qkv(x[:, :queries], slice(0, width)))
+    key_and_value = split(self.qkv(x, slice(width, None)))
+    attended = jax.nn.dot_product_attention(
       query[:, :, 0], key_and_value[:, :, 0], key_and_value[:, :, 1]
     )
-    return self.proj(heads.reshape(x.shape[0], queries, -1))
-
-  def _project(self, x: jax.Array, parts: slice) -> jax.Array:
-    """Some of query, key and value, whose kernels files hold as one:
-    `[batch, tokens, parts, heads, head_dim]`."""
-    width, heads, dtype = self.config.width, self.config.num_heads, self.config.dtype
-    columns = slice(parts.start * width, parts.stop * width)
-    kernel, bias = self.qkv.kernel[:, columns], self.qkv.bias[columns]
-    y = x.reshape(-1, width) @ kernel.astype(dtype) + bias.astype(dtype)
-    return y.reshape(*x.shape[:2], -1, heads, width // heads)
+    return self.proj(attended.reshape(x.shape[0], queries, -1))
 
 
 class Block(nnx.Module):
-  """Pre-norm block: attention, then an MLP, both residual."""
+  """Pre-norm block: attention, then an MLP, each residual."""
 
   def __init__(self, drop_path_rate: float, config: ViTConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -119,7 +109,7 @@ class Block(nnx.Module):
     self.mlp = MLP(config.width, config, rngs=rngs)
 
   def __call__(self, x: jax.Array, kept: int, *, key: jax.Array | None = None) -> jax.Array:
-    """The first `kept` of the tokens, the only ones that are computed to the end."""
+    """Returns the first `kept` tokens; the others serve as keys and values only."""
     proj_key, path1_key, mlp_key, path2_key = split_key(key, 4)
     attended = self.attention(self.norm1(x), kept)
     attended = dropout(attended, self.config.dropout_rate, proj_key)
@@ -128,7 +118,7 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-  """Vision Transformer without a classifier: `model(images)` gives features."""
+  """Vision Transformer without a classifier: `model(images)` returns features."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -150,14 +140,13 @@ class ViT(nnx.Module):
 
   @property
   def class_tokens(self) -> int:
-    """How many tokens stand in front of the patches."""
+    """Number of tokens before the patches."""
     return 2 if self.config.distilled else 1
 
   def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Features of images.
+    """Returns features of images.
 
-    The last block and the last LayerNorm are computed for the class tokens only, whose values do
-    not depend on the rest of them.
+    The last block and LayerNorm are computed for the class tokens only.
 
     Args:
       images: float `[batch, height, width, 3]`, normalized RGB of `image_size`.
@@ -168,12 +157,12 @@ class ViT(nnx.Module):
       token the mean of both.
 
     Raises:
-      ValueError: `images` is not of that shape.
+      ValueError: wrong shape of `images`.
     """
     size = self.config.image_size
     if images.shape[1:] != (size, size, 3):
       raise ValueError(
-        f"images must be [batch, {size}, {size}, 3] for these position embeddings; got "
+        f"images must be [batch, {size}, {size}, 3], the size of the position embeddings; got "
         f"{list(images.shape)}"
       )
     embed_key, *block_keys = split_key(key, 1 + len(self.blocks))
@@ -191,15 +180,16 @@ class ViT(nnx.Module):
     return self.norm(x).mean(1, dtype=jnp.float32)
 
   def _embed(self, images: jax.Array) -> jax.Array:
-    """Patches, a convolution whose stride is its kernel, behind the class tokens; positions."""
+    """Returns class tokens and embedded patches, with position embeddings."""
     patch = self.config.patch_size
     grid = images.shape[1] // patch
     patches = images.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3)
     patches = self.patch_embed(patches.reshape(-1, grid * grid, patch * patch * 3))
     class_tokens = [
-      jnp.broadcast_to(token[...].astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
+      jnp.broadcast_to(token[...], (len(patches), 1, patches.shape[-1]))
       for token in (self.class_token, self.distillation_token)
       if token is not None
     ]
-    tokens = jnp.concatenate([*class_tokens, patches], axis=1)
-    return tokens + self.position_embedding[...].astype(tokens.dtype)
+    # In float32, so that the gradients of the embeddings are summed over images in float32.
+    tokens = jnp.concatenate([*class_tokens, patches.astype(jnp.float32)], axis=1)
+    return (tokens + self.position_embedding[...]).astype(patches.dtype)

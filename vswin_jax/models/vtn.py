@@ -1,6 +1,6 @@
 """Video Transformer Network (arXiv 2102.00719), equal to the reference implementation.
 
-A 2D backbone turns every frame into a vector; a Longformer over these vectors classifies the video.
+A 2D backbone computes features of every frame; a Longformer over these classifies the video.
 """
 
 import dataclasses
@@ -11,18 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.common.checks import (
-  check_at_least,
-  check_choices,
-  check_heads,
-  check_rates,
-  fields,
-)
+from vswin_jax.attention.operations import dropout
+from vswin_jax.common.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.models.backbones import backbone_config, create_backbone
 from vswin_jax.models.layers import (
   DTYPES,
   check_video,
-  dropout,
   layer_norm,
   linear,
   map_chunks,
@@ -38,34 +32,35 @@ CUSTOM_BACKBONE = "custom"
 
 @dataclasses.dataclass(frozen=True)
 class VTNConfig:
-  """Everything that defines a VTN.
+  """Configuration of a VTN.
 
   Attributes:
-    num_classes: logits of the head.
-    backbone: a name in `backbones.BACKBONES`; or any module or function from float images `[batch,
-      height, width, 3]` to features `[batch, width]`. One with a parameter `key` is given a random
-      key in training.
-    backbone_options: fields of a named backbone's configuration that differ. Its dtypes are the
-      model's unless they are named here.
-    width: channels of the temporal encoder, and features of the backbone.
-    num_layers: of the temporal encoder.
-    num_heads: of the temporal encoder.
-    attention_window: frames that a frame sees besides itself, one half before and one after it.
+    num_classes: number of logits.
+    backbone: a name in `backbones.BACKBONES`, or any module or function from float images `[batch,
+      height, width, 3]` to features `[batch, width]`. If it has a parameter `key`, it gets a
+      random key in training.
+    backbone_options: fields of a named backbone's configuration to replace. Its dtypes default to
+      those of the model.
+    width: channels of the temporal encoder and of the backbone's features.
+    num_layers: layers of the temporal encoder.
+    num_heads: attention heads of the temporal encoder.
+    attention_window: neighbors that a frame attends to, half of them before and half after it.
     intermediate_size: hidden channels of the temporal encoder's MLPs.
-    num_positions: rows of the position embedding, two of which are no frame's.
-    head_width: hidden channels of the head; 0: as many as `width`.
-    dropout_rate: in the temporal encoder; likewise `attention_dropout_rate`.
-    head_dropout_rate: before the classifier.
-    frames_per_chunk: frames of each video that the backbone computes at a time; 0: all. It bounds
-      memory and changes nothing else, but for the draws of dropout in the backbone. Outside of
-      `jax.jit` every call compiles anew.
-    dtype: of the computation; LayerNorm, softmax and the head are float32.
-    param_dtype: of the parameters; float32 unless memory forbids.
-    rematerialization: what the backward pass recomputes: "none" or "chunk" (the backbone, chunk by
-      chunk).
+    num_positions: rows of the position embedding: two more than positions of frames.
+    head_width: hidden channels of the head; 0: `width`.
+    dropout_rate: dropout in the temporal encoder.
+    attention_dropout_rate: dropout on its attention probabilities.
+    head_dropout_rate: dropout before the classifier.
+    frames_per_chunk: frames of each video that the backbone computes at a time, to bound memory;
+      0: all. Results do not depend on it, except for the draws of dropout in the backbone. Outside
+      of `jax.jit`, every call compiles.
+    dtype: dtype of the computation; LayerNorm, softmax and the head are float32.
+    param_dtype: dtype of the parameters.
+    rematerialization: recomputation in the backward pass: "none" or "chunk" (the backbone, chunk
+      by chunk).
     init_std: standard deviation of the temporal encoder's initial linear layers.
-    embedding_std: of its initial embeddings of positions and token types. That of the reference
-      is hardly seen beside the features of a random backbone.
+    embedding_std: standard deviation of its initial embeddings of positions and token types. The
+      default, which is the reference's, is small beside the features of a random backbone.
   """
 
   num_classes: int = 400
@@ -106,7 +101,7 @@ class VTNConfig:
       given = dict(self.backbone_options)
     except (TypeError, ValueError):
       raise ValueError(f"backbone_options must be a dict, got {self.backbone_options!r}") from None
-    # Hashable, as the rest of a model's static part must be.
+    # The configuration is a static part of the model, so it must be hashable.
     pairs = {
       name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
     }
@@ -114,16 +109,16 @@ class VTNConfig:
     if isinstance(self.backbone, str) and self.backbone != CUSTOM_BACKBONE:
       self.named_backbone()
     elif pairs:
-      raise ValueError("backbone_options are for named backbones; build yours with its options")
+      raise ValueError("backbone_options are for named backbones, not for a module or function")
 
   def named_backbone(self):
-    """The configuration of the backbone, if it has a name."""
+    """Returns the configuration of a backbone that is given by name."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     return backbone_config(self.backbone, **dtypes | dict(self.backbone_options))
 
 
 class Head(nnx.Module):
-  """LayerNorm, a hidden layer with the exact GELU, the classifier; in float32."""
+  """Head in float32: LayerNorm, a hidden layer with the exact GELU, the classifier."""
 
   def __init__(self, config: VTNConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -138,7 +133,7 @@ class Head(nnx.Module):
 
 
 def _uniform_linear(inputs: int, outputs: int, config: VTNConfig, rngs: nnx.Rngs):
-  """A linear layer as PyTorch initializes it by default."""
+  """Returns a float32 linear layer with the default initialization of PyTorch."""
   uniform = symmetric_uniform(inputs**-0.5)
   return linear(
     inputs, outputs, config, rngs, kernel_init=uniform, bias_init=uniform, dtype="float32"
@@ -148,13 +143,13 @@ def _uniform_linear(inputs: int, outputs: int, config: VTNConfig, rngs: nnx.Rngs
 class VTN(nnx.Module):
   """Video Transformer Network.
 
-  `model(video)` is deterministic; `model(video, key=key)` drops out. Features of frames may be
-  computed apart: `model(video)` is `model.classify(model.encode_frames(video))`.
+  `model(video)` is deterministic; `model(video, key=key)` applies dropout. Features of frames may
+  be computed separately: `model(video)` equals `model.classify(model.frame_features(video))`.
   """
 
   def __init__(self, config: VTNConfig, *, rngs: nnx.Rngs):
     if config.backbone == CUSTOM_BACKBONE:
-      raise ValueError("this model was built with a backbone of its own: give backbone=...")
+      raise ValueError("the model has a custom backbone: pass it as backbone=...")
     if isinstance(config.backbone, str):
       self.backbone = create_backbone(config.named_backbone(), rngs=rngs)
       if self.backbone.num_features != config.width:
@@ -181,34 +176,38 @@ class VTN(nnx.Module):
 
     Args:
       video: float `[batch, frames, height, width, 3]`, normalized RGB.
-      position_ids: int `[batch, frames]`: numbers of the frames in their video, as decoded; they
-        are taken modulo `num_positions - 2`. None: 0, 1, 2 and so on, as if all frames were there.
-      valid: bool `[batch, frames]`: False for the padding of videos shorter than the longest of
-        the batch, which changes nothing in the result. None: all valid.
+      position_ids: int `[batch, frames]`: indices of the frames in their video, taken modulo
+        `num_positions - 2`. None: 0, 1, 2, ...
+      valid: bool `[batch, frames]`; False: padding, which is ignored. None: all valid.
       key: random key for dropout; None for a deterministic call.
 
     Returns:
       float32 logits `[batch, num_classes]`.
 
     Raises:
-      ValueError: arrays that do not fit.
+      ValueError: wrong shape or dtype of an argument.
     """
     backbone_key, temporal_key = split_key(key, 2)
-    features = self.encode_frames(video, key=backbone_key)
+    features = self.frame_features(video, key=backbone_key)
     return self.classify(features, position_ids, valid, key=temporal_key)
 
-  def encode_frames(self, video: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Features of every frame by itself.
+  def frame_features(
+    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns the features of each frame, computed independently.
 
     Args:
-      video: as in a call; likewise `key`.
+      video: as in a call.
+      position_ids: not used; all methods with a video take them.
+      key: as in a call.
 
     Returns:
-      `[batch, frames, width]`, of the dtype that the backbone gives (float32 for named ones).
+      `[batch, frames, width]` in the dtype of the backbone's features (float32 for named ones).
 
     Raises:
-      ValueError: arrays that do not fit, or a backbone that gives others.
+      ValueError: wrong shape or dtype of `video`, or of the features of a custom backbone.
     """
+    del position_ids
     check_video(video)
     takes_key = "key" in inspect.signature(self.backbone).parameters
 
@@ -218,8 +217,8 @@ class VTN(nnx.Module):
       features = self.backbone(images, **({"key": chunk_key} if takes_key else {}))
       if features.shape != (len(images), self.config.width):
         raise ValueError(
-          f"the backbone must give features [{len(images)}, width = {self.config.width}] for "
-          f"{len(images)} images, it gave {list(features.shape)}"
+          f"the backbone must return features [{len(images)}, width = {self.config.width}] for "
+          f"{len(images)} images, got {list(features.shape)}"
         )
       return features.reshape(*chunk.shape[:2], -1)
 
@@ -235,16 +234,13 @@ class VTN(nnx.Module):
     *,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """Classifies videos from features of their frames.
+    """Returns float32 logits `[batch, num_classes]` from the features of frames.
 
     Args:
-      features: float `[batch, frames, width]`; the rest as in a call.
-
-    Returns:
-      float32 logits `[batch, num_classes]`.
+      features: float `[batch, frames, width]`, from `frame_features`; the rest as in a call.
 
     Raises:
-      ValueError: arrays that do not fit.
+      ValueError: wrong shape or dtype of an argument.
     """
     encoder_key, head_key = split_key(key, 2)
     return self.head(self._encode(features, position_ids, valid, encoder_key), key=head_key)
@@ -254,23 +250,15 @@ class VTN(nnx.Module):
     video: jax.Array,
     position_ids: jax.Array | None = None,
     valid: jax.Array | None = None,
-    *,
-    key: jax.Array | None = None,
   ) -> jax.Array:
-    """Features before the head: arguments as in a call -> float32 `[batch, width]`, the class
-    token after the temporal encoder."""
-    backbone_key, encoder_key = split_key(key, 2)
-    frames = self.encode_frames(video, key=backbone_key)
-    return self._encode(frames, position_ids, valid, encoder_key)
+    """Returns the class token after the temporal encoder: float32 `[batch, width]`."""
+    return self._encode(self.frame_features(video), position_ids, valid)
 
-  def feature_map(
-    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
-  ) -> jax.Array:
-    """`encode_frames` with the axes of a feature map: `[batch, frames, 1, 1, width]`."""
-    del position_ids
-    return self.encode_frames(video, key=key)[:, :, None, None]
+  def feature_map(self, video: jax.Array, position_ids: jax.Array | None = None) -> jax.Array:
+    """Returns `frame_features` as a feature map: `[batch, frames, 1, 1, width]`."""
+    return self.frame_features(video, position_ids)[:, :, None, None]
 
-  def _encode(self, features, position_ids, valid, key):
+  def _encode(self, features, position_ids, valid, key=None):
     if features.ndim != 3 or features.shape[2] != self.config.width or not features.size:
       raise ValueError(
         f"features must be [batch, frames, {self.config.width}], got {list(features.shape)}"

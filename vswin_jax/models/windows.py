@@ -1,6 +1,6 @@
 """Geometry of 3D windows: effective size, padding, cyclic shift, regions, partition.
 
-Everything here depends on static shapes only and is computed with numpy at trace time. Grids,
+Layouts and regions depend on static shapes only and are computed with numpy at trace time. Grids,
 windows and shifts are (time, height, width) in tokens.
 """
 
@@ -17,7 +17,7 @@ Size3D = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class WindowLayout:
-  """How a grid of tokens is cut into windows, see `window_layout`."""
+  """Partition of a grid of tokens into windows, see `window_layout`."""
 
   grid: Size3D
   padded_grid: Size3D
@@ -35,7 +35,7 @@ class WindowLayout:
 
 @functools.cache
 def window_layout(grid: Size3D, window: Size3D, *, shifted: bool) -> WindowLayout:
-  """Fits windows to a grid as the reference does.
+  """Returns the partition of a grid into windows, as in the reference.
 
   Along an axis that is not larger than the window, the window becomes the axis and does not
   shift. The grid is then padded at its end to whole windows.
@@ -48,7 +48,7 @@ def window_layout(grid: Size3D, window: Size3D, *, shifted: bool) -> WindowLayou
 
 @functools.cache
 def region_ids(layout: WindowLayout) -> np.ndarray | None:
-  """Regions of the shifted grid: int32 `[windows, tokens]`, or None if nothing is shifted.
+  """Returns the regions of a shifted grid: int32 `[windows, tokens]`; None if it is not shifted.
 
   A cyclic shift brings together tokens from opposite ends of the grid. Along each shifted axis
   the last window mixes two regions; tokens of different regions do not attend to each other.
@@ -89,7 +89,7 @@ def to_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
 
 
 def from_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
-  """Inverse of `to_windows`: back to `[batch, *grid, channels]`, padding removed."""
+  """Inverts `to_windows`: returns `[batch, *grid, channels]` without padding."""
   batch, channels = x.shape[0], x.shape[-1]
   counts = [size // window for size, window in zip(layout.padded_grid, layout.window)]
   x = x.reshape(batch, *counts, *layout.window, channels)

@@ -1,4 +1,4 @@
-"""Scores of a model over a split: every video once, all its views averaged."""
+"""Evaluation of a model on a split: scores of predictions averaged over the views of each video."""
 
 import dataclasses
 import functools
@@ -12,10 +12,10 @@ from vswin_jax.training.sharding import batch_sharding, put_batch, replicated
 
 
 class EvaluationError(ValueError):
-  """An evaluation without a result; the message says why."""
+  """Raised when no score can be computed."""
 
 
-# Scores of an evaluation, by field, in words.
+# Names of the scores for users, by field of `Evaluation`.
 SCORES = types.MappingProxyType(
   {
     "top1": "top-1",
@@ -28,19 +28,20 @@ SCORES = types.MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Result of `evaluate`; None: what does not fit the kind of labels.
+  """Result of an evaluation. Scores for another kind of labels (one, or any number) are None.
 
   Attributes:
     predictions: rows (record, its labels, prediction, probability of the prediction), by record;
       the prediction is the most probable class.
-    failed: records that could not be decoded and count nowhere.
-    top1: of videos with one label: share of those whose most probable class is it; likewise `top5`.
-    mean_class: mean over the classes present of the share of their videos that are right.
-    confusion: int `[classes (label), classes (prediction)]`, videos.
-    mean_average_precision: of videos with any number of labels: the mean of `average_precision`
-      over the classes present.
-    average_precision: float64 `[classes]`, see `average_precisions`.
-    positives: int `[classes]`: videos with this label, among others.
+    failed: records that could not be decoded, which are excluded from all scores.
+    top1: one label: share of videos whose label is the most probable class.
+    top5: one label: share of videos whose label is among the five most probable classes.
+    mean_class: one label: mean over classes of the share of their videos that are correct.
+    confusion: one label: int `[classes (label), classes (prediction)]`, number of videos.
+    mean_average_precision: any number of labels: mean of `average_precision` over classes that
+      have videos.
+    average_precision: any number of labels: float64 `[classes]`, see `average_precisions`.
+    positives: any number of labels: int `[classes]`, number of videos with the label.
   """
 
   predictions: list[tuple[int, tuple[int, ...], int, float]]
@@ -59,21 +60,21 @@ class Evaluation:
 
   @functools.cached_property
   def class_accuracies(self) -> np.ndarray:
-    """Share of the videos of each class that are right: float64 `[classes]`, NaN: it has none."""
+    """Share of correct videos per class: float64 `[classes]`, NaN for classes without videos."""
     return _class_accuracies(self.confusion)
 
   @functools.cached_property
   def errors(self) -> np.ndarray:
-    """The confusion without what is right, likewise."""
+    """The confusion with zeros on its diagonal."""
     return self.confusion - np.diag(self.confusion.diagonal())
 
   def scalars(self) -> dict[str, float]:
-    """The scores that there are, by field."""
+    """Returns the scores that are not None, by field."""
     scores = {name: getattr(self, name) for name in SCORES}
     return {name: value for name, value in scores.items() if value is not None}
 
   def describe(self) -> str:
-    """The scores in words, one line."""
+    """Returns the scores as one line of text."""
     return "  ".join(
       f"{SCORES[name]} {100 * value:.2f} %" for name, value in self.scalars().items()
     )
@@ -84,7 +85,7 @@ def jit_eval_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
 
   Returns:
     `step(params, batch)` -> the batch with "probabilities" `[batch, num_classes]` in place of
-    "video" and "position_ids", whole on every host.
+    "video" and "position_ids", replicated.
   """
 
   def run(params: dict, batch: dict) -> dict:
@@ -107,15 +108,17 @@ def evaluate(
 
   Args:
     eval_step: from `jit_eval_step`.
-    versions: parameters by name, such as those trained and their moving average.
+    versions: parameters by name, such as those of the last step and their EMA.
     batches: from `data.pipeline.eval_batches`.
-    check_stop: called before each batch; what it raises ends the evaluation.
+    num_classes: number of classes.
+    mesh: mesh of the devices.
+    check_stop: called before each batch; may raise to end the evaluation.
 
   Returns:
-    The evaluation of each version, under its name.
+    The evaluation of each version, by name.
 
   Raises:
-    EvaluationError: no video could be decoded.
+    EvaluationError: no video could be decoded, or none has a label.
   """
   sharding = batch_sharding(mesh)
   columns: dict[str, dict[str, list]] = {name: {} for name in versions}
@@ -130,7 +133,7 @@ def evaluate(
     check_stop()
     batch = put_batch(batch, sharding)
     outputs = {name: eval_step(params, batch) for name, params in versions.items()}
-    # Reading the batch before this one lets the device work while the host fetches.
+    # Reading the outputs of the previous batch lets the device compute while the host loads.
     collect()
     pending = outputs
   collect()
@@ -152,16 +155,18 @@ def summarize(
   weight: np.ndarray,
   num_classes: int,
 ) -> Evaluation:
-  """Scores of probabilities `[videos, classes]`.
+  """Computes the scores of probabilities `[videos, classes]`.
 
   Args:
-    label: int `[videos]`, or 0 and 1 `[videos, classes]` where videos have any number of labels.
+    probabilities: float `[videos, classes]`.
+    label: int `[videos]`, or 0 and 1 `[videos, classes]` if videos have any number of labels.
     record: index of each video.
     failed: index of each video that could not be decoded, else -1.
-    weight: 0 for rows that do not count.
+    weight: 0 for rows to ignore.
+    num_classes: number of classes.
 
   Raises:
-    EvaluationError: no row counts, or no video has a label.
+    EvaluationError: no video could be decoded, or none has a label.
   """
   counted = weight > 0
   if not counted.any():
@@ -186,12 +191,7 @@ def summarize(
 
 
 def _scores_of_one_label(order: np.ndarray, label: np.ndarray, num_classes: int) -> dict:
-  """Fields of `Evaluation`.
-
-  Args:
-    order: classes by falling probability, int `[videos, classes]`.
-    label: int `[videos]`.
-  """
+  """Returns fields of `Evaluation`, from classes by descending probability `[videos, classes]`."""
   prediction = order[:, 0]
   confusion = np.zeros((num_classes, num_classes), np.int64)
   np.add.at(confusion, (label, prediction), 1)
@@ -209,14 +209,7 @@ def _class_accuracies(confusion: np.ndarray) -> np.ndarray:
 
 
 def _scores_of_several_labels(probabilities: np.ndarray, label: np.ndarray) -> dict:
-  """Fields of `Evaluation`.
-
-  Args:
-    label: 0 and 1 `[videos, classes]`, like the probabilities.
-
-  Raises:
-    EvaluationError: no video has a label.
-  """
+  """Returns fields of `Evaluation`, from labels that are 0 and 1 `[videos, classes]`."""
   precisions, positives = average_precisions(probabilities, label), label.sum(0, dtype=np.int64)
   if not positives.any():
     raise EvaluationError("no video of the evaluation split has a label; check the data set")
@@ -228,17 +221,14 @@ def _scores_of_several_labels(probabilities: np.ndarray, label: np.ndarray) -> d
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Area under the precision-recall curve of every class: float64 `[classes]`.
+  """Returns the area under the precision-recall curve of every class: float64 `[classes]`.
 
-  The sum of precision times gain in recall over all thresholds between different scores, without
-  interpolation, as scikit-learn's `average_precision_score`; videos of the same score come at once.
+  It is the sum of precision times gain in recall over all thresholds, without interpolation, as in
+  scikit-learn's `average_precision_score`. Classes without a video get NaN.
 
   Args:
-    scores: `[videos, classes]`, the higher the surer.
+    scores: `[videos, classes]`, higher for more probable classes.
     labels: 0 and 1, of the same shape.
-
-  Returns:
-    NaN for classes without a video.
   """
   precisions = np.full(scores.shape[1], np.nan)
   for number, (score, is_label) in enumerate(zip(scores.T, labels.T)):

@@ -1,4 +1,4 @@
-"""From a batch of uint8 clips and labels to what a model sees and what it is to learn."""
+"""Inputs and targets of a model, from a batch of uint8 clips and labels."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,20 @@ from vswin_jax.augmentation.augmentation import Augmentation, augment_pixels, er
 from vswin_jax.models.normalization import normalize
 from vswin_jax.training.sharding import AXES
 
-# Apart from the numbers of parts and clips, which other keys are derived from.
+# Data for `fold_in`, beyond the indices of parts and clips that other keys are derived from.
 _CLIPS, _MIXING = 2**32 - 1, 2**32 - 2
 
 
 def make_targets(
   label: jax.Array, num_classes: int, *, multi_label: bool = False, label_smoothing: float = 0.0
 ) -> jax.Array:
-  """What a model is to learn: float32 `[batch, num_classes]`.
+  """Returns training targets: float32 `[batch, num_classes]`.
 
   Args:
     label: int32 `[batch]`; with `multi_label`, 0 and 1 `[batch, num_classes]`.
-    label_smoothing: share of the one target spread evenly over all classes.
+    num_classes: number of classes.
+    multi_label: whether a video has any number of labels.
+    label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
   """
   if multi_label:
     return label.astype(jnp.float32)
@@ -28,26 +30,28 @@ def make_targets(
 
 
 def check_label_smoothing(label_smoothing: float, multi_label: bool) -> None:
-  """Raises ValueError if labels can't be smoothed."""
+  """Checks that labels are not smoothed with `multi_label`; raises ValueError if they are."""
   if multi_label and label_smoothing:
     raise ValueError(
-      "train.label_smoothing is for videos with one label, these have any number of them: it must "
-      f"be 0, got {label_smoothing}"
+      "train.label_smoothing is for videos with one label; with any number of labels it must be 0, "
+      f"got {label_smoothing}"
     )
 
 
 def augment_batch(
   batch: dict, key: jax.Array, augmentation: Augmentation, mesh: jax.sharding.Mesh | None = None
 ) -> dict:
-  """Augments the pixels of a batch, and gives each clip a key of its own for what follows.
+  """Augments the pixels of a batch, and adds a key for each clip, for later augmentation.
 
   Args:
-    batch: with "video" uint8 `[batch, time, height, width, 3]`, in equal parts on all devices.
-    key: of the step.
-    mesh: of the devices, each of which works on its own clips; None: one device.
+    batch: with "video" uint8 `[batch, time, height, width, 3]`, sharded evenly over the devices.
+    key: random key of the step.
+    augmentation: the options.
+    mesh: mesh of the devices, each of which augments its own clips; None: one device.
 
   Returns:
-    The batch with another "video", and with a "key" for every clip; as it is if nothing is done.
+    The batch with augmented "video" and a "key" for each clip; `batch` itself if clips are neither
+    augmented nor erased.
   """
   if not (augmentation.changes_pixels or augmentation.erases):
     return batch
@@ -61,7 +65,7 @@ def augment_batch(
     return augment_pixels(video, keys, augmentation)
 
   if mesh is not None and augmentation.changes_pixels:
-    # Clips are handled one after the other, which the compiler would not divide among devices.
+    # The compiler would not distribute the loop over clips.
     work = jax.shard_map(work, mesh=mesh, in_specs=P(AXES), out_specs=P(AXES))
   return batch | {"video": work(video, pixel_keys), "key": erasing_keys}
 
@@ -77,11 +81,17 @@ def model_inputs(
   multi_label: bool = False,
   label_smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """What a model sees of a batch, or of a part of one, and what it is to learn.
+  """Returns the inputs and targets of a model for a batch, or for a part of one.
 
   Args:
     batch: from `augment_batch`.
-    key: of the step, or of the part; clips are mixed within it.
+    key: random key of the batch or part, within which clips are mixed.
+    augmentation: the options.
+    mean: mean of the pixels, per color.
+    std: standard deviation of the pixels, per color.
+    num_classes: as in `make_targets`.
+    multi_label: as in `make_targets`.
+    label_smoothing: as in `make_targets`.
 
   Returns:
     Normalized float32 `[batch, time, height, width, 3]`, and targets `[batch, num_classes]`.

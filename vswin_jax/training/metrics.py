@@ -1,4 +1,4 @@
-"""Numbers of a run on disk: `metrics.jsonl` and TensorBoard events."""
+"""Metrics of a run on disk: `metrics.jsonl` and TensorBoard events."""
 
 import json
 import os
@@ -8,14 +8,14 @@ from vswin_jax.common.paths import file_path, replacing
 
 
 class MetricsWriter:
-  """Writes one JSON line per logged step and the same scalars as TensorBoard events.
+  """Writes one JSON line per logged step, and the same scalars as TensorBoard events.
 
-  Opened at a step, it first drops the lines of later steps, which an earlier process wrote, so that
-  the file of a run that was killed and resumed equals that of an uninterrupted run.
+  Lines of later steps than `step` are dropped, so that the file of a resumed run equals that of an
+  uninterrupted run.
   """
 
   def __init__(self, directory: str | os.PathLike, step: int):
-    # Where PyTorch is installed this loads it too, which takes seconds.
+    # Imported late: it imports PyTorch if that is installed, which takes seconds.
     from tensorboardX import SummaryWriter
 
     directory = pathlib.Path(directory)
@@ -28,11 +28,11 @@ class MetricsWriter:
     self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Writes finite or infinite scalars by name; a name may hold a "/" to group charts."""
+    """Writes scalars by name; names with a common prefix "PREFIX/" share a group of charts."""
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
-    # Otherwise a kill would lose events of steps that are not run again.
+    # A kill must not lose events of steps that are not run again.
     self._events.flush()
 
   def close(self) -> None:
@@ -41,7 +41,7 @@ class MetricsWriter:
 
 
 def read_scores(directory: str | os.PathLike) -> dict[int, dict[str, float]]:
-  """The metrics of the evaluations of a run, by step."""
+  """Returns the metrics of the evaluations of a run, by step."""
   lines = read_metrics(pathlib.Path(directory) / "metrics.jsonl")
   return {line["step"]: line for line in lines if _is_of_an_evaluation(line)}
 
@@ -51,7 +51,7 @@ def _is_of_an_evaluation(line: dict) -> bool:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-  """Lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+  """Returns the lines of a `metrics.jsonl`, without a last line that a kill cut off."""
   path = file_path(path)
   if not path.exists():
     return []

@@ -1,24 +1,24 @@
 """Optimizers from optax, with multipliers per parameter group."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vswin_jax.models.parameters import is_statistic, parameter_path
+from vswin_jax.models.parameters import parameter_path
 
 Rules = Sequence[tuple[str, float]]
 
 
 def group_values(params, rules: Rules, what: str):
-  """The value of the first rule whose expression matches each parameter's whole path.
+  """Returns the value of each parameter: that of the first rule that matches its whole path.
 
   Args:
     params: nested dicts of parameters.
     rules: (regular expression, value), such as `(r".*norm.*", 0.0)`.
-    what: the purpose of the rules, for messages.
+    what: name of the value, for messages.
 
   Returns:
     A tree of floats with the structure of `params`.
@@ -32,7 +32,7 @@ def group_values(params, rules: Rules, what: str):
       re.compile(expression)
     except re.error as error:
       raise ValueError(
-        f"the {what} rule {expression!r} is no regular expression: {error}"
+        f"the {what} rule {expression!r} is not a regular expression: {error}"
       ) from error
     if not any(re.fullmatch(expression, path) for path in paths):
       raise ValueError(
@@ -56,6 +56,7 @@ def make_optimizer(
   params,
   schedule: Callable[[jax.Array], jax.Array],
   *,
+  frozen: Collection[str] = (),
   name: str = "adamw",
   weight_decay: float = 0.05,
   beta1: float = 0.9,
@@ -66,23 +67,23 @@ def make_optimizer(
   learning_rate_multipliers: Rules = ((".*", 1.0),),
   weight_decay_multipliers: Rules = ((".*", 1.0),),
 ) -> optax.GradientTransformation:
-  """Builds AdamW or SGD with Nesterov momentum, equal to PyTorch's update for update.
+  """Builds AdamW or SGD with Nesterov momentum, with the same updates as PyTorch.
 
   Args:
-    params: the parameters, or their shapes; only their names matter here. Statistics among them,
-      see `models.parameters.is_statistic`, stay as they are.
+    params: the parameters, or their shapes; only names are used.
     schedule: learning rate by step.
-    name: "adamw" (decay apart from the gradient's moments) or "sgd" (decay added to the gradient).
-    weight_decay: times the learning rate for "adamw".
-    clip_norm: largest norm of the whole gradient; 0 does not clip.
+    frozen: dotted paths of parameters that are not updated, such as `batch_statistics` of a model.
+    name: "adamw" (weight decay does not enter the moments) or "sgd" (it is added to the gradient).
+    weight_decay: weight decay; in both cases multiplied by the learning rate.
+    clip_norm: maximum norm of the gradient over all parameters; 0: no clipping.
     learning_rate_multipliers: see `group_values`.
     weight_decay_multipliers: see `group_values`.
 
   Raises:
     ValueError: unknown name, or rules that do not fit the parameters.
   """
-  rates = jax.tree_util.tree_map_with_path(
-    lambda path, rate: 0.0 if is_statistic(parameter_path(path)) else rate,
+  multipliers = jax.tree_util.tree_map_with_path(
+    lambda path, multiplier: 0.0 if parameter_path(path) in frozen else multiplier,
     group_values(params, learning_rate_multipliers, "learning rate"),
   )
   decays = group_values(params, weight_decay_multipliers, "weight decay")
@@ -91,7 +92,7 @@ def make_optimizer(
     return jax.tree.map(lambda u, p, m: u + weight_decay * m * p, updates, params, decays)
 
   def multiply(updates, _):
-    return jax.tree.map(lambda u, m: u * m, updates, rates)
+    return jax.tree.map(lambda u, m: u * m, updates, multipliers)
 
   if name == "adamw":
     rule = [optax.scale_by_adam(beta1, beta2, epsilon), optax.stateless(decay)]
@@ -105,10 +106,10 @@ def make_optimizer(
   )
 
 
-def update_average(average, params, decay: float, step: jax.Array):
-  """Exponential moving average of parameters after update number `step` (from 1).
+def update_ema(ema_params, params, decay: float, step: jax.Array):
+  """Returns the exponential moving average of parameters after update number `step` (from 1).
 
   The decay starts small, so that the random initial parameters fade at once.
   """
   decay = jnp.minimum(decay, step / (step + 10.0))
-  return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
+  return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), ema_params, params)

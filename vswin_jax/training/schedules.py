@@ -1,4 +1,4 @@
-"""Learning rates as functions of the optimizer step (0 for the first update)."""
+"""Learning rate schedules: functions of the optimizer step, which is 0 for the first update."""
 
 import jax.numpy as jnp
 import optax
@@ -18,13 +18,13 @@ def make_schedule(
   """Builds a schedule by name.
 
   Args:
-    name: "cosine" (falls to 0 at every step), "cosine_epochs" (the reference's staircase, one
-      value per epoch) or "steps" (multiplied by `decay_factor` at each of `decay_epochs`).
-    learning_rate: the peak.
-    num_steps: length of the whole run.
+    name: "cosine" (changes at every step), "cosine_epochs" (changes at every epoch, as in the
+      reference) or "steps" (multiplied by `decay_factor` at each of `decay_epochs`).
+    learning_rate: the peak learning rate.
+    num_steps: number of steps of the run.
     steps_per_epoch: may be a fraction.
     warmup_epochs: length of the linear warm-up, which multiplies the schedule.
-    warmup_start: the multiplier at step 0.
+    warmup_start: multiplier at step 0.
 
   Raises:
     ValueError: unknown name.
@@ -49,7 +49,7 @@ def make_schedule(
 
 
 def _cosine(learning_rate, num_steps, warmup_steps):
-  """Half a cosine from the end of the warm-up to the end of the run."""
+  """Half a cosine from the end of the warm-up to 0 at the end of the run."""
 
   def schedule(step):
     done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
@@ -59,7 +59,7 @@ def _cosine(learning_rate, num_steps, warmup_steps):
 
 
 def _cosine_epochs(learning_rate, num_steps, steps_per_epoch):
-  """Half a cosine over the epochs, constant within one; the last epoch is not zero."""
+  """Half a cosine over the epochs, constant within an epoch and above 0 in the last one."""
   epochs = max(round(num_steps / steps_per_epoch), 1)
 
   def schedule(step):

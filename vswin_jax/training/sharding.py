@@ -1,7 +1,7 @@
-"""Where arrays live: a mesh of devices and the shardings laid over batches and states.
+"""Device mesh, and shardings of batches and training states.
 
-Models know nothing of this. Batches are cut along their first axis over all devices; parameters
-are replicated along the mesh axis "data" and cut along the axis "fsdp".
+Models do not depend on it. Batches are sharded along their first axis over all devices; parameters
+are replicated along the mesh axis "data" and sharded along the axis "fsdp".
 """
 
 import itertools
@@ -16,30 +16,31 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
 
-# Smaller arrays are replicated: cutting them costs more messages than it saves memory.
+# Smaller arrays are replicated, because their communication would cost more than memory is saved.
 _SMALLEST_SHARDED_SIZE = 2**14
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None, slices: int = 0) -> Mesh:
-  """A mesh of all devices: groups of `fsdp` share one copy of the parameters.
+  """Returns a mesh of devices, in which groups of `fsdp` share one copy of the parameters.
 
-  Slices are devices joined by a fast network; between slices runs a slower one. Groups lie within a
-  slice, so only sums of gradients go from slice to slice.
+  A slice is a set of devices with a fast network; slices communicate over a slower one. Groups are
+  within a slice, so that only sums of gradients are communicated between slices.
 
   Args:
-    devices: None: those of all processes.
-    slices: how many there are, of equal size; 0: as the devices say.
+    fsdp: number of devices per group.
+    devices: the devices; None: those of all processes.
+    slices: number of slices of equal size; 0: as the devices report.
 
   Raises:
-    ValueError: the devices can't be divided so.
+    ValueError: `fsdp` or `slices` does not divide the devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   found = _slices_of(devices)
   count = slices or len(found)
   if count < 1 or len(devices) % count:
     raise ValueError(
-      f"mesh.slices is {slices}; it must divide the {len(devices)} devices, or be 0 to take them "
-      f"as they say ({len(found)})"
+      f"mesh.slices is {slices}; it must divide the {len(devices)} devices, or be 0 for the number "
+      f"that the devices report ({len(found)})"
     )
   size = len(devices) // count
   if fsdp < 1 or size % fsdp:
@@ -76,17 +77,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, state):
-  """Shardings for a tree of shapes: the longest axis that "fsdp" divides is cut along it.
+  """Returns shardings of a tree of shapes: "fsdp" shards the longest axis that it divides.
 
-  The rule sees shapes alone, so optimizer moments and averages lie where their parameter does.
+  The rule depends on shapes only, so optimizer moments and EMA are placed like their parameters.
   """
   groups = mesh.shape["fsdp"]
 
   def sharding(leaf) -> NamedSharding:
-    if groups == 1 or math.prod(leaf.shape) < _SMALLEST_SHARDED_SIZE:
-      return replicated(mesh)
     divisible = [axis for axis, size in enumerate(leaf.shape) if size % groups == 0]
-    if not divisible:
+    if groups == 1 or not divisible or math.prod(leaf.shape) < _SMALLEST_SHARDED_SIZE:
       return replicated(mesh)
     longest = max(divisible, key=lambda axis: leaf.shape[axis])
     return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
@@ -95,40 +94,27 @@ def state_shardings(mesh: Mesh, state):
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
-  """Which rows of a global batch lie on the devices of this process, in rising order."""
+  """Returns the rows of a global batch on the devices of this process, in ascending order."""
   parts = sharding.addressable_devices_indices_map((batch_size,)).values()
   return sorted({row for (part,) in parts for row in range(*part.indices(batch_size))})
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-  """Sends this host's part of a batch, its `local_rows`, to its devices, as parts of global
-  arrays."""
-  local_size = len(next(iter(batch.values())))
-  batch_size = local_size * len(sharding.device_set) // len(sharding.addressable_devices)
-  first_places = {row: place for place, row in enumerate(local_rows(sharding, batch_size))}
-
-  def put(array: np.ndarray) -> jax.Array:
-    def part(index):
-      start, stop, _ = index[0].indices(batch_size)
-      place = first_places[start]
-      return array[place : place + stop - start]
-
-    return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
-
-  return jax.tree.map(lambda array: put(np.asarray(array)), batch)
+  """Returns global arrays from the rows of a batch that this process holds, its `local_rows`."""
+  return jax.make_array_from_process_local_data(sharding, batch)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, what: str, multiple: int = 1) -> None:
-  """Raises ValueError unless every device gets the same number of clips."""
+  """Checks that every device gets the same number of clips; raises ValueError if not."""
   needed = mesh.size * multiple
   if batch_size < 1 or batch_size % needed:
     raise ValueError(
       f"{what} is {batch_size}; with {mesh.size} devices"
-      + (f" and {multiple} accumulated parts" if multiple > 1 else "")
+      + (f" and {multiple} gradient accumulation steps" if multiple > 1 else "")
       + f" it must be a multiple of {needed}"
     )
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-  """The next batch size of which every device gets the same number of clips."""
+  """Returns the next batch size that the number of devices divides."""
   return -(-batch_size // mesh.size) * mesh.size

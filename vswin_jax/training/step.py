@@ -1,4 +1,4 @@
-"""The state of a run and the jitted functions over it: one training step, one evaluation step."""
+"""Training state, and the functions that are jitted over it: training step, evaluation step."""
 
 from collections.abc import Callable
 
@@ -12,40 +12,40 @@ from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.models.outputs import make_view_step, probabilities_of
 from vswin_jax.models.parameters import merge_model
 from vswin_jax.training.inputs import augment_batch, check_label_smoothing, model_inputs
-from vswin_jax.training.optimizer import update_average
+from vswin_jax.training.optimizer import update_ema
 
 _NO_AUGMENTATION = Augmentation()
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that a run needs to go on, as plain trees of arrays.
+  """State of a run: all that is needed to resume it, as plain trees of arrays.
 
   Attributes:
-    step: int32, optimizer updates done.
+    step: int32, number of optimizer updates.
     params: parameters of the model.
-    average: exponential moving average of `params`; an empty dict if there is none.
+    ema_params: exponential moving average of `params`; an empty dict if there is none.
     optimizer: state of the optimizer.
-    totals: float32 sums since the last logged step, so that logged means survive a restart.
-    clips_failed: int32, training clips replaced so far because they could not be decoded.
+    totals: float32 sums since the last logged step, from which logged means are computed.
+    clips_failed: int32, number of training clips substituted because they could not be decoded.
   """
 
   step: jax.Array
   params: dict
-  average: dict
+  ema_params: dict
   optimizer: optax.OptState
   totals: dict
   clips_failed: jax.Array
 
 
 def create_state(
-  params: dict, optimizer: optax.GradientTransformation, *, with_average: bool
+  params: dict, optimizer: optax.GradientTransformation, *, with_ema: bool
 ) -> TrainState:
-  """The state before the first step."""
+  """Returns the state before the first step."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    average=jax.tree.map(jnp.copy, params) if with_average else {},
+    ema_params=jax.tree.map(jnp.copy, params) if with_ema else {},
     optimizer=optimizer.init(params),
     totals={name: jnp.zeros((), jnp.float32) for name in ("steps", "loss", "top1", "grad_norm")},
     clips_failed=jnp.zeros((), jnp.int32),
@@ -55,17 +55,19 @@ def create_state(
 def classification_loss(
   logits: jax.Array, targets: jax.Array, *, multi_label: bool = False
 ) -> jax.Array:
-  """Mean cross-entropy of logits and targets, both float32 `[batch, num_classes]`: of the softmax;
-  with `multi_label` of the sigmoid of every class, the mean over classes."""
+  """Returns the mean cross-entropy of logits and targets, both float32 `[batch, num_classes]`.
+
+  With `multi_label`, it is the binary cross-entropy, averaged over classes too.
+  """
   if multi_label:
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean()
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def top1_accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Share of clips whose most probable class is the label, or one of the labels.
+  """Returns the share of clips whose most probable class is a label, or a largest soft target.
 
-  Of soft targets, a largest one. A clip without a label counts as wrong.
+  A clip without a label counts as wrong.
   """
   best = logits.argmax(-1, keepdims=True)
   target = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
@@ -91,16 +93,19 @@ def make_train_step(
   """Builds the training step, to be jitted with the state donated.
 
   Args:
-    graph: of the model, from `split_model`.
-    seed: of augmentation, dropout and stochastic depth, which are a function of (seed, step) alone.
-    mean: of the pixels, per color; likewise `std`.
-    mesh: of the devices that share a batch; None: one device.
-    augmentation: of the clips.
-    multi_label: videos have any number of labels, each learnt by itself.
+    graph: graph of the model, from `split_model`.
+    optimizer: from `make_optimizer`.
+    schedule: its learning rate by step, for the metrics.
+    seed: seed of augmentation, dropout and stochastic depth, which depend on (seed, step) only.
+    mean: mean of the pixels, per color.
+    std: standard deviation of the pixels, per color.
+    mesh: mesh of the devices that share a batch; None: one device.
+    augmentation: options of augmentation.
+    multi_label: whether a video has any number of labels, see `classification_loss`.
     label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
-    grad_accum_steps: parts of the batch whose gradients are summed one after the other.
-    ema_decay: of the moving average of the parameters; 0 keeps none.
-    log_every: steps after which the means in the metrics start anew.
+    grad_accum_steps: number of parts of a batch whose gradients are accumulated.
+    ema_decay: decay of the EMA of the parameters; 0: no EMA.
+    log_every: number of steps after which the means in the metrics are reset.
 
   Returns:
     `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "position_ids"
@@ -137,7 +142,7 @@ def make_train_step(
       return loss, top1, grads
 
     def part_first(x):
-      # Every part takes its share from each device.
+      # Each part takes an equal number of clips from each device.
       return jnp.moveaxis(x.reshape(-1, grad_accum_steps, *x.shape[1:]), 1, 0)
 
     def add_part(total, part):
@@ -156,9 +161,9 @@ def make_train_step(
     loss, top1, grads = gradient_of_batch(state.params, augmented, key)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = state.average
+    ema_params = state.ema_params
     if ema_decay:
-      average = update_average(average, params, ema_decay, state.step + 1)
+      ema_params = update_ema(ema_params, params, ema_decay, state.step + 1)
 
     now = {"steps": 1.0, "loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
     starts_anew = state.step % log_every == 0
@@ -175,7 +180,7 @@ def make_train_step(
     state = TrainState(
       step=state.step + 1,
       params=params,
-      average=average,
+      ema_params=ema_params,
       optimizer=optimizer_state,
       totals=totals,
       clips_failed=clips_failed,
@@ -192,13 +197,10 @@ def make_eval_step(
   std: tuple[float, ...],
   multi_label: bool = False,
 ) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
-  """Builds the evaluation step, to be jitted.
-
-  Args:
-    multi_label: as in `make_train_step`.
+  """Builds the evaluation step, to be jitted; arguments as in `make_train_step`.
 
   Returns:
-    `step(params, video, position_ids)`, as in `make_view_step`, -> float32 probabilities
+    `step(params, video, position_ids)`, with inputs as in `make_view_step` -> float32 probabilities
     `[batch, num_classes]`, the mean over views.
   """
   view_step = make_view_step(graph, probabilities_of(multi_label), mean=mean, std=std)

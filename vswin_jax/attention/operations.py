@@ -1,0 +1,43 @@
+"""Operations that attention functions and models share: matrix products and dropout."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
+  """Returns the `einsum` of two arrays of one dtype, accumulated and returned in float32.
+
+  Its gradients are products in that dtype too. By default, autodiff would multiply the float32
+  cotangent and make every backward product a slow float32 one. (Differentiable in reverse mode
+  only.)
+  """
+  return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+
+
+def _product_forward(subscripts, left, right):
+  return product(subscripts, left, right), (left, right)
+
+
+def _product_backward(subscripts, operands, gradient):
+  _, transpose = jax.vjp(partial(jnp.einsum, subscripts), *operands)
+  return transpose(gradient.astype(operands[0].dtype))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def dropout(
+  x: jax.Array, rate: float, key: jax.Array | None, broadcast_axes: Sequence[int] = ()
+) -> jax.Array:
+  """Zeros a random share `rate` of the elements of `x` and scales up the others.
+
+  Args:
+    key: None: returns `x`.
+    broadcast_axes: axes along which all elements share one draw.
+  """
+  return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(x, deterministic=key is None, rngs=key)
