@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.checkpoints.selection import read_metadata
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.experiment import results
 from vswin_jax.experiment.config import set_options
-from vswin_jax.inference.loading import Usage, read_usage
 from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten, with_shardings
 from vswin_jax.training.step import TrainState
@@ -88,30 +89,30 @@ def settle(
   if source is None:
     return config
   directory = manager.checkpoints_of(source)
-  usage = read_usage(directory)
+  saved = read_metadata(directory)
   names_no_model = config.model.name is None
   if mode == "eval" or names_no_model:
     config = config.copy_and_resolve_references()
-    size = config.clip.size if "clip.size" in overridden_keys else usage.preprocessing.clip.size
-    values = _values_of_use(usage.preprocessing, size)
+    size = config.clip.size if "clip.size" in overridden_keys else saved.preprocessing.clip.size
+    values = _values_of_use(saved.preprocessing, size)
     if mode == "train":
       started_with = results.read_config(workdir) if source == workdir else None
-      values |= _values_of_training(usage.preprocessing, size, started_with)
+      values |= _values_of_training(saved.preprocessing, size, started_with)
     for key, value in values.items():
       section, name = key.split(".")
       if config[section][name] != value and key not in overridden_keys:
         logger.info("config.%s: %s, as the checkpoint says", key, value)
         config[section][name] = value
-    if names_no_model or config.model.name == usage.model["name"]:
-      config.model = config_dict.ConfigDict(_model_options(usage, set_options(config.model)))
+    if names_no_model or config.model.name == saved.model["name"]:
+      config.model = config_dict.ConfigDict(_model_options(saved, set_options(config.model)))
     config.lock()
-  _check_model(directory, usage, config, mode)
+  _check_model(directory, saved, config, mode)
   return config
 
 
-def _model_options(usage: Usage, given: dict) -> dict:
+def _model_options(saved: CheckpointMetadata, given: dict) -> dict:
   """The options of a model, with those given in the place of some."""
-  own = {name: value for name, value in usage.model.items() if name != "num_classes"}
+  own = {name: value for name, value in saved.model.items() if name != "num_classes"}
   backbone = {**own.get("backbone_options", {}), **given.get("backbone_options", {})}
   return {**own, **given} | ({"backbone_options": backbone} if backbone else {})
 
@@ -152,12 +153,13 @@ def _values_of_training(preprocessing: Preprocessing, size: int, started_with: d
 
 
 def _check_model(
-  directory: AnyPath, usage: Usage, config: config_dict.ConfigDict, mode: str
+  directory: AnyPath, saved: CheckpointMetadata, config: config_dict.ConfigDict, mode: str
 ) -> None:
   """Raises CheckpointError if weights would be used as those of another model than they are of."""
-  ours, theirs = config.model.name, usage.model["name"]
-  ignores_rest = _are_of_a_backbone_alone(directory)
-  for option, here, there in different_options(set_options(config.model), usage.model):
+  ours, theirs = config.model.name, saved.model["name"]
+  # Where more than the head is random, nothing is known of what surrounds a backbone.
+  ignores_rest = any(not start.startswith("head.") for start in saved.random)
+  for option, here, there in different_options(set_options(config.model), saved.model):
     is_new = mode == "train" and option == "head_width"
     if is_new or (ignores_rest and not option.startswith("backbone")):
       continue
@@ -172,16 +174,6 @@ def _check_model(
     )
 
 
-def _are_of_a_backbone_alone(directory: AnyPath) -> bool:
-  """Whether more than the head is random, so that nothing is known of what surrounds a backbone."""
-  return any(not start.startswith("head.") for start in _random_parts(directory))
-
-
-def _random_parts(directory: AnyPath) -> tuple[str, ...]:
-  """Starts of the paths of parameters that converted weights left random."""
-  return tuple(manager.read_metadata(directory).get("source", {}).get("random", ()))
-
-
 def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, ...]) -> TrainState:
   """Replaces the parameters by those of another run, or of converted weights.
 
@@ -190,9 +182,9 @@ def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, 
   """
   directory = manager.checkpoints_of(source)
   shapes = with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
-  random = _random_parts(directory)
-  labels = manager.read_metadata(directory).get("labels")
-  if labels not in (None, list(class_names)):
+  saved = read_metadata(directory)
+  random, labels = saved.random, saved.labels
+  if labels not in (None, class_names):
     random += CLASSIFIERS
   step, loaded, _ = manager.restore_params(directory, shapes, replaceable="head.", ignored=random)
   params = jax.tree.map(
@@ -223,35 +215,36 @@ def _modules(paths: list[str]) -> list[str]:
   )
 
 
-def check_metadata(directory: AnyPath, metadata: dict, now: dict, *, resuming: bool) -> None:
+def check_metadata(
+  directory: AnyPath, saved: CheckpointMetadata, now: CheckpointMetadata, *, resuming: bool
+) -> None:
   """Compares what a checkpoint says about its weights with what a run would say.
 
   Raises:
     CheckpointError: it is of other classes, of another kind of labels or, to be resumed, of other
       videos.
   """
-  data = now["training"]["data"]
+  data = now.training["data"]
   new_run = "or start a new run with --config.init_from"
   # Converted weights may not know the names of their classes; their number is checked elsewhere.
-  if metadata.get("labels") not in (None, now["labels"]):
+  if saved.labels not in (None, now.labels):
     raise manager.CheckpointError(
       f"the classes of {directory} are not those of the data set {data}, or stand in another "
       f"order; use the data set it was trained on, {new_run}"
     )
-  if "training" in metadata and metadata.get("multi_label", False) != now["multi_label"]:
+  if saved.training and saved.multi_label != now.multi_label:
     raise manager.CheckpointError(
       f"one of {directory} and the data set {data} gives a video one label, the other any number "
       f"of them; use the data set it was trained on, {new_run}"
     )
-  # What a checkpoint does not say had its default.
-  before = read_usage(directory).preprocessing.to_metadata()
-  for name, value in now["preprocessing"].items():
+  before = saved.preprocessing.to_metadata()
+  for name, value in now.preprocessing.to_metadata().items():
     if name != "views" and before[name] != value:
       logger.warning("the weights were trained with %s %s, now it is %s", name, before[name], value)
-  videos = metadata.get("training", {}).get("videos")
-  if resuming and videos != now["training"]["videos"]:
+  videos = (saved.training or {}).get("videos")
+  if resuming and videos != now.training["videos"]:
     raise manager.CheckpointError(
       f"{directory} was trained on {videos} videos, the training split now has "
-      f"{now['training']['videos']}: the order of the data would change. Restore the data set, "
+      f"{now.training['videos']}: the order of the data would change. Restore the data set, "
       f"{new_run}"
     )

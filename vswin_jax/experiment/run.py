@@ -9,6 +9,7 @@ import jax
 from ml_collections import config_dict
 
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.common.paths import AnyPath, LocalPathError, file_path
 from vswin_jax.common.progress import logger, set_up_logging
 from vswin_jax.data import generated, pipeline
@@ -85,23 +86,23 @@ class Experiment:
     }
 
   @property
-  def metadata(self) -> dict:
-    """What a checkpoint says about its weights."""
+  def metadata(self) -> CheckpointMetadata:
+    """Metadata of the checkpoints of this run."""
     data = self.config.data
     preprocessing = Preprocessing(
       tuple(data.mean), tuple(data.std), self.settings.clip, self.settings.test
     )
-    return {
-      "model": {"name": self.config.model.name, **self.plan.model_options},
-      "preprocessing": preprocessing.to_metadata(),
-      "labels": list(self.class_names),
-      "multi_label": self.plan.multi_label,
-      "training": {
+    return CheckpointMetadata(
+      model={"name": self.config.model.name, **self.plan.model_options},
+      preprocessing=preprocessing,
+      labels=self.class_names,
+      multi_label=self.plan.multi_label,
+      training={
         "data": data.name,
         "videos": len(self.train_records),
         "batch_size": self.config.train.batch_size,
       },
-    }
+    )
 
 
 def run(
@@ -184,15 +185,14 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
     directory, keep=train.keep, keep_best=train.keep_best, keep_every=train.keep_every
   ) as saved:
     if manager.latest_step(saved) is None:
-      state, metadata = _new_state(experiment, source), {}
+      state, left_evaluation = _new_state(experiment, source), False
     else:
       state, metadata = manager.restore(saved, plan.state_shapes())
       initialization.check_metadata(directory, metadata, experiment.metadata, resuming=True)
+      left_evaluation = metadata.left_evaluation
     start_step = int(state.step)
     evaluated = read_scores(folder.local)
-    left_evaluation = metadata.get("left_evaluation", False) and not of_first(
-      start_step in evaluated
-    )
+    left_evaluation = left_evaluation and not of_first(start_step in evaluated)
     # What was saved before it was evaluated does not know its score.
     for step in evaluated.keys() - saved.scores.keys():
       if step <= start_step:
@@ -212,7 +212,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
     def save(state: TrainState, scores: dict[str, float] | None) -> None:
       step = int(state.step)
       is_due = step % train.eval_every == 0 or step == plan.num_steps
-      metadata = experiment.metadata | {"left_evaluation": is_due and scores is None}
+      metadata = dataclasses.replace(experiment.metadata, left_evaluation=is_due and scores is None)
       manager.save(saved, state, metadata, None if scores is None else main_score(scores))
       folder.publish()
 
@@ -350,7 +350,7 @@ def _evaluate(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Eva
   result = _evaluate_versions(experiment, eval_step, {"test": params}, test, stop)["test"]
   logger.info(result.describe())
   if is_first():
-    training = metadata.get("training")
+    training = metadata.training
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
     is_own = source == experiment.folder.path
     results.write_results(
