@@ -24,7 +24,7 @@ from tests.helpers.checkpoints import (
 )
 from vswin_jax.checkpoints import integrity, manager
 from vswin_jax.checkpoints.manager import CheckpointError, open_checkpoints
-from vswin_jax.checkpoints.selection import read_metadata
+from vswin_jax.checkpoints.selection import complete_steps, newest_step, read_metadata
 from vswin_jax.common.cli import TRANSIENT
 from vswin_jax.common.progress import logger
 
@@ -53,8 +53,8 @@ def test_a_checkpoint_is_kept_if_anything_asks_for_it(tmp_path, options, kept):
   # A run that was stopped in between knows the scores of those before.
   save_all(tmp_path / "checkpoints", [10, 20, 30], scores, **options)
   save_all(tmp_path / "checkpoints", [40, 50, 60], scores, **options)
-  assert manager.complete_steps(tmp_path / "checkpoints") == kept
-  assert manager.newest_step(tmp_path / "checkpoints") == 60
+  assert complete_steps(tmp_path / "checkpoints") == kept
+  assert newest_step(tmp_path / "checkpoints") == 60
 
 
 def test_a_checkpoint_that_is_scored_later_counts(tmp_path):
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_is_scored_later_counts(tmp_path):
         manager.note_score(checkpoints, 10, 0.9)
     manager.note_score(checkpoints, 30, float("nan"))
     assert checkpoints.scores == {10: 0.9, 20: 0.5, 30: 0.1}
-  assert manager.complete_steps(tmp_path / "checkpoints") == [10, 30]
+  assert complete_steps(tmp_path / "checkpoints") == [10, 30]
 
 
 def test_saving_does_not_touch_the_preemption_counter(tmp_path, monkeypatch):
@@ -77,12 +77,12 @@ def test_saving_does_not_touch_the_preemption_counter(tmp_path, monkeypatch):
 
 
 def test_looking_for_checkpoints_changes_nothing(tmp_path):
-  assert manager.complete_steps(tmp_path / "checkpoints") == []
-  assert manager.newest_step(tmp_path / "checkpoints") is None
+  assert complete_steps(tmp_path / "checkpoints") == []
+  assert newest_step(tmp_path / "checkpoints") is None
   assert list(tmp_path.iterdir()) == []
   for name in ("8", "damaged-9", "12.orbax-checkpoint-tmp", "notes"):
     (tmp_path / name).mkdir()
-  assert manager.complete_steps(tmp_path) == [8]
+  assert complete_steps(tmp_path) == [8]
 
 
 def data_file(directory, step):
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings, capfd, damage):
     state, metadata = manager.restore(checkpoints, shapes_of(state_at(0)))
     assert metadata == METADATA
     assert_same(state, state_at(20))
-    assert manager.latest_step(checkpoints) == 20
+    assert newest_step(directory) == 20
     manager.save(checkpoints, state_at(30), METADATA)
   assert f"step 30 to {directory / 'damaged-30'}" in warnings.text
   names = sorted(path.name for path in directory.iterdir())
@@ -169,7 +169,7 @@ def test_without_an_undamaged_checkpoint_nothing_is_renamed(tmp_path):
   with pytest.raises(CheckpointError, match=message):
     with open_checkpoints(directory) as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  assert manager.complete_steps(directory) == [10, 20]
+  assert complete_steps(directory) == [10, 20]
   with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*empty"):
     with open_checkpoints(tmp_path / "empty") as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
@@ -188,7 +188,7 @@ def test_another_model_is_no_damage(tmp_path):
   with pytest.raises(CheckpointError, match=message):
     with open_checkpoints(directory) as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  assert manager.complete_steps(directory) == [10, 20]
+  assert complete_steps(directory) == [10, 20]
 
 
 @pytest.mark.parametrize(
@@ -208,16 +208,30 @@ def test_an_error_of_the_environment_is_no_damage(tmp_path, monkeypatch, error):
       manager.restore(checkpoints, shapes_of(state_at(0)))
   # Missing rights are not transient.
   assert getattr(raised.value, "exit_status", 1) == (1 if error.args[0] == 13 else TRANSIENT)
-  assert manager.complete_steps(directory) == [10, 20]
+  assert complete_steps(directory) == [10, 20]
 
 
 def test_a_checkpoint_without_checksums_is_read(tmp_path):
-  ocp.save(tmp_path / "checkpoints" / "10", state_at(10), custom_metadata=METADATA.to_json())
+  values = {key: METADATA.to_json()[key] for key in ("model", "preprocessing", "labels")}
+  ocp.save(tmp_path / "checkpoints" / "10", state_at(10), custom_metadata=values)
   with open_checkpoints(tmp_path / "checkpoints", keep_best=1) as checkpoints:
     state, metadata = manager.restore(checkpoints, shapes_of(state_at(0)))
     manager.save(checkpoints, state_at(20), METADATA, 0.5)
   assert_same(state, state_at(10))
   assert metadata == METADATA
+
+
+def test_checkpoints_of_other_programs_and_versions_are_refused(tmp_path):
+  state = state_at(10)
+  shapes = shapes_of(state.params)
+  ocp.save(tmp_path / "foreign" / "10", state)
+  with pytest.raises(CheckpointError, match="does not say which model"):
+    manager.restore_params(tmp_path / "foreign", shapes)
+  # An EMA under another name must not be ignored.
+  trees = {"params": state.params, "average": state.ema_params}
+  ocp.save(tmp_path / "older" / "10", trees, custom_metadata=METADATA.to_json())
+  with pytest.raises(CheckpointError, match="another version .* as 'average'"):
+    manager.restore_params(tmp_path / "older", shapes)
 
 
 def test_parameters_are_checked_in_the_type_they_were_saved_in(tmp_path):
@@ -276,7 +290,7 @@ def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
   with open_checkpoints(directory) as checkpoints:
     state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
   assert_same(state, state_at(40))
-  assert manager.complete_steps(directory) == [30, 40]
+  assert complete_steps(directory) == [30, 40]
 
 
 def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
@@ -293,9 +307,7 @@ def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
 def test_a_full_disk_ends_the_run_and_keeps_complete_checkpoints(tmp_path, capfd, at_the_end):
   directory = tmp_path / "checkpoints"
   action = "finish writing" if at_the_end else "write"
-  message = (
-    rf"can't {action} a checkpoint in {directory}: .*File too large.*Step 10 is complete. Make"
-  )
+  message = rf"can't {action} a checkpoint in {directory}: .*File too large.*resumes"
   with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
       manager.save(checkpoints, state_at(10), METADATA)
@@ -307,7 +319,7 @@ def test_a_full_disk_ends_the_run_and_keeps_complete_checkpoints(tmp_path, capfd
       if not at_the_end:
         manager.save(checkpoints, state_at(30), METADATA)
   assert raised.value.exit_status == TRANSIENT
-  assert manager.complete_steps(directory) == [10]
+  assert complete_steps(directory) == [10]
   assert "Traceback" not in capfd.readouterr().err
   # With more room the same steps are saved, and nothing is left of the attempt.
   with open_checkpoints(directory) as checkpoints:
@@ -323,10 +335,9 @@ def test_a_full_disk_is_found_before_a_save_starts(tmp_path):
       with small_disk(1000):
         manager.save(checkpoints, state_at(10), METADATA)
   params = {"head": {"kernel": np.random.default_rng(0).normal(size=(300, 200))}}
-  with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large") as raised:
+  with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large"):
     with small_disk(70_000):
       manager.write_params(tmp_path / "weights", params, METADATA)
-  assert "resumes" not in str(raised.value)
   assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 

@@ -22,6 +22,7 @@ from tests.helpers.checkpoints import (
 )
 
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.selection import newest_step
 
 mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -60,7 +61,7 @@ with manager.open_checkpoints(directory, keep=4) as checkpoints:
   state, metadata = manager.restore(checkpoints, shapes)
   assert metadata == METADATA
   assert_same(state, 10)
-  assert manager.latest_step(checkpoints) == 10
+  assert newest_step(directory) == 10
   manager.save(checkpoints, laid(20), METADATA)
 with manager.open_checkpoints(directory, keep=4) as checkpoints:
   state, metadata = manager.restore(checkpoints, shapes)
@@ -76,7 +77,7 @@ try:
     manager.save(checkpoints, laid(30), METADATA)
   raise AssertionError("nobody noticed")
 except manager.CheckpointError as error:
-  assert "File too large" in str(error) and "Step 20 is complete" in str(error), error
+  assert "File too large" in str(error), error
 print("done", flush=True)
 # As runs end after an error.
 os._exit(0)

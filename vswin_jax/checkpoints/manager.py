@@ -37,7 +37,6 @@ from vswin_jax.checkpoints.selection import (
   check_fit,
   complete_steps,
   load_newest,
-  newest_step,
   path_of,
 )
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket, local_path
@@ -47,15 +46,13 @@ from vswin_jax.models.parameters import parameter_path, unflatten
 
 @dataclasses.dataclass
 class Checkpoints:
-  """Checkpoints of a run, open for saving; see `open_checkpoints`.
+  """Checkpoints of a run, from `open_checkpoints`.
 
   Attributes:
-    directory: folder of the checkpoints.
-    keep, keep_best, keep_every: see `open_checkpoints`.
-    scores: by step, of checkpoints that have one; the higher the better.
-    steps: of the complete checkpoints that this process knows.
+    scores: by step; see `note_score`.
+    steps: of the complete checkpoints that this process saved or found.
     saving: the save in the background; None before the first.
-    executor: thread of the save in the background.
+    executor: runs the save in the background.
   """
 
   directory: AnyPath
@@ -77,13 +74,13 @@ def open_checkpoints(
   """Opens the checkpoints of a run for saving; waits for the last save at exit.
 
   A checkpoint is removed when a later one is complete and no option keeps it. If a save fails in
-  one process of a run, the context ends in all; the thread of a save that waits for the failed
-  process then blocks the exit of the interpreter, so such processes must end by `os._exit`.
+  one process of a run, the context ends in all; they must then end by `os._exit`, because the
+  threads of the others still wait.
 
   Args:
-    directory: absolute, or in a bucket; the same in all processes of a run.
-    keep: how many of the newest are kept, at least 1.
-    keep_best: how many of those with the highest scores are kept.
+    directory: local or in a bucket; the same in all processes of a run.
+    keep: number of the newest checkpoints that are kept, at least 1.
+    keep_best: number of those with the highest scores that are kept.
     keep_every: checkpoints at multiples of this step are kept; 0: none.
 
   Raises:
@@ -134,11 +131,6 @@ def note_score(checkpoints: Checkpoints, step: int, score: float | None) -> None
     checkpoints.scores[step] = float(score)
 
 
-def latest_step(checkpoints: Checkpoints) -> int | None:
-  """Returns the step of the newest complete checkpoint."""
-  return newest_step(checkpoints.directory)
-
-
 def save(
   checkpoints: Checkpoints, state, metadata: CheckpointMetadata, score: float | None = None
 ) -> None:
@@ -169,13 +161,10 @@ def save(
 
 
 def _check_directory(checkpoints: Checkpoints, step: int) -> None:
-  """Checks in process 0 that a save can start; the others would wait for it.
-
-  Logs which checkpoints others have removed.
+  """Checks in process 0 that a save can start, and logs which checkpoints others have removed.
 
   Raises:
-    CheckpointError: the folder can't be written, or that of the run is gone. It may have been on a
-      disk that was unmounted; a new folder would be on another disk.
+    CheckpointError: the folder can't be written, or that of the run is gone.
   """
   if jax.process_index():
     return
@@ -192,6 +181,7 @@ def _check_directory(checkpoints: Checkpoints, step: int) -> None:
     checkpoints.steps = steps
   if is_in_bucket(directory):
     return
+  # A new folder would be on another disk than the old one.
   if not directory.parent.is_dir():
     raise CheckpointError(
       f"can't write a checkpoint: the folder {directory.parent} is gone. If it is on a disk that "
@@ -305,7 +295,7 @@ def restore_params(
   directory: str | os.PathLike,
   shapes: dict,
   *,
-  replaceable: str | None = None,
+  replaceable: tuple[str, ...] = (),
   ignored: tuple[str, ...] = (),
 ) -> tuple[int, dict, CheckpointMetadata]:
   """Loads the parameters of the newest complete, undamaged checkpoint, those of the EMA if saved.
@@ -314,7 +304,7 @@ def restore_params(
 
   Args:
     shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings.
-    replaceable: prefix of the paths of parameters that may have other shapes, or be absent.
+    replaceable: prefixes of the paths of parameters that may have other shapes, or be absent.
     ignored: prefixes of the paths of parameters that are not loaded.
 
   Returns:
@@ -338,11 +328,8 @@ def restore_params(
         )
     expected = arrays_of(shapes)
     for path in saved.keys() | expected.keys():
-      shape, expected_shape = (
-        getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)
-      )
-      is_replaced = replaceable and path.startswith(replaceable) and shape != expected_shape
-      if is_replaced or path.startswith(ignored):
+      found = {getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)}
+      if path.startswith(ignored) or (len(found) == 2 and path.startswith(replaceable)):
         saved.pop(path, None)
         expected.pop(path, None)
     check_fit(directory, step, saved, expected)
@@ -400,22 +387,14 @@ def checkpoints_of(workdir: str | os.PathLike) -> AnyPath:
 
 @contextlib.contextmanager
 def _writing(directory: AnyPath, action: str) -> Iterator[None]:
-  """Converts errors of writing to a CheckpointError that says which checkpoint is left."""
+  """Converts errors of writing to a CheckpointError."""
   try:
     yield
   except CheckpointError:
     raise
   except Exception as error:
     raise storage_error(
-      f"can't {action} in {directory}: {root_cause(error)}. {_describe_newest(directory)} "
-      "Make room and check that the folder can be written to; the same command then resumes",
+      f"can't {action} in {directory}: {root_cause(error)}. Make room and check that the folder "
+      "can be written to; the same command then resumes from the newest complete checkpoint",
       error,
     ) from error
-
-
-def _describe_newest(directory: AnyPath) -> str:
-  try:
-    step = newest_step(directory)
-  except CheckpointError:
-    return ""
-  return "There is no complete checkpoint." if step is None else f"Step {step} is complete."

@@ -1,4 +1,4 @@
-"""Progress of a run for a person: one updating line in a terminal, plain lines in a log."""
+"""Logging, and the progress of a run: an updating line in a terminal, plain lines in a log."""
 
 import logging
 import sys
@@ -8,17 +8,18 @@ import absl.logging
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-# What all processes of a run know; the first of them says it.
+# For messages that all processes of a run have; the first one shows them.
 logger = logging.getLogger("vswin_jax")
-# What one process alone knows.
+# For messages of a single process.
 own_logger = logger.getChild("process")
 
 
 def set_up_logging(path=None, *, process: int = 0) -> None:
-  """Sends messages to standard error and, if given, appends them to a file.
+  """Sends log messages to standard error, and to a file if one is given.
 
   Args:
-    process: number of this process in its run.
+    path: of a file to append to.
+    process: index of this process in its run.
   """
   absl.logging.set_verbosity(absl.logging.WARNING)
   logger.setLevel(logging.INFO if process == 0 else logging.ERROR)
@@ -37,10 +38,9 @@ def set_up_logging(path=None, *, process: int = 0) -> None:
 
 
 class Progress:
-  """Counts steps; measures clips per second and the time spent waiting for data.
+  """Progress bar of training, which measures clips per second and the time spent on waiting.
 
-  Use as a context. In a terminal the line updates in place and log messages go above it;
-  elsewhere only the messages appear.
+  Use as a context. In a terminal, log messages appear above the bar; elsewhere there is no bar.
   """
 
   def __init__(self, start_step: int, num_steps: int, batch_size: int, *, is_shown: bool = True):
@@ -70,30 +70,34 @@ class Progress:
     self._step, self._time, self._waited = step, time.perf_counter(), 0.0
 
   def waited(self, seconds: float) -> None:
-    """Adds time that the loop spent waiting for a batch."""
+    """Adds seconds that the loop spent on waiting for a batch."""
     self._waited += seconds
 
   def advance(self, step: int, loss: float, learning_rate: float) -> None:
-    """Shows that `step` updates are done."""
+    """Shows the step and its loss in the bar."""
     self._bar.update(step - self._bar.n)
     speed = (step - self._step) * self._batch_size / (time.perf_counter() - self._time)
     self._bar.set_postfix_str(
-      f"loss {loss:.3f}, rate {learning_rate:.1e}, {speed:.0f} clips/s", refresh=False
+      f"loss {loss:.3f}, learning rate {learning_rate:.1e}, {speed:.0f} clips/s", refresh=False
     )
 
-  def interval(self, step: int) -> dict[str, float]:
-    """Speed since the last call, or since the start: clips per second, share of time waiting for
-    data, and seconds left at this speed."""
-    seconds = time.perf_counter() - self._time
-    steps = max(step - self._step, 1)
-    speed = {
+  def _measure(self, step: int) -> dict[str, float]:
+    seconds, steps = time.perf_counter() - self._time, step - self._step
+    return {
       "clips_per_second": steps * self._batch_size / seconds,
       "data_wait_share": self._waited / seconds,
       "seconds_left": (self._num_steps - step) * seconds / steps,
     }
+
+  def interval(self, step: int) -> dict[str, float]:
+    """Returns the clips per second, the share of time spent on waiting for data, and the seconds
+    left at this speed: since the last call or `pause`, or, if that was at this step, before it."""
+    speed = self._measure(step) if step > self._step else self._paused
     self._restart(step)
     return speed
 
   def pause(self, step: int) -> None:
-    """Starts measuring anew, so that evaluation and compilation do not count as training."""
+    """Restarts the measurement, so that evaluation and compilation do not count as training."""
+    if step > self._step:
+      self._paused = self._measure(step)
     self._restart(step)

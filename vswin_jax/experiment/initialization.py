@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.checkpoints.selection import read_metadata
+from vswin_jax.checkpoints.selection import newest_step, read_metadata
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
 from vswin_jax.data.preprocessing import Preprocessing
@@ -33,7 +33,7 @@ def source_of(
   """
   if checkpoint is not None:
     return file_path(checkpoint)
-  if manager.newest_step(manager.checkpoints_of(workdir)) is not None:
+  if newest_step(manager.checkpoints_of(workdir)) is not None:
     return workdir
   if mode == "eval":
     raise StartError(
@@ -186,7 +186,9 @@ def with_weights_of(source: AnyPath, state: TrainState, class_names: tuple[str, 
   random, labels = saved.random, saved.labels
   if labels not in (None, class_names):
     random += CLASSIFIERS
-  step, loaded, _ = manager.restore_params(directory, shapes, replaceable="head.", ignored=random)
+  step, loaded, _ = manager.restore_params(
+    directory, shapes, replaceable=("head.",), ignored=random
+  )
   params = jax.tree.map(
     lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
   )

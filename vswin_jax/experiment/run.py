@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.checkpoints.selection import newest_step
 from vswin_jax.common.paths import AnyPath, LocalPathError, file_path
 from vswin_jax.common.progress import logger, set_up_logging
 from vswin_jax.data import generated, pipeline
@@ -82,7 +83,7 @@ class Experiment:
     )
     return {
       "the data set": f"{sizes}, {len(self.class_names)} classes ({names:08x}), such as {ids}",
-      "the newest checkpoint": str(manager.newest_step(self.folder.checkpoints)),
+      "the newest checkpoint": str(newest_step(self.folder.checkpoints)),
     }
 
   @property
@@ -184,7 +185,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
   with manager.open_checkpoints(
     directory, keep=train.keep, keep_best=train.keep_best, keep_every=train.keep_every
   ) as saved:
-    if manager.latest_step(saved) is None:
+    if newest_step(directory) is None:
       state, left_evaluation = _new_state(experiment, source), False
     else:
       state, metadata = manager.restore(saved, plan.state_shapes())
@@ -206,7 +207,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
       logger.info("resuming from step %d of %d, %s", start_step, plan.num_steps, directory)
 
     def last_saved() -> str:
-      step = manager.latest_step(saved)
+      step = newest_step(directory)
       return "nothing was saved yet" if step is None else f"step {step} in {directory} is kept"
 
     def save(state: TrainState, scores: dict[str, float] | None) -> None:
