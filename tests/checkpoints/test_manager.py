@@ -230,7 +230,7 @@ def test_checkpoints_of_other_programs_and_versions_are_refused(tmp_path):
   # An EMA under another name must not be ignored.
   trees = {"params": state.params, "average": state.ema_params}
   ocp.save(tmp_path / "older" / "10", trees, custom_metadata=METADATA.to_json())
-  with pytest.raises(CheckpointError, match="another version .* as 'average'"):
+  with pytest.raises(CheckpointError, match=r"another version .* as 'average'"):
     manager.restore_params(tmp_path / "older", shapes)
 
 
