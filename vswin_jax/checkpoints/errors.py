@@ -4,7 +4,7 @@ import contextlib
 import errno
 import re
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +12,6 @@ from jax.experimental import multihost_utils
 
 from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.common.messages import describe_error
-
-_Result = TypeVar("_Result")
 
 # Errors of the environment: another attempt, another user or a larger machine may read the files.
 _ENVIRONMENT_ERRORS = (
@@ -100,7 +98,7 @@ def _is_of_environment(error: BaseException | None) -> bool:
   return False
 
 
-def in_all_processes(action: Callable[[], _Result]) -> _Result:
+def in_all_processes(action: Callable[[], Any]) -> Any:
   """Runs an action in every process of a run, and returns its result if all succeed.
 
   Raises:

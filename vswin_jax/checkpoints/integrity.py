@@ -65,8 +65,11 @@ def read_metadata(path) -> CheckpointMetadata:
 
 
 def read_score(path) -> float | None:
-  """Returns the score that was saved with a checkpoint; raises as `read_metadata`."""
-  return _read_metadata(path)[1].get("score")
+  """Returns the score that was saved with a checkpoint; None if it has none or is damaged."""
+  try:
+    return _read_metadata(path)[1].get("score")
+  except DamagedError:
+    return None
 
 
 def _read_metadata(path) -> tuple[CheckpointMetadata, dict]:

@@ -25,7 +25,6 @@ from orbax.checkpoint import v1 as ocp
 from vswin_jax.checkpoints import integrity
 from vswin_jax.checkpoints.errors import (
   CheckpointError,
-  DamagedError,
   in_all_processes,
   root_cause,
   storage_error,
@@ -51,8 +50,8 @@ class Checkpoints:
   Attributes:
     scores: by step; see `note_score`.
     steps: of the complete checkpoints that this process saved or found.
-    saving: the save in the background; None before the first.
     executor: runs the save in the background.
+    saving: its result; None before the first save.
   """
 
   directory: AnyPath
@@ -61,10 +60,8 @@ class Checkpoints:
   keep_every: int
   scores: dict[int, float]
   steps: set[int]
+  executor: concurrent.futures.Executor
   saving: concurrent.futures.Future | None = None
-  executor: concurrent.futures.Executor = dataclasses.field(
-    default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1)
-  )
 
 
 @contextlib.contextmanager
@@ -88,9 +85,12 @@ def open_checkpoints(
   """
   directory = file_path(directory)
   in_all_processes(lambda: _make_directory(directory))
-  scores = _read_scores(directory) if keep_best else {}
-  steps = set(complete_steps(directory))
-  checkpoints = Checkpoints(directory, keep, keep_best, keep_every, scores, steps)
+  steps, scores = set(complete_steps(directory)), {}
+  if keep_best:
+    found = {step: integrity.read_score(path_of(directory, step)) for step in steps}
+    scores = {step: score for step, score in found.items() if score is not None}
+  executor = concurrent.futures.ThreadPoolExecutor(1)
+  checkpoints = Checkpoints(directory, keep, keep_best, keep_every, scores, steps, executor)
   try:
     with without_orbax_logs():
       yield checkpoints
@@ -101,7 +101,7 @@ def open_checkpoints(
       concurrent.futures.wait([checkpoints.saving])
     raise
   finally:
-    checkpoints.executor.shutdown(wait=False)
+    executor.shutdown(wait=False)
 
 
 def _make_directory(directory: AnyPath) -> None:
@@ -113,16 +113,6 @@ def _make_directory(directory: AnyPath) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for incomplete in directory.glob("*.orbax-checkpoint-tmp*"):
       shutil.rmtree(incomplete)
-
-
-def _read_scores(directory: AnyPath) -> dict[int, float]:
-  scores = {}
-  for step in complete_steps(directory):
-    with contextlib.suppress(DamagedError):
-      score = integrity.read_score(path_of(directory, step))
-      if score is not None:
-        scores[step] = score
-  return scores
 
 
 def note_score(checkpoints: Checkpoints, step: int, score: float | None) -> None:
@@ -171,7 +161,7 @@ def _check_directory(checkpoints: Checkpoints, step: int) -> None:
   directory = checkpoints.directory
   steps = set(complete_steps(directory))
   if step in steps:
-    raise CheckpointError(f"{path_of(directory, step)} exists; does another run write there?")
+    raise CheckpointError(f"{path_of(directory, step)} exists; give every run its own workdir")
   if lost := checkpoints.steps - steps:
     logger.warning(
       "the checkpoints of steps %s are gone from %s; training continues",

@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vswin_jax.checkpoints import integrity
@@ -21,6 +19,7 @@ from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.checkpoints.orbax_remedies import without_orbax_logs
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
+from vswin_jax.distributed.agreement import of_first
 
 _NAMES = ocp.path.step.standard_name_format()
 
@@ -80,7 +79,10 @@ def load_newest(
     CheckpointError: `shapes_for` raised it, there is no checkpoint, or all are damaged.
   """
   damaged = {}
-  for step in _steps_to_try(directory):
+  steps = in_all_processes(lambda: _existing_steps(directory))
+  # Those that process 0 sees: other hosts may see an older state of the folder.
+  while (step := of_first(max(steps, default=-1))) >= 0:
+    steps = [other for other in steps if other < step]
     path = path_of(directory, step)
 
     def load(step=step, path=path):
@@ -101,17 +103,6 @@ def load_newest(
     arrays = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), loaded, shapes)
     return step, arrays, contents.metadata, list(damaged)
   raise _all_damaged(directory, damaged)
-
-
-def _steps_to_try(directory: AnyPath) -> list[int]:
-  """Returns the steps that process 0 sees, newest first; other hosts may see an older state."""
-  steps = in_all_processes(lambda: _existing_steps(directory))[::-1]
-  if jax.process_count() == 1:
-    return steps
-  count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-  own = np.zeros(count, np.int32)
-  own[: len(steps)] = steps[:count]
-  return [int(step) for step in multihost_utils.broadcast_one_to_all(own)]
 
 
 def _existing_steps(directory: AnyPath) -> list[int]:
