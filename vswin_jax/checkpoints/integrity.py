@@ -58,8 +58,8 @@ def read_metadata(path) -> CheckpointMetadata:
   """Returns the metadata of a checkpoint.
 
   Raises:
-    DamagedError: they are missing or were changed.
-    CheckpointError: they can't be read now, or are not of this library.
+    DamagedError: the file is missing or was changed.
+    CheckpointError: it can't be read now, or another program wrote it.
   """
   return _read_metadata(path)[0]
 
@@ -88,7 +88,7 @@ def _read_metadata(path) -> tuple[CheckpointMetadata, dict]:
 
 
 def read_contents(path) -> Contents:
-  """Returns the description of a checkpoint; raises as `read_metadata`."""
+  """Returns the description of a checkpoint; raises like `read_metadata`."""
   metadata, record = _read_metadata(path)
   with reading(path), reading_in_one_process():
     arrays = arrays_of(ocp.metadata(path).metadata)
@@ -108,10 +108,7 @@ def load_arrays(path, contents: Contents, shapes):
     shapes: a tree of `jax.ShapeDtypeStruct`s with shardings, of all arrays or some.
 
   Returns:
-    A tree of arrays like `shapes`, with the dtypes that were saved.
-
-  Raises:
-    as `read_metadata`.
+    A tree of arrays like `shapes`, with the dtypes that were saved. Raises like `read_metadata`.
   """
 
   def as_saved(key_path, leaf):
@@ -142,8 +139,8 @@ def array_checksums(arrays: dict) -> dict[str, int]:
   """Returns a 32-bit checksum of each array, which does not depend on its sharding.
 
   All processes of a run call this together. The words of an array are multiplied by odd factors
-  that depend on their positions, and summed modulo 2**32: every change of a single word changes the
-  sum, and so does nearly every permutation.
+  that depend on their positions, and summed modulo 2**32. Any change of one word changes the sum;
+  so does nearly every permutation.
   """
   # Each process sums its own shards, so that no compiled program waits for another process.
   sums = jax.device_get([_shard_checksums(array) for array in arrays.values()])

@@ -27,14 +27,15 @@ _NAMES = ocp.path.step.standard_name_format()
 def complete_steps(directory: str | os.PathLike) -> list[int]:
   """Returns the steps of the complete checkpoints in a folder, sorted; [] if there is no folder.
 
-  Reads only names, in this process alone.
+  Does not read arrays; in a run of several processes, each looks for itself.
 
   Raises:
     CheckpointError: the folder can't be read.
   """
   directory = file_path(directory)
   try:
-    return sorted(found.step for found in _NAMES.find_all(directory))
+    with without_orbax_logs():
+      return sorted(found.step for found in _NAMES.find_all(directory))
   except Exception as error:
     raise storage_error(f"can't read {directory}: {root_cause(error)}", error) from error
 
@@ -52,7 +53,7 @@ def read_metadata(directory: str | os.PathLike) -> CheckpointMetadata:
   """Returns the metadata of the newest complete checkpoint with undamaged metadata.
 
   Raises:
-    CheckpointError: there is none, or it is not of this library.
+    CheckpointError: there is none, or another program wrote it.
   """
   directory, damaged = file_path(directory), {}
   for step in reversed(_existing_steps(directory)):
@@ -69,8 +70,8 @@ def load_newest(
   """Loads the newest undamaged checkpoint; all processes of a run call this together.
 
   Args:
-    shapes_for: from a step and the contents of its checkpoint to the arrays to load: a tree of
-      `jax.ShapeDtypeStruct`s with shardings.
+    shapes_for: takes a step and the contents of its checkpoint, and returns the arrays to load as
+      a tree of `jax.ShapeDtypeStruct`s with shardings.
 
   Returns:
     The step, the arrays, the metadata, and the steps of newer checkpoints, which are damaged.
@@ -80,7 +81,7 @@ def load_newest(
   """
   damaged = {}
   steps = in_all_processes(lambda: _existing_steps(directory))
-  # Those that process 0 sees: other hosts may see an older state of the folder.
+  # Process 0 decides, because other hosts may see an older state of the folder.
   while (step := of_first(max(steps, default=-1))) >= 0:
     steps = [other for other in steps if other < step]
     path = path_of(directory, step)
