@@ -60,7 +60,7 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
 
 @contextlib.contextmanager
 def unexpected_errors() -> Iterator[None]:
-  """Ends the program with a traceback and the status `UNEXPECTED` after any other exception."""
+  """Ends the program with a traceback and the status `UNEXPECTED` after an exception."""
   try:
     yield
   except Exception:
