@@ -1,6 +1,6 @@
-"""Checkpoints: which are kept, and what happens to those that are damaged, lost or can't be
-written."""
+"""Saving, keeping and restoring checkpoints: damage, missing folders, full disks."""
 
+import concurrent.futures
 import json
 import logging
 import shutil
@@ -24,6 +24,7 @@ from tests.helpers.checkpoints import (
 )
 from vswin_jax.checkpoints import integrity, manager
 from vswin_jax.checkpoints.manager import CheckpointError, open_checkpoints
+from vswin_jax.checkpoints.selection import complete_steps, newest_step, read_metadata
 from vswin_jax.common.cli import TRANSIENT
 from vswin_jax.common.progress import logger
 
@@ -49,46 +50,41 @@ def warnings(caplog, monkeypatch):
 )
 def test_a_checkpoint_is_kept_if_anything_asks_for_it(tmp_path, options, kept):
   scores = {10: 0.5, 20: 0.9, 30: 0.5, 40: 0.5, 50: float("nan")}
-  # A run that was stopped in between knows the scores of those before.
-  save_all(tmp_path / "checkpoints", [10, 20, 30], scores, **options)
-  save_all(tmp_path / "checkpoints", [40, 50, 60], scores, **options)
-  assert manager.complete_steps(tmp_path / "checkpoints") == kept
-  assert manager.newest_step(tmp_path / "checkpoints") == 60
+  save_all(tmp_path / "checkpoints", [10, 20, 30], scores=scores, **options)
+  save_all(tmp_path / "checkpoints", [40, 50, 60], scores=scores, **options)
+  assert complete_steps(tmp_path / "checkpoints") == kept
+  assert newest_step(tmp_path / "checkpoints") == 60
 
 
 def test_a_checkpoint_that_is_scored_later_counts(tmp_path):
-  with open_checkpoints(tmp_path / "checkpoints", keep=1, keep_best=1) as checkpoints:
-    for step, score in ((10, None), (20, 0.5), (30, 0.1)):
-      manager.save(checkpoints, state_at(step), METADATA, score)
-      if step == 10:
-        manager.note_score(checkpoints, 10, 0.9)
-    manager.note_score(checkpoints, 30, float("nan"))
-    assert checkpoints.scores == {10: 0.9, 20: 0.5, 30: 0.1}
-  assert manager.complete_steps(tmp_path / "checkpoints") == [10, 30]
+  scores = {}
+  directory = tmp_path / "checkpoints"
+  with open_checkpoints(directory, keep=1, keep_best=1, scores=scores) as checkpoints:
+    for step, score in ((10, 0.9), (20, 0.5), (30, 0.1)):
+      manager.save(checkpoints, state_at(step), METADATA)
+      scores[step] = score
+  assert complete_steps(directory) == [10, 30]
 
 
-def test_saving_leaves_the_counter_of_requests_to_stop_alone(tmp_path, monkeypatch):
+def test_saving_does_not_touch_the_preemption_counter(tmp_path, monkeypatch):
   """All processes agree by it when to stop; a step in it would make them miss each other."""
   steps = []
   monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", steps.append)
   save_all(tmp_path / "checkpoints", [10, 20], keep=1)
   assert steps == []
-  with ocp.training.Checkpointer(tmp_path / "others") as orbax:
-    orbax.save(10, state_at(10))
-  assert set(steps) == {10}
 
 
 def test_looking_for_checkpoints_changes_nothing(tmp_path):
-  assert manager.complete_steps(tmp_path / "checkpoints") == []
-  assert manager.newest_step(tmp_path / "checkpoints") is None
+  assert complete_steps(tmp_path / "checkpoints") == []
+  assert newest_step(tmp_path / "checkpoints") is None
   assert list(tmp_path.iterdir()) == []
   for name in ("8", "damaged-9", "12.orbax-checkpoint-tmp", "notes"):
     (tmp_path / name).mkdir()
-  assert manager.complete_steps(tmp_path) == [8]
+  assert complete_steps(tmp_path) == [8]
 
 
 def data_file(directory, step):
-  """The file in which the arrays of a checkpoint lie."""
+  """Returns the file of the arrays of a checkpoint."""
   files = (directory / str(step) / "state").glob("ocdbt.process_*/d/*")
   return max(files, key=lambda path: path.stat().st_size)
 
@@ -124,28 +120,27 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings, capfd, damage):
   DAMAGES[damage](directory, 30)
   names = sorted(path.name for path in directory.iterdir())
 
-  # Others only read it.
+  # Reading alone renames nothing.
   step, params, metadata = manager.restore_params(directory, shapes_of(state_at(0).params))
   assert (step, metadata) == (20, METADATA)
   assert_same(params, state_at(20).ema_params)
-  assert manager.read_metadata(directory) == METADATA
+  assert read_metadata(directory) == METADATA
   assert "the checkpoint of step 30 in" in warnings.text and "is damaged: " in warnings.text
-  assert f"step 20 of {directory} is the newest that is whole" in warnings.text
+  assert f"using step 20 of {directory}" in warnings.text
   assert sorted(path.name for path in directory.iterdir()) == names
 
   with open_checkpoints(directory) as checkpoints:
     state, metadata = manager.restore(checkpoints, shapes_of(state_at(0)))
     assert metadata == METADATA
     assert_same(state, state_at(20))
-    assert manager.latest_step(checkpoints) == 20
+    assert newest_step(directory) == 20
     manager.save(checkpoints, state_at(30), METADATA)
-  assert f"step 30 is now {directory / 'damaged-30'}" in warnings.text
+  assert f"step 30 to {directory / 'damaged-30'}" in warnings.text
   names = sorted(path.name for path in directory.iterdir())
   assert names == ["10", "20", "30", "damaged-30"]
   with open_checkpoints(directory) as checkpoints:
     state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
   assert_same(state, state_at(30))
-  # Nothing of what is underneath.
   assert "Traceback" not in capfd.readouterr().err
 
 
@@ -160,24 +155,24 @@ def test_several_damaged_checkpoints(tmp_path, warnings):
   assert_same(state, state_at(10))
   names = sorted(path.name for path in directory.iterdir())
   assert names == ["10", "damaged-20", "damaged-30", "damaged-30-2"]
-  assert "of 15 arrays are not what was written: " in warnings.text
+  assert "of 10 arrays differ: " in warnings.text
 
 
-def test_without_a_whole_checkpoint_nothing_is_renamed(tmp_path):
+def test_without_an_undamaged_checkpoint_nothing_is_renamed(tmp_path):
   directory = tmp_path / "checkpoints"
   save_all(directory, [10, 20])
   flip_bits(data_file(directory, 10))
   DAMAGES["no metadata"](directory, 20)
-  message = r"none of the 2 checkpoints in .* can be read: step 20: .*; step 10: .*Restore one"
+  message = r"all 2 checkpoints in .* are damaged: step 20: .*; step 10: .*Restore one"
   with pytest.raises(CheckpointError, match=message):
     with open_checkpoints(directory) as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  assert manager.complete_steps(directory) == [10, 20]
+  assert complete_steps(directory) == [10, 20]
   with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*empty"):
     with open_checkpoints(tmp_path / "empty") as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  with pytest.raises(CheckpointError, match=r"no checkpoints in .*absent; expected a run"):
-    manager.read_metadata(tmp_path / "absent")
+  with pytest.raises(CheckpointError, match=r"no checkpoints in .*absent; expected a workdir"):
+    read_metadata(tmp_path / "absent")
 
 
 def test_another_model_is_no_damage(tmp_path):
@@ -185,17 +180,19 @@ def test_another_model_is_no_damage(tmp_path):
   save_all(directory, [10])
   with open_checkpoints(directory) as checkpoints:
     manager.save(checkpoints, state_at(20, width=301), METADATA)
-  message = r"step 20 in .* does not fit .* in 4 places: ema_params.stem.kernel is \[301, 40\]"
+  message = (
+    r"step 20 in .* does not fit the model in 4 places: ema_params.stem.kernel is \[301, 40\]"
+  )
   with pytest.raises(CheckpointError, match=message):
     with open_checkpoints(directory) as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  assert manager.complete_steps(directory) == [10, 20]
+  assert complete_steps(directory) == [10, 20]
 
 
 @pytest.mark.parametrize(
   "error", [MemoryError("no room"), PermissionError(13, "denied"), ValueError("UNAVAILABLE: later")]
 )
-def test_an_error_that_passes_is_no_damage(tmp_path, monkeypatch, error):
+def test_an_error_of_the_environment_is_no_damage(tmp_path, monkeypatch, error):
   directory = tmp_path / "checkpoints"
   save_all(directory, [10, 20])
 
@@ -203,23 +200,36 @@ def test_an_error_that_passes_is_no_damage(tmp_path, monkeypatch, error):
     raise error
 
   monkeypatch.setattr(ocp, "load", load)
-  message = r"can't read .*/20: .*Nothing says that it is damaged"
+  message = r"can't read .*/20: .*may be undamaged"
   with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  # Rights do not come by themselves.
+  # Missing rights are not transient.
   assert getattr(raised.value, "exit_status", 1) == (1 if error.args[0] == 13 else TRANSIENT)
-  assert manager.complete_steps(directory) == [10, 20]
+  assert complete_steps(directory) == [10, 20]
 
 
-def test_a_checkpoint_without_fingerprints_is_read(tmp_path):
-  with ocp.training.Checkpointer(tmp_path / "checkpoints") as orbax:
-    orbax.save(10, state_at(10), custom_metadata=METADATA)
+def test_a_checkpoint_without_checksums_is_read(tmp_path):
+  values = {key: METADATA.to_json()[key] for key in ("model", "preprocessing", "labels")}
+  ocp.save(tmp_path / "checkpoints" / "10", state_at(10), custom_metadata=values)
   with open_checkpoints(tmp_path / "checkpoints", keep_best=1) as checkpoints:
     state, metadata = manager.restore(checkpoints, shapes_of(state_at(0)))
     manager.save(checkpoints, state_at(20), METADATA, 0.5)
   assert_same(state, state_at(10))
   assert metadata == METADATA
+
+
+def test_checkpoints_of_other_programs_and_versions_are_refused(tmp_path):
+  state = state_at(10)
+  shapes = shapes_of(state.params)
+  ocp.save(tmp_path / "foreign" / "10", state)
+  with pytest.raises(CheckpointError, match="does not say which model"):
+    manager.restore_params(tmp_path / "foreign", shapes)
+  # An EMA under another name must not be ignored.
+  trees = {"params": state.params, "average": state.ema_params}
+  ocp.save(tmp_path / "older" / "10", trees, custom_metadata=METADATA.to_json())
+  with pytest.raises(CheckpointError, match=r"another version .* as 'average'"):
+    manager.restore_params(tmp_path / "older", shapes)
 
 
 def test_parameters_are_checked_in_the_type_they_were_saved_in(tmp_path):
@@ -240,29 +250,28 @@ def words_of(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"])
-def test_fingerprints(dtype):
+def test_checksums(dtype):
   values = np.random.default_rng(0).integers(0, 256, (8, 6, 2))
   array = np.asarray(jnp.asarray(values if dtype != "bool" else values > 127, dtype))
-  mark = integrity.fingerprints({"a": jnp.asarray(array)})["a"]
-  # The same by hand, one word after the other.
+  checksum = integrity.array_checksums({"a": jnp.asarray(array)})["a"]
+  # The same, word by word.
   expected = 0
   for place, word in enumerate(words_of(array)):
     number = place * 0x9E3779B1 % 2**32
     number = (number ^ number >> 15) * 0x85EBCA6B % 2**32 | 1
     expected = (expected + int(word) * number) % 2**32
-  assert mark == expected
-  # However it lies.
+  assert checksum == expected
+  # Independent of the sharding.
   mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   for spec in (P("x"), P("x", "y"), P(None, "y"), P(("x", "y"))):
     laid = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
-    assert integrity.fingerprints({"a": laid})["a"] == mark
-  # Nothing that changes it is missed.
+    assert integrity.array_checksums({"a": laid})["a"] == checksum
   changed = array.copy()
   changed[3, 2, 1] = not changed[3, 2, 1] if dtype == "bool" else changed[3, 2, 1] + 1
   swapped = array.copy()
   swapped[[0, 5]] = swapped[[5, 0]]
   for other in (changed, swapped):
-    assert integrity.fingerprints({"a": jnp.asarray(other)})["a"] != mark
+    assert integrity.array_checksums({"a": jnp.asarray(other)})["a"] != checksum
 
 
 def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
@@ -270,7 +279,7 @@ def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
   with open_checkpoints(directory) as checkpoints:
     for step in (10, 20):
       manager.save(checkpoints, state_at(step), METADATA)
-    checkpoints.orbax.wait()
+    checkpoints.saving.result()
     shutil.rmtree(directory)
     manager.save(checkpoints, state_at(30), METADATA)
     manager.save(checkpoints, state_at(40), METADATA)
@@ -279,37 +288,36 @@ def test_a_directory_that_was_removed_is_filled_anew(tmp_path, warnings):
   with open_checkpoints(directory) as checkpoints:
     state, _ = manager.restore(checkpoints, shapes_of(state_at(0)))
   assert_same(state, state_at(40))
-  assert manager.complete_steps(directory) == [30, 40]
+  assert complete_steps(directory) == [30, 40]
 
 
 def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
   with pytest.raises(CheckpointError, match=r"the folder .*/run is gone. If it is on a disk"):
     with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
       manager.save(checkpoints, state_at(10), METADATA)
-      checkpoints.orbax.wait()
+      checkpoints.saving.result()
       shutil.rmtree(tmp_path / "run")
       manager.save(checkpoints, state_at(20), METADATA)
   assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
-def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, capfd, at_the_end):
+def test_a_full_disk_ends_the_run_and_keeps_complete_checkpoints(tmp_path, capfd, at_the_end):
   directory = tmp_path / "checkpoints"
   action = "finish writing" if at_the_end else "write"
-  message = rf"can't {action} a checkpoint in {directory}: .*File too large.*step 10 is there; make"
+  message = rf"can't {action} a checkpoint in {directory}: .*File too large.*resumes"
   with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
       manager.save(checkpoints, state_at(10), METADATA)
-      checkpoints.orbax.wait()
+      checkpoints.saving.result()
       # Room for what is tried before a save starts.
       with small_disk(70_000):
         manager.save(checkpoints, state_at(20), METADATA)
-        while checkpoints.orbax.is_saving_in_progress():
-          pass
+        concurrent.futures.wait([checkpoints.saving])
       if not at_the_end:
         manager.save(checkpoints, state_at(30), METADATA)
   assert raised.value.exit_status == TRANSIENT
-  assert manager.complete_steps(directory) == [10]
+  assert complete_steps(directory) == [10]
   assert "Traceback" not in capfd.readouterr().err
   # With more room the same steps are saved, and nothing is left of the attempt.
   with open_checkpoints(directory) as checkpoints:
@@ -319,20 +327,19 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, capfd, at_the_e
   assert sorted(path.name for path in directory.iterdir()) == ["10", "15"]
 
 
-def test_a_disk_that_was_full_before_is_told_at_once(tmp_path):
+def test_a_full_disk_is_found_before_a_save_starts(tmp_path):
   with pytest.raises(CheckpointError, match=r"can't write a checkpoint in .*: .*File too large"):
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
       with small_disk(1000):
         manager.save(checkpoints, state_at(10), METADATA)
   params = {"head": {"kernel": np.random.default_rng(0).normal(size=(300, 200))}}
-  with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large") as raised:
+  with pytest.raises(CheckpointError, match=r"can't write .*/weights: .*File too large"):
     with small_disk(70_000):
       manager.write_params(tmp_path / "weights", params, METADATA)
-  assert "resumes" not in str(raised.value)
   assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
-def test_a_place_that_can_not_be_written_is_told(tmp_path):
+def test_a_folder_that_can_not_be_written_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(CheckpointError, match=r"can't keep checkpoints in .*: NotADirectoryError"):
     with open_checkpoints(tmp_path / "file" / "checkpoints"):
@@ -345,12 +352,12 @@ def test_a_place_that_can_not_be_written_is_told(tmp_path):
       manager.save(checkpoints, state_at(10), METADATA)
 
 
-def test_weights_are_written_with_fingerprints(tmp_path):
+def test_weights_are_written_with_checksums(tmp_path):
   params = {"head": {"kernel": np.arange(60_000, dtype=np.float32).reshape(300, 200)}}
   manager.write_params(tmp_path / "weights", params, METADATA)
   directory = manager.checkpoints_of(tmp_path / "weights")
   metadata = json.loads((directory / "0" / "_CHECKPOINT_METADATA").read_text())
   assert len(metadata["custom_metadata"]["checkpoint"]["arrays"]) == 8
   flip_bits(data_file(directory, 0))
-  with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints .*: params.head.kernel"):
+  with pytest.raises(CheckpointError, match=r"all 1 checkpoints .*: params.head.kernel"):
     manager.restore_params(directory, shapes_of(params))

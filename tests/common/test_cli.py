@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vswin_jax.checkpoints.integrity import failure
+from vswin_jax.checkpoints.errors import storage_error
 from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS, one_line_errors
 from vswin_jax.distributed.errors import (
   DifferenceError,
@@ -38,11 +38,11 @@ class BucketError(Exception):
     (TransientStartupError("one is late"), 75),
     (DifferenceError("other disks"), 1),
     (TransientDifferenceError("a stale view"), 75),
-    (failure("can't write", ConnectionError("reset")), 75),
-    (failure("can't write", OSError("Forbidden: gs://runs")), 1),
-    (failure("can't write", ValueError("PERMISSION_DENIED: no rights")), 1),
-    (failure("can't write", BucketError(403)), 1),
-    (failure("can't write", BucketError(503)), 75),
+    (storage_error("can't write", ConnectionError("reset")), 75),
+    (storage_error("can't write", OSError("Forbidden: gs://runs")), 1),
+    (storage_error("can't write", ValueError("PERMISSION_DENIED: no rights")), 1),
+    (storage_error("can't write", BucketError(403)), 1),
+    (storage_error("can't write", BucketError(503)), 75),
   ],
 )
 def test_errors_end_in_one_line_and_their_status(error, status, capsys):

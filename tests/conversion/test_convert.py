@@ -14,7 +14,8 @@ from tests.conversion.checkpoints import (
 )
 from tests.helpers.golden import golden
 from vswin_jax import create_model, load_model
-from vswin_jax.checkpoints.manager import CheckpointError, checkpoints_of, read_metadata
+from vswin_jax.checkpoints.manager import CheckpointError, checkpoints_of
+from vswin_jax.checkpoints.selection import read_metadata
 from vswin_jax.conversion import families, inflation, released, video_swin
 from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.matching import ConversionError, find_tensors
@@ -121,7 +122,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
   def fail(*_, **__):
     raise OSError("no space left on device")
 
-  monkeypatch.setattr("orbax.checkpoint.v1.training.Checkpointer.save_async", fail)
+  monkeypatch.setattr("orbax.checkpoint.v1.save", fail)
   with pytest.raises(CheckpointError, match="no space left"):
     convert_file(file, tmp_path / "converted", Request())
   assert sorted(os.listdir(tmp_path)) == ["file.pth"]
@@ -389,10 +390,10 @@ def test_the_source_is_remembered(tmp_path):
 
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
   convert_file(file, tmp_path / "converted", Request(clip={"num_frames": 16, "size": 112}))
-  metadata = read_metadata(checkpoints_of(tmp_path / "converted"))
-  assert metadata["source"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-  assert metadata["source"]["family"] == "official"
-  assert metadata["source"]["license"]
+  source = read_metadata(checkpoints_of(tmp_path / "converted")).source
+  assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+  assert source["family"] == "official"
+  assert source["license"]
   preprocessing = load_model(tmp_path / "converted").preprocessing
   assert (preprocessing.clip.num_frames, preprocessing.clip.size) == (16, 112)
   assert preprocessing.views.short_side == 112

@@ -8,6 +8,7 @@ import pytest
 from tests.conversion.checkpoints import fill, golden_keys, official_tensors, save_official
 from tests.conversion.checkpoints import save_torch as save
 from vswin_jax.checkpoints.manager import CheckpointError, write_params
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.exporting import export_file
@@ -82,7 +83,7 @@ def test_files_are_as_readable_as_others_and_float32(tmp_path):
   model = {"name": "video_swin_t", "num_classes": 3, "embed_dim": 8, "depths": (1,)}
   model |= {"num_heads": (1,), "window_size": (2, 2, 2), "param_dtype": "bfloat16"}
   _, params = split_model(create_model(**model))
-  metadata = {"model": model, "preprocessing": Preprocessing().to_metadata()}
+  metadata = CheckpointMetadata(model, Preprocessing())
   write_params(tmp_path / "model", params, metadata)
   (tmp_path / "other").touch()
   (tmp_path / "folder").mkdir()

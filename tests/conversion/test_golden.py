@@ -77,16 +77,17 @@ def test_inflation_equals_the_reference_before_the_model_runs(case, tmp_path):
 
 
 def test_metadata_of_the_file_are_read_off_its_tensors(tmp_path):
-  from vswin_jax.checkpoints.manager import checkpoints_of, read_metadata
+  from vswin_jax.checkpoints.manager import checkpoints_of
+  from vswin_jax.checkpoints.selection import read_metadata
 
   metadata = read_metadata(
     checkpoints_of(convert_case("official", "nano_window16_32x56x56", tmp_path))
   )
   meta, _ = golden("nano_window16_32x56x56")
-  assert metadata["model"] == {
+  assert metadata.model == {
     "name": "video_swin_t",
     "num_classes": meta["num_classes"],
     "window_size": meta["window"],
     **meta["arch"],
   }
-  assert json.dumps(metadata)
+  assert json.dumps(metadata.to_json())

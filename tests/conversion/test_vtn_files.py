@@ -15,7 +15,8 @@ from tests.conversion.checkpoints import (
 )
 from tests.tables.vtn_parity import BACKBONES, LARGER, backbone_error, random_timm
 from vswin_jax import create_model
-from vswin_jax.checkpoints.manager import checkpoints_of, read_metadata, restore_params
+from vswin_jax.checkpoints.manager import checkpoints_of, restore_params
+from vswin_jax.checkpoints.selection import read_metadata
 from vswin_jax.conversion.converting import Request, convert_file
 from vswin_jax.conversion.families import Options, convert_tensors
 from vswin_jax.conversion.matching import ConversionError
@@ -146,14 +147,13 @@ def test_random_parts_of_a_conversion_do_not_bind_a_run(tmp_path):
   convert_file(save_torch(tmp_path / "vit.pth", tensors), tmp_path / "vit", request)
   directory = checkpoints_of(tmp_path / "vit")
   metadata = read_metadata(directory)
-  assert metadata["source"]["random"] == ["temporal_encoder.", "head."]
+  assert metadata.random == ("temporal_encoder.", "head.")
   # A run may have another temporal encoder.
-  options = metadata["model"] | {"num_layers": 1, "num_heads": 2}
+  options = metadata.model | {"num_layers": 1, "num_heads": 2}
   _, shapes = split_model(nnx.eval_shape(lambda: create_model(**options)))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = with_shardings(shapes, place)
-  random = tuple(metadata["source"]["random"])
-  _, params, _ = restore_params(directory, shapes, ignored=random)
+  _, params, _ = restore_params(directory, shapes, ignored=metadata.random)
   for path, leaf in flatten(params).items():
     if path.startswith("backbone."):
       assert isinstance(leaf, jax.Array), path

@@ -8,6 +8,7 @@ import pytest
 
 from tests.tables.recipes import load
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.common.progress import logger
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.preprocessing import VTN_MEAN, VTN_STD, Preprocessing
@@ -40,12 +41,12 @@ CLASSES = ("run", "jump", "sit")
 def write(folder, options, preprocessing=None, labels=None, num_classes=3, random=()):
   """Weights as a conversion leaves them."""
   model = create_model(**options, num_classes=num_classes, seed=5)
-  metadata = {
-    "model": {**options, "num_classes": num_classes},
-    "preprocessing": (preprocessing or Preprocessing()).to_metadata(),
-    "labels": None if labels is None else list(labels),
-    "source": {"random": list(random)},
-  }
+  metadata = CheckpointMetadata(
+    {**options, "num_classes": num_classes},
+    preprocessing or Preprocessing(),
+    labels,
+    source={"random": list(random)},
+  )
   manager.write_params(folder, split_model(model)[1], metadata)
   return folder
 

@@ -109,7 +109,13 @@ _TRAINED_IN_A_BUCKET = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from vswin_jax.experiment.workdir import open_run_folder
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.checkpoints.selection import complete_steps, newest_step
+from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.training.step import create_state
+
+def metadata_at(step):
+  return CheckpointMetadata({"name": "x"}, Preprocessing(), training={"step": step})
 
 def state_at(step):
   params = {"head": {"kernel": jax.random.normal(jax.random.key(step), (200, 100))}}
@@ -117,11 +123,11 @@ def state_at(step):
   return state.replace(step=jnp.int32(step))
 
 with open_run_folder("gs://fourth/run") as folder:
-  assert manager.newest_step(folder.checkpoints) is None
+  assert newest_step(folder.checkpoints) is None
   with manager.open_checkpoints(folder.checkpoints, keep=2) as checkpoints:
     for step in (1, 2, 3):
-      manager.save(checkpoints, state_at(step), {"step": step})
-  assert manager.complete_steps(folder.checkpoints) == [2, 3]
+      manager.save(checkpoints, state_at(step), metadata_at(step))
+  assert complete_steps(folder.checkpoints) == [2, 3]
   data_files = folder.checkpoints / "3" / "state" / "ocdbt.process_0" / "d"
   largest = max(data_files.iterdir(), key=lambda path: path.stat().length)
   data = bytearray(largest.read_bytes())
@@ -132,15 +138,15 @@ with open_run_folder("gs://fourth/run") as folder:
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state_at(0)
   )
   step, params, metadata = manager.restore_params(folder.checkpoints, shapes.params)
-  assert (step, metadata) == (2, {"step": 2})
-  assert manager.complete_steps(folder.checkpoints) == [2, 3]
+  assert (step, metadata) == (2, metadata_at(2))
+  assert complete_steps(folder.checkpoints) == [2, 3]
   with manager.open_checkpoints(folder.checkpoints, keep=2) as checkpoints:
     state, metadata = manager.restore(checkpoints, shapes)
-    assert metadata == {"step": 2}
+    assert metadata == metadata_at(2)
     for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(state_at(2))):
       np.testing.assert_array_equal(found, expected)
-    manager.save(checkpoints, state_at(3), {"step": 3})
-  assert manager.complete_steps(folder.checkpoints) == [2, 3]
+    manager.save(checkpoints, state_at(3), metadata_at(3))
+  assert complete_steps(folder.checkpoints) == [2, 3]
   assert (folder.checkpoints / "damaged-3" / "state").is_dir()
 print("done")
 """

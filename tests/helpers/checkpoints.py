@@ -3,6 +3,7 @@
 import contextlib
 import resource
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,18 @@ import optax
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.manager import open_checkpoints
-from vswin_jax.training.step import create_state
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.data.preprocessing import Preprocessing
 
-METADATA = {"model": {"name": "x"}, "labels": ["a", "b"]}
+METADATA = CheckpointMetadata({"name": "x"}, Preprocessing(), ("a", "b"))
+
+
+@flax.struct.dataclass
+class State:
+  step: jax.Array
+  params: dict
+  ema_params: dict
+  opt_state: optax.OptState
 
 
 def state_at(step, width=300):
@@ -21,9 +31,8 @@ def state_at(step, width=300):
     "stem": {"kernel": jax.random.normal(key, (width, 40))},
     "head": {"bias": jax.random.normal(key, (5,), jnp.bfloat16)},
   }
-  state = create_state(params, optax.adam(1e-3), with_ema=True)
   ema_params = jax.tree.map(lambda leaf: leaf * 2, params)
-  return state.replace(step=jnp.int32(step), ema_params=ema_params)
+  return State(jnp.int32(step), params, ema_params, optax.adam(1e-3).init(params))
 
 
 def shapes_of(tree):
@@ -38,14 +47,14 @@ def assert_same(found, expected):
     np.testing.assert_array_equal(one, other)
 
 
-def save_all(directory, steps, scores=None, **options):
+def save_all(directory, steps, **options):
   with open_checkpoints(directory, **options) as checkpoints:
     for step in steps:
-      manager.save(checkpoints, state_at(step), METADATA, (scores or {}).get(step))
+      manager.save(checkpoints, state_at(step), METADATA)
 
 
 def flip_bits(path):
-  """Changes something of every large array, and nothing that is needed to read the file."""
+  """Flips bits of every large array, so that the file can still be read."""
   data = bytearray(path.read_bytes())
   for place in range(min(len(data) // 2, 10_000), len(data) - 1000, 20_000):
     data[place] ^= 16
@@ -54,7 +63,7 @@ def flip_bits(path):
 
 @contextlib.contextmanager
 def small_disk(size):
-  """Files that grow beyond a size in bytes can't be written, as on a disk that is full."""
+  """Makes writing files beyond a size in bytes fail, as on a full disk."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
   try:
@@ -64,6 +73,6 @@ def small_disk(size):
 
 
 def data_files(directory, step, process):
-  """Files of arrays that a process wrote, by size."""
+  """Returns the files of arrays that a process wrote, by size."""
   files = (directory / str(step) / "state" / f"ocdbt.process_{process}" / "d").iterdir()
   return sorted(files, key=lambda path: path.stat().st_size)

@@ -16,6 +16,7 @@ from tests.helpers.runs import (
 )
 from vswin_jax import create_model, load_model
 from vswin_jax.checkpoints.manager import write_params
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.data import transforms
 from vswin_jax.data.clips import ClipSpec, Views, eval_clips
 from vswin_jax.data.files import file_record, find_videos
@@ -50,8 +51,7 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("model") / "checkpoint"
   _, params = split_model(create_model(**MODEL))
   params["head"]["kernel"] *= 30.0
-  metadata = {"model": MODEL, "labels": LABELS, "preprocessing": PREPROCESSING.to_metadata()}
-  write_params(folder, params, metadata)
+  write_params(folder, params, CheckpointMetadata(MODEL, PREPROCESSING, tuple(LABELS)))
   return folder
 
 
@@ -106,8 +106,8 @@ def test_predictions_are_means_over_views_of_the_models_probabilities(
 
 def test_a_model_of_several_labels_gives_sigmoids(model, videos, tmp_path):
   _, params = split_model(model)
-  metadata = {"model": MODEL, "labels": LABELS, "preprocessing": PREPROCESSING.to_metadata()}
-  write_params(tmp_path / "checkpoint", params, metadata | {"multi_label": True})
+  metadata = CheckpointMetadata(MODEL, PREPROCESSING, tuple(LABELS), multi_label=True)
+  write_params(tmp_path / "checkpoint", params, metadata)
   several = load_model(tmp_path / "checkpoint")
   # A checkpoint that does not say so gives one label.
   assert several.multi_label and not model.multi_label

@@ -8,6 +8,7 @@ import pytest
 
 from vswin_jax import create_model, load_model
 from vswin_jax.checkpoints.manager import write_params
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.video.decoding import decode_frames
@@ -51,8 +52,7 @@ def model(tmp_path_factory):
   folder = tmp_path_factory.mktemp("model") / "checkpoint"
   _, params = split_model(create_model(**MODEL))
   params["head"]["fc2"]["kernel"] *= 10.0
-  metadata = {"model": MODEL, "labels": None, "preprocessing": PREPROCESSING.to_metadata()}
-  write_params(folder, params, metadata)
+  write_params(folder, params, CheckpointMetadata(MODEL, PREPROCESSING))
   return load_model(folder)
 
 
@@ -102,7 +102,7 @@ def test_at_any_moment_a_stream_equals_one_pass_over_all_frames(model, pixels, o
 
 def test_a_model_of_several_labels_gives_sigmoids(model, video, tmp_path):
   _, params = split_model(model)
-  metadata = {"model": MODEL, "preprocessing": PREPROCESSING.to_metadata(), "multi_label": True}
+  metadata = CheckpointMetadata(MODEL, PREPROCESSING, multi_label=True)
   write_params(tmp_path / "checkpoint", params, metadata)
   several = load_model(tmp_path / "checkpoint")
   (timeline,) = iterate_timelines(several, [video], PREPROCESSING, batch_size=2, num_workers=0)

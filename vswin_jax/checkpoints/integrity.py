@@ -1,21 +1,13 @@
-"""One checkpoint: what it says about itself, its arrays, and whether they are what was saved.
+"""Integrity of checkpoints: checksums of arrays and metadata, saved with them and compared later.
 
-Every checkpoint carries fingerprints, exact sums over the bits of its arrays, so that files that
-can be read but are not what was written are noticed. All processes of a run come to one result.
+The checksums are a part of the custom metadata, which Orbax saves in the file
+`_CHECKPOINT_METADATA`. They find files that can be read but are not what was written.
 """
 
-import contextlib
 import dataclasses
-import errno
 import functools
 import json
-import logging
-import os
-import re
-import sys
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,194 +15,165 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from vswin_jax.common.cli import TRANSIENT, is_transient
+from vswin_jax.checkpoints.errors import CheckpointError, DamagedError, reading
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.checkpoints.orbax_remedies import reading_in_one_process
 from vswin_jax.models.parameters import flatten, parameter_path
 
-# The file in which Orbax keeps custom metadata, and the key of this library's own part of it.
-_METADATA_FILE, _OWN = "_CHECKPOINT_METADATA", "checkpoint"
-
-# Errors that say nothing about the files: the same may be read a minute later, by somebody else, or
-# with more memory.
-_OTHER_ERRORS = (
-  MemoryError, PermissionError, TimeoutError, ConnectionError, jax.errors.JaxRuntimeError,
-)  # fmt: skip
-_OTHER_NUMBERS = (
-  errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENETDOWN,
-  errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-)  # fmt: skip
-_OTHER_MODULES = ("aiohttp", "gcsfs", "google", "requests")
-_OTHER_CODES = re.compile(
-  r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
-  r"|CANCELLED)\b"
-)
-
-_ORBAX_FILES = os.path.join("orbax", "checkpoint", "")
-
-# Room for a reason that a process tells the others, in bytes.
-_REASON_SIZE = 1000
-
-
-class CheckpointError(ValueError):
-  """A checkpoint that is missing or does not fit; the message says what to do."""
-
-
-class StorageError(CheckpointError):
-  """A checkpoint that can't be read or written now; the same may succeed later."""
-
-  exit_status = TRANSIENT
-
-
-class DamagedError(Exception):
-  """A checkpoint whose files are not what was written; the message says in what way."""
+_METADATA_FILE = "_CHECKPOINT_METADATA"
+# Key of the checksums in the custom metadata.
+_RECORD = "checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a checkpoint says about itself.
+  """Description of a saved checkpoint.
 
   Attributes:
+    metadata: saved with the arrays.
     arrays: descriptions with `shape` and `dtype`, by dotted path.
-    metadata: what was saved with the arrays.
-    fingerprints: of the arrays, by dotted path; None: it was written without.
+    checksums: of the arrays, by dotted path; None if it was saved without.
   """
 
+  metadata: CheckpointMetadata
   arrays: dict
-  metadata: dict
-  fingerprints: dict[str, int] | None
+  checksums: dict[str, int] | None
 
 
-def metadata_to_write(state, metadata: dict, score: float | None) -> dict:
-  """The metadata, and with them what tells later whether the checkpoint is whole, and its score."""
+def custom_metadata(state, metadata: CheckpointMetadata) -> dict:
+  """Returns the JSON to save with a state: its metadata and checksums."""
   arrays = arrays_of(state)
-  marks = fingerprints(arrays)
-  own = {
-    "arrays": "".join(f"{marks[path]:08x}" for path in sorted(marks)),
-    "shapes": _checksum(_shapes(arrays)),
-    "metadata": _checksum(metadata),
-    "score": score,
+  checksums = array_checksums(arrays)
+  values = metadata.to_json()
+  record = {
+    "arrays": "".join(f"{checksums[path]:08x}" for path in sorted(checksums)),
+    "shapes": _json_checksum(_shapes(arrays)),
+    "metadata": _json_checksum(values),
   }
-  return {**metadata, _OWN: own}
+  return {**values, _RECORD: record}
 
 
-def read_metadata(path) -> tuple[dict, dict]:
-  """The metadata of a checkpoint, and what this library added to them (empty if it was written
-  without).
+def read_metadata(path) -> CheckpointMetadata:
+  """Returns the metadata of a checkpoint.
 
   Raises:
-    DamagedError: they are missing or were changed.
-    CheckpointError: they can't be read now.
+    DamagedError: the file is missing or was changed.
+    CheckpointError: it can't be read now, or another program wrote it.
   """
-  with _reading(path):
-    metadata = json.loads((path / _METADATA_FILE).read_text())["custom_metadata"]
-    own = metadata.pop(_OWN, {})
-    if own and own["metadata"] != _checksum(metadata):
-      raise DamagedError("what it says about itself is not what was written")
-  return metadata, own
+  return _read_metadata(path)[0]
+
+
+def _read_metadata(path) -> tuple[CheckpointMetadata, dict]:
+  with reading(path):
+    values = json.loads((path / _METADATA_FILE).read_text())["custom_metadata"] or {}
+    record = values.pop(_RECORD, {})
+    if record and record["metadata"] != _json_checksum(values):
+      raise DamagedError("the checksum of its metadata differs")
+  try:
+    return CheckpointMetadata.from_json(values), record
+  except ValueError as error:
+    raise CheckpointError(
+      f"{path} does not say which model it holds ({error}); expected a checkpoint of "
+      "vswin_jax.main or vswin_jax.convert"
+    ) from error
 
 
 def read_contents(path) -> Contents:
-  """All that a checkpoint says about itself.
-
-  Raises:
-    as `read_metadata`.
-  """
-  metadata, own = read_metadata(path)
-  with _reading(path), _alone():
+  """Returns the description of a checkpoint; raises like `read_metadata`."""
+  metadata, record = _read_metadata(path)
+  with reading(path), reading_in_one_process():
     arrays = arrays_of(ocp.metadata(path).metadata)
-    if not own:
-      return Contents(arrays, metadata, None)
-    if own["shapes"] != _checksum(_shapes(arrays)):
-      raise DamagedError("the list of its arrays is not what was written, or can't be read")
-    text = own["arrays"]
-    marks = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
-  return Contents(arrays, metadata, dict(zip(sorted(arrays), marks)))
+    if not record:
+      return Contents(metadata, arrays, None)
+    if record["shapes"] != _json_checksum(_shapes(arrays)):
+      raise DamagedError("the list of its arrays is not the one that was saved")
+    digits = record["arrays"]
+    checksums = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+  return Contents(metadata, arrays, dict(zip(sorted(arrays), checksums)))
 
 
 def load_arrays(path, contents: Contents, shapes):
-  """Loads the part of the arrays that lies in this process, without a word to the others.
+  """Loads the parts of arrays that are placed on the devices of this process.
 
   Args:
     shapes: a tree of `jax.ShapeDtypeStruct`s with shardings, of all arrays or some.
 
   Returns:
-    A tree like `shapes`, of the dtypes that were saved.
-
-  Raises:
-    as `read_metadata`.
+    A tree of arrays like `shapes`, with the dtypes that were saved. Raises like `read_metadata`.
   """
 
   def as_saved(key_path, leaf):
     dtype = contents.arrays[parameter_path(key_path)].dtype
     return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
 
-  with _reading(path), _alone():
+  with reading(path), reading_in_one_process():
     return ocp.load(path, jax.tree_util.tree_map_with_path(as_saved, shapes))
 
 
 def check_arrays(contents: Contents, loaded) -> None:
-  """Compares loaded arrays with the fingerprints of what was saved; all processes together.
+  """Compares loaded arrays with the saved checksums; all processes of a run call this together.
 
   Raises:
-    DamagedError: in all of them, if some are not the same.
+    DamagedError: in all processes, if any array differs.
   """
-  if contents.fingerprints is None:
+  if contents.checksums is None:
     return
-  found = fingerprints(arrays_of(loaded))
-  changed = [path for path in sorted(found) if found[path] != contents.fingerprints[path]]
+  found = array_checksums(arrays_of(loaded))
+  changed = [path for path in sorted(found) if found[path] != contents.checksums[path]]
   if changed:
     raise DamagedError(
-      f"{len(changed)} of {len(found)} arrays are not what was written: {', '.join(changed[:3])}"
+      f"the checksums of {len(changed)} of {len(found)} arrays differ: {', '.join(changed[:3])}"
     )
 
 
-def fingerprints(arrays: dict) -> dict[str, int]:
-  """A number below 2**32 for each array; the same however an array is laid over devices.
+def array_checksums(arrays: dict) -> dict[str, int]:
+  """Returns a 32-bit checksum of each array, which does not depend on its sharding.
 
-  The words of an array are summed modulo 2**32, each times an odd number that its place decides:
-  no change of one word goes unnoticed, nor does one of places except by a rare chance.
+  All processes of a run call this together. The words of an array are multiplied by odd factors
+  that depend on their positions, and summed modulo 2**32. Any change of one word changes the sum;
+  so does nearly every permutation.
   """
-  # Each process works on what it holds: no program waits for another process while it does.
-  parts = jax.device_get([_of_own_parts(array) for array in arrays.values()])
-  numbers = np.array([sum(map(int, found)) % 2**32 for found in parts], np.uint32)
+  # Each process sums its own shards, so that no compiled program waits for another process.
+  sums = jax.device_get([_shard_checksums(array) for array in arrays.values()])
+  checksums = np.array([sum(map(int, of_shards)) % 2**32 for of_shards in sums], np.uint32)
   if jax.process_count() > 1:
-    numbers = multihost_utils.process_allgather(numbers).sum(0, dtype=np.uint32)
-  return {path: int(number) for path, number in zip(arrays, numbers)}
+    checksums = multihost_utils.process_allgather(checksums).sum(0, dtype=np.uint32)
+  return {path: int(checksum) for path, checksum in zip(arrays, checksums)}
 
 
-def _of_own_parts(array: jax.Array) -> list[jax.Array]:
-  """What each part of an array that lies here, and counts once in a run, adds to its number."""
-  array, found = jnp.asarray(array), []
-  for part in array.addressable_shards:
-    if part.replica_id == 0:
-      starts = [along.indices(size)[0] for along, size in zip(part.index, array.shape)]
-      found.append(_fingerprint(part.data, np.array(starts, np.uint32), array.shape))
-  return found
+def _shard_checksums(array: jax.Array) -> list[jax.Array]:
+  """Returns the checksums of the shards in this process, counting each replica set once."""
+  array, checksums = jnp.asarray(array), []
+  for shard in array.addressable_shards:
+    if shard.replica_id == 0:
+      starts = [index.indices(size)[0] for index, size in zip(shard.index, array.shape)]
+      checksums.append(_checksum(shard.data, np.array(starts, np.uint32), array.shape))
+  return checksums
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _fingerprint(part: jax.Array, starts: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Of a part of an array of some shape that begins at some places along its axes."""
-  if part.dtype == jnp.bool_:
-    part = part.astype(jnp.uint8)
-  # Of 8 bytes two words are made, along an axis of their own.
-  word = {1: jnp.uint8, 2: jnp.uint16}.get(part.dtype.itemsize, jnp.uint32)
-  words = jax.lax.bitcast_convert_type(part, word).astype(jnp.uint32)
+def _checksum(shard: jax.Array, starts: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns the checksum of a shard that starts at `starts` in an array of a shape."""
+  if shard.dtype == jnp.bool_:
+    shard = shard.astype(jnp.uint8)
+  word = {1: jnp.uint8, 2: jnp.uint16}.get(shard.dtype.itemsize, jnp.uint32)
+  # Elements of 8 bytes become two words along a new last axis.
+  words = jax.lax.bitcast_convert_type(shard, word).astype(jnp.uint32)
   sizes = (*shape, *words.shape[len(shape) :])
-  place, stride = jnp.zeros((), jnp.uint32), 1
+  position, stride = jnp.zeros((), jnp.uint32), 1
   for axis in reversed(range(words.ndim)):
     start = starts[axis] if axis < len(shape) else 0
-    along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) + start
-    place += along * np.uint32(stride % 2**32)
+    index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) + start
+    position += index * np.uint32(stride % 2**32)
     stride *= sizes[axis]
-  # Neighbors get unlike numbers, otherwise those of swapped words would often make up for each
-  # other.
-  place *= np.uint32(0x9E3779B1)
-  place = (place ^ (place >> 15)) * np.uint32(0x85EBCA6B)
-  return jnp.sum(words * (place | 1), dtype=jnp.uint32)
+  # Factors of neighbors must be unrelated, or swapped words would often cancel out.
+  factor = position * np.uint32(0x9E3779B1)
+  factor = (factor ^ (factor >> 15)) * np.uint32(0x85EBCA6B)
+  return jnp.sum(words * (factor | 1), dtype=jnp.uint32)
 
 
 def arrays_of(tree) -> dict:
-  """Arrays, or descriptions of arrays, by dotted path."""
+  """Returns the arrays, or descriptions of arrays, of a tree by dotted path."""
   return {path: leaf for path, leaf in flatten(tree).items() if hasattr(leaf, "shape")}
 
 
@@ -218,147 +181,5 @@ def _shapes(arrays: dict) -> dict:
   return {path: list(leaf.shape) for path, leaf in arrays.items()}
 
 
-def _checksum(metadata: dict) -> int:
-  return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
-
-
-# How a process tells the others of an error, those that count more first.
-_KINDS = {CheckpointError: b"C", StorageError: b"S", DamagedError: b"D"}
-
-
-def together(action: Callable):
-  """Runs an action in every process of the run; all get its result, or all the same error.
-
-  Raises:
-    CheckpointError: as one of the processes did; else
-    StorageError: likewise; else
-    DamagedError: likewise.
-  """
-  error = None
-  try:
-    result = action()
-  except (CheckpointError, DamagedError) as caught:
-    error = caught
-  if jax.process_count() > 1:
-    error = _first_error(error)
-  if error is not None:
-    raise error
-  return result
-
-
-def _first_error(error: Exception | None) -> Exception | None:
-  """The error of the first of all processes that had one."""
-  note = np.zeros(_REASON_SIZE, np.uint8)
-  if error is not None:
-    text = (_KINDS[type(error)] + str(error).encode())[:_REASON_SIZE]
-    note[: len(text)] = np.frombuffer(text, np.uint8)
-  notes = [bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(note)]
-  for kind, mark in _KINDS.items():
-    for text in notes:
-      if text.startswith(mark):
-        return kind(text[1:].decode(errors="replace"))
-  return None
-
-
-def failure(text: str, cause: BaseException) -> CheckpointError:
-  """The error of what files, disks or networks raised."""
-  return (StorageError if is_transient(cause) else CheckpointError)(text)
-
-
-def in_words(error: BaseException) -> str:
-  """The reason of an error that Orbax raised, as a line."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  # TensorStore says all that it knows of a file in brackets behind the reason.
-  text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0]
-  text = f"{type(error).__name__}: {text}"
-  # What happened comes first, and why it did last.
-  return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[list[BaseException]]:
-  """Keeps back what Orbax and its event loop print about errors that are raised as well.
-
-  Yields:
-    A list that the errors come to as they happen, also in the background; of contexts within each
-    other that of the inner one.
-  """
-  errors: list[BaseException] = []
-
-  def collect(record: logging.LogRecord) -> bool:
-    """A filter that keeps what Orbax says from all handlers."""
-    if _ORBAX_FILES not in record.pathname:
-      return record.name != "asyncio"
-    if record.levelno >= logging.ERROR and record.exc_info and record.exc_info[1]:
-      errors.append(record.exc_info[1])
-    return False
-
-  def is_left_over(error: BaseException | None) -> bool:
-    text = str(error)
-    return text == "Event loop is closed" or text.startswith(
-      "Encountered error while reading array"
-    )
-
-  def print_uncaught(kind, error, trace) -> None:
-    if not is_left_over(error):
-      uncaught(kind, error, trace)
-
-  def print_unraisable(unraisable) -> None:
-    if not is_left_over(unraisable.exc_value):
-      unraisable_hook(unraisable)
-
-  uncaught, unraisable_hook = sys.excepthook, sys.unraisablehook
-  loggers = [logging.getLogger(name) for name in (None, "absl", "asyncio")]
-  for each in loggers:
-    each.filters.insert(0, collect)
-  sys.excepthook, sys.unraisablehook = print_uncaught, print_unraisable
-  try:
-    with warnings.catch_warnings():
-      warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
-      yield errors
-  finally:
-    sys.excepthook, sys.unraisablehook = uncaught, unraisable_hook
-    for each in loggers:
-      each.removeFilter(collect)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-  """Orbax reads in this process without waiting for others: one that fails would hold them up."""
-  context, process = ocp.Context(), jax.process_index()
-  context.multiprocessing.primary_host = process
-  context.multiprocessing.active_processes = {process}
-  context.pytree.loading.partial_load = True
-  with context:
-    yield
-
-
-@contextlib.contextmanager
-def _reading(path) -> Iterator[None]:
-  """Turns whatever reading raises into damage, or into an error that says it is none."""
-  try:
-    yield
-  except (CheckpointError, DamagedError):
-    raise
-  except Exception as error:
-    if _says_nothing_of_files(error):
-      raise failure(
-        f"can't read {path}: {in_words(error)}. Nothing says that it is damaged; mend the cause "
-        "and try again",
-        error,
-      ) from error
-    raise DamagedError(in_words(error)) from error
-
-
-def _says_nothing_of_files(error: BaseException | None) -> bool:
-  while error is not None:
-    if isinstance(error, _OTHER_ERRORS) or type(error).__module__.startswith(_OTHER_MODULES):
-      return True
-    # A disk or network that fails; what is missing or of another kind may be damage.
-    if isinstance(error, OSError) and error.errno in _OTHER_NUMBERS:
-      return True
-    if _OTHER_CODES.search(str(error)[:500]):
-      return True
-    error = error.__cause__
-  return False
+def _json_checksum(values: dict) -> int:
+  return zlib.crc32(json.dumps(values, sort_keys=True).encode())

@@ -1,136 +1,139 @@
-"""Which of the checkpoints in a folder is read: the newest that is complete and not damaged."""
+"""Checkpoint selection: the newest complete, undamaged step of a folder."""
 
-import gc
 import os
 from collections.abc import Callable
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vswin_jax.checkpoints import integrity
-from vswin_jax.checkpoints.integrity import (
+from vswin_jax.checkpoints.errors import (
   CheckpointError,
-  Contents,
   DamagedError,
-  failure,
-  in_words,
+  in_all_processes,
+  root_cause,
+  storage_error,
 )
+from vswin_jax.checkpoints.integrity import Contents
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.checkpoints.orbax_remedies import without_orbax_logs
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
+from vswin_jax.distributed.agreement import of_first
 
 _NAMES = ocp.path.step.standard_name_format()
 
 
 def complete_steps(directory: str | os.PathLike) -> list[int]:
-  """Steps of the complete checkpoints in a folder, sorted: none if there is no such folder.
+  """Returns the steps of the complete checkpoints in a folder, sorted; [] if there is no folder.
 
-  Looks at names alone and waits for no other process.
+  Does not read arrays; in a run of several processes, each looks for itself.
 
   Raises:
     CheckpointError: the folder can't be read.
   """
   directory = file_path(directory)
   try:
-    return sorted(found.step for found in _NAMES.find_all(directory))
+    with without_orbax_logs():
+      return sorted(found.step for found in _NAMES.find_all(directory))
   except Exception as error:
-    raise failure(f"can't read {directory}: {in_words(error)}", error) from error
+    raise storage_error(f"can't read {directory}: {root_cause(error)}", error) from error
 
 
 def newest_step(directory: str | os.PathLike) -> int | None:
-  """Step of the newest complete checkpoint in a folder; see `complete_steps`."""
+  """Returns the step of the newest complete checkpoint; None if there is none."""
   return max(complete_steps(directory), default=None)
-
-
-def existing_steps(directory: AnyPath) -> list[int]:
-  """Steps of the complete checkpoints of a folder in which there must be some."""
-  steps = complete_steps(directory)
-  if steps:
-    return steps
-  # In a bucket there are no folders without files.
-  if directory.is_dir():
-    raise CheckpointError(f"no complete checkpoint in {directory}")
-  raise CheckpointError(
-    f"no checkpoints in {directory}; expected a run of vswin_jax.main, or what "
-    "vswin_jax.convert makes of a file"
-  )
 
 
 def path_of(directory: AnyPath, step: int) -> AnyPath:
   return directory / _NAMES.build_name(step)
 
 
-def newest_whole(
-  directory: AnyPath, prepare: Callable[[int, Contents], object]
-) -> tuple[int, object, Contents, list[int]]:
-  """Loads from the newest checkpoint that is not damaged; all processes take the same.
-
-  Args:
-    prepare: from a step and what the checkpoint says about itself to the shapes to load.
-
-  Returns:
-    The step, the arrays, what the checkpoint says about itself, and the steps of newer ones, which
-    are damaged.
+def read_metadata(directory: str | os.PathLike) -> CheckpointMetadata:
+  """Returns the metadata of the newest complete checkpoint with undamaged metadata.
 
   Raises:
-    CheckpointError: as `prepare` does, there is none, or all are damaged.
+    CheckpointError: there is none, or another program wrote it.
   """
-  with integrity.quiet():
-    return _newest_whole(directory, prepare)
+  directory, damaged = file_path(directory), {}
+  for step in reversed(_existing_steps(directory)):
+    try:
+      return integrity.read_metadata(path_of(directory, step))
+    except DamagedError as error:
+      damaged[step] = str(error)
+  raise _all_damaged(directory, damaged)
 
 
-def _newest_whole(directory: AnyPath, prepare: Callable):
+def load_newest(
+  directory: AnyPath, shapes_for: Callable[[int, Contents], object]
+) -> tuple[int, object, CheckpointMetadata, list[int]]:
+  """Loads the newest undamaged checkpoint; all processes of a run call this together.
+
+  Args:
+    shapes_for: takes a step and the contents of its checkpoint, and returns the arrays to load as
+      a tree of `jax.ShapeDtypeStruct`s with shardings.
+
+  Returns:
+    The step, the arrays, the metadata, and the steps of newer checkpoints, which are damaged.
+
+  Raises:
+    CheckpointError: `shapes_for` raised it, there is no checkpoint, or all are damaged.
+  """
   damaged = {}
-  for step in _steps_to_try(directory):
+  steps = in_all_processes(lambda: _existing_steps(directory))
+  # Process 0 decides, because other hosts may see an older state of the folder.
+  while (step := of_first(max(steps, default=-1))) >= 0:
+    steps = [other for other in steps if other < step]
     path = path_of(directory, step)
 
-    def read(step=step, path=path):
+    def load(step=step, path=path):
       contents = integrity.read_contents(path)
-      wanted = prepare(step, contents)
-      return integrity.load_arrays(path, contents, wanted), wanted, contents
+      shapes = shapes_for(step, contents)
+      return contents, shapes, integrity.load_arrays(path, contents, shapes)
 
     try:
-      loaded, wanted, contents = integrity.together(read)
-      integrity.check_arrays(contents, loaded)
+      with without_orbax_logs():
+        contents, shapes, loaded = in_all_processes(load)
+        integrity.check_arrays(contents, loaded)
     except DamagedError as error:
       damaged[step] = str(error)
       logger.warning("the checkpoint of step %d in %s is damaged: %s", step, directory, error)
-      # What was begun to be read is dropped, and complains, before the end of the context.
-      gc.collect()
       continue
     if damaged:
-      logger.warning("step %d of %s is the newest that is whole; using it", step, directory)
-    arrays = jax.tree.map(
-      lambda leaf, shape: leaf if leaf.dtype == shape.dtype else leaf.astype(shape.dtype),
-      loaded,
-      wanted,
-    )
-    return step, arrays, contents, list(damaged)
-  raise none_whole(directory, damaged)
+      logger.warning("using step %d of %s, the newest undamaged checkpoint", step, directory)
+    arrays = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), loaded, shapes)
+    return step, arrays, contents.metadata, list(damaged)
+  raise _all_damaged(directory, damaged)
 
 
-def none_whole(directory: AnyPath, damaged: dict[int, str]) -> CheckpointError:
-  reasons = "; ".join(f"step {step}: {reason}" for step, reason in list(damaged.items())[:3])
-  return CheckpointError(
-    f"none of the {len(damaged)} checkpoints in {directory} can be read: {reasons}. Restore "
-    "one from a copy, or start anew in another folder"
+def _existing_steps(directory: AnyPath) -> list[int]:
+  """Returns the steps of the complete checkpoints; raises CheckpointError if there are none."""
+  steps = complete_steps(directory)
+  if steps:
+    return steps
+  # A bucket has no empty folders.
+  if directory.is_dir():
+    raise CheckpointError(f"no complete checkpoint in {directory}")
+  raise CheckpointError(
+    f"no checkpoints in {directory}; expected a workdir of vswin_jax.main, or a folder that "
+    "vswin_jax.convert wrote"
   )
 
 
-def _steps_to_try(directory: AnyPath) -> list[int]:
-  """Newest first, as process 0 sees them: other hosts may be shown an older state."""
-  steps = integrity.together(lambda: existing_steps(directory))[::-1]
-  if jax.process_count() == 1:
-    return steps
-  count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-  own = np.zeros(count, np.int32)
-  own[: len(steps)] = steps[:count]
-  return [int(step) for step in multihost_utils.broadcast_one_to_all(own)]
+def _all_damaged(directory: AnyPath, damaged: dict[int, str]) -> CheckpointError:
+  reasons = "; ".join(f"step {step}: {reason}" for step, reason in list(damaged.items())[:3])
+  return CheckpointError(
+    f"all {len(damaged)} checkpoints in {directory} are damaged: {reasons}. Restore one from a "
+    "backup, or start a new run in another folder"
+  )
 
 
 def check_fit(directory: AnyPath, step: int, saved: dict, expected: dict) -> None:
-  """Raises CheckpointError unless both hold arrays of the same shapes under the same paths."""
+  """Checks that saved and expected arrays have the same paths and shapes.
+
+  Raises:
+    CheckpointError: they differ.
+  """
 
   def describe(leaves, path):
     return str(list(leaves[path].shape)) if path in leaves else "absent"
@@ -142,7 +145,6 @@ def check_fit(directory: AnyPath, step: int, saved: dict, expected: dict) -> Non
   ]
   if differences:
     raise CheckpointError(
-      f"step {step} in {directory} does not fit the model that was asked for in "
-      f"{len(differences)} places: {'; '.join(differences[:3])}. Ask for the model it holds, or "
-      "name another checkpoint"
+      f"step {step} in {directory} does not fit the model in {len(differences)} places: "
+      f"{'; '.join(differences[:3])}. Use the config of that model, or name another checkpoint"
     )

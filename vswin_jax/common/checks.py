@@ -1,4 +1,4 @@
-"""Values that users choose: each check raises ValueError with one line that names the value."""
+"""Checks of values from users; each raises ValueError with one line that names the value."""
 
 import dataclasses
 import difflib
@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 
 
 def fields(config, *names: str) -> dict:
-  """Some attributes by name, to be checked: `check_at_least(1, **fields(config, "width"))`."""
+  """Returns attributes by name, as in `check_at_least(1, **fields(config, "width"))`."""
   return {name: getattr(config, name) for name in names}
 
 
 def set_sizes(config, name: str) -> None:
-  """Makes a field of a frozen dataclass a tuple of positive integers."""
+  """Converts a field of a frozen dataclass to a tuple, after checking for positive integers."""
   sizes = getattr(config, name)
   is_sequence = isinstance(sizes, Sequence) and not isinstance(sizes, str)
   if not (is_sequence and sizes and all(isinstance(size, int) and size > 0 for size in sizes)):
@@ -20,7 +20,7 @@ def set_sizes(config, name: str) -> None:
 
 
 def set_range(config, name: str) -> None:
-  """Makes a field of a frozen dataclass a pair (low, high) of positive numbers, low <= high."""
+  """Converts a field of a frozen dataclass to a tuple, after checking 0 < low <= high."""
   low_high = tuple(getattr(config, name))
   if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
     raise ValueError(f"{name} must be (low, high) with 0 < low <= high; got {low_high}")
@@ -57,21 +57,21 @@ def check_heads(channels: int, heads: int, what: str) -> None:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-  """The end of an error line about an unknown name: the nearest known one, or all of them."""
+  """Returns a hint for an unknown name: the closest known name, or all known names."""
   match = difflib.get_close_matches(name, list(known), n=1)
   return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known))}"
 
 
 def replace_fields(config, name: str, overrides: dict):
-  """A copy of a configuration with some fields replaced.
+  """Returns a copy of a dataclass with some fields replaced.
 
   Args:
-    config: a dataclass.
-    name: of what it describes, for messages.
+    config: the dataclass.
+    name: what it configures, for messages.
     overrides: new values by field.
 
   Raises:
-    ValueError: an unknown field, or a value that does not fit.
+    ValueError: a field is unknown, or a value invalid.
   """
   known = {field.name for field in dataclasses.fields(config)}
   for field in overrides:

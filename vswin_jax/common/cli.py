@@ -1,7 +1,7 @@
-"""How the commands of this package end when something goes wrong.
+"""Exit statuses and one-line errors of the commands.
 
-Exit statuses of `USER_ERRORS` say that the command has to be changed, `UNEXPECTED` and `TRANSIENT`
-that the same command may succeed. What launches runs goes by them.
+The launchers restart a command that ends with `UNEXPECTED` or `TRANSIENT`, as it may succeed next
+time. After a status of `USER_ERRORS` the command, or its input, must be changed first.
 """
 
 import ast
@@ -14,40 +14,42 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
-# 1 is how these commands end, 2 how Python does if its own command line is wrong.
+from vswin_jax.common.messages import one_line
+
+# 1 is used by the commands, 2 by Python for its own command line.
 USER_ERRORS = (1, 2)
 UNEXPECTED = 70
 TRANSIENT = 75
-# Of the errors of an operating system, those that stay until somebody does something.
+# Errors of the operating system that remain until somebody acts.
 _LASTING = (
   FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
 )  # fmt: skip
-# How buckets and clusters say so, where their libraries raise errors of their own.
+# The same, in errors of the libraries for buckets and clusters.
 _LASTING_CODES = ("400", "401", "403")
 _LASTING_WORDS = re.compile(r"\b(Forbidden|PERMISSION_DENIED|UNAUTHENTICATED)\b")
 
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator[None]:
-  """Ends the program with one line in place of a traceback.
+  """Ends the program with one line instead of a traceback after errors meant for the user.
 
   Args:
-    interrupted: what an interruption leaves behind, in words.
-    errors: the exceptions, besides OSError, that speak to the user; their `exit_status`, if they
-      have one, takes the place of 1. Every error of this library's own is a ValueError.
+    interrupted: state of the output after Ctrl-C, for the message.
+    errors: exceptions, besides OSError, whose messages are written for the user. Their attribute
+      `exit_status` becomes the exit status; without it, that is 1. Other exceptions pass through.
   """
   try:
     yield
   except BrokenPipeError:
-    # Whoever read the output has enough; Python's own flush at exit would complain.
+    # The reader, such as `head`, has ended; without this, Python's flush at exit fails.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except (OSError, *errors) as error:
     status = getattr(error, "exit_status", 1)
-    # Without a number it is no error of the operating system, but of a library that says it so.
+    # Without a number, a library and not the operating system raised it.
     if isinstance(error, OSError) and error.errno and is_transient(error):
       status = TRANSIENT
-    line = f"error: {' '.join(str(error).split()) if isinstance(error, OSError) else error}"
+    line = f"error: {one_line(error) if isinstance(error, OSError) else error}"
     if status == 1:
       sys.exit(line)
     print(line, file=sys.stderr)
@@ -58,7 +60,7 @@ def one_line_errors(interrupted: str, errors: tuple = (ValueError,)) -> Iterator
 
 @contextlib.contextmanager
 def unexpected_errors() -> Iterator[None]:
-  """Ends the program with the status `UNEXPECTED` after the traceback of an error."""
+  """Ends the program with a traceback and the status `UNEXPECTED` after an exception."""
   try:
     yield
   except Exception:
@@ -67,8 +69,10 @@ def unexpected_errors() -> Iterator[None]:
 
 
 def is_transient(error: BaseException | None) -> bool:
-  """Whether what files, disks or networks raised may be gone at the next try: not if it, or its
-  cause, stays until somebody does something."""
+  """Returns whether an error of files, disks or networks may be gone at the next attempt.
+
+  Missing files and missing rights, also as the cause of the error, are not transient.
+  """
   while error is not None:
     code = getattr(error, "code", None) or getattr(error, "status", None)
     if isinstance(error, _LASTING) or str(code) in _LASTING_CODES:
@@ -80,24 +84,23 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def refuse_arguments(arguments: list[str]) -> None:
-  """Ends a program that takes options alone if it was given anything else."""
+  """Ends the program with one line if the command line has arguments that are not options."""
   if arguments[1:]:
     sys.exit(f"error: unexpected argument {arguments[1]!r}; options start with --")
 
 
 def parse_config_flags(arguments: list[str]) -> list[str]:
-  """Parses flags; one that does not exist, or a config that can't be made of them, ends the program
-  with one line."""
+  """Parses flags, and ends the program with one line if one is unknown or the config is invalid."""
   app.define_help_flags()
   try:
     return flags.FLAGS(arguments)
   except OSError as error:
-    sys.exit(f"error: {' '.join(str(error).split())}")
+    sys.exit(f"error: {one_line(error)}")
   except flags.Error as error:
-    # Of an error inside a config file the whole traceback, the error itself last.
+    # For an error inside a config file it is the whole traceback, with the error last.
     sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
     text = str(error.args[0] if error.args else error)
-    with contextlib.suppress(SyntaxError, ValueError):  # some are quoted once more
+    with contextlib.suppress(SyntaxError, ValueError):  # some texts are in quotes
       text = str(ast.literal_eval(text))
-    sys.exit(f"error: config key {' '.join(text.split())}")
+    sys.exit(f"error: config key {one_line(text)}")

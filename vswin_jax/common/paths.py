@@ -1,4 +1,4 @@
-"""Names of files and folders, here or in a bucket, and files that are there whole or not at all."""
+"""Local and remote paths, and atomic file writes."""
 
 import contextlib
 import csv
@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 if TYPE_CHECKING:
   from etils import epath
 
-# The second, for what is in a bucket, is used alike.
+# epath.Path is for buckets; it has the methods of pathlib.Path.
 AnyPath: TypeAlias = Union[pathlib.Path, "epath.Path"]
 
 _BUCKETS = "gs://"
 
 
 class LocalPathError(ValueError):
-  """A name that stands for nothing that can be read or written here; one line."""
+  """Raised for a path that is neither local nor in a bucket that can be read."""
 
 
 def is_in_bucket(name: str | os.PathLike) -> bool:
-  """Whether a name is that of something in a bucket, "gs://bucket/folder"."""
+  """Returns whether a path is in a bucket, such as "gs://bucket/folder"."""
   return os.fspath(name).startswith(_BUCKETS)
 
 
 def file_path(name: str | os.PathLike) -> AnyPath:
-  """The path of something local, see `local_path`, or in a bucket.
+  """Returns the path of a local file, see `local_path`, or of one in a bucket.
 
   Raises:
-    LocalPathError: the name of something elsewhere, or in a bucket without what reads buckets.
+    LocalPathError: the name has another scheme, names no bucket, or gcsfs is not installed.
   """
   if not is_in_bucket(name):
     return local_path(name)
@@ -39,20 +39,20 @@ def file_path(name: str | os.PathLike) -> AnyPath:
     raise LocalPathError(f"{name} names no bucket; expected gs://BUCKET/FOLDER")
   if importlib.util.find_spec("gcsfs") is None:
     raise LocalPathError(
-      f"{name} is in a bucket, and gcsfs, which reads those, is not installed: "
+      f"{name} is in a bucket, and gcsfs, which reads buckets, is not installed: "
       "pip install 'vswin_jax[gcs]'"
     )
-  # Not needed by those that decode videos.
+  # Data workers, which read no buckets, start faster without it.
   from etils import epath
 
   return epath.Path(name)
 
 
 def local_path(name: str | os.PathLike) -> pathlib.Path:
-  """An absolute path; "~" is the home folder where there is one.
+  """Returns an absolute path, with "~" expanded.
 
   Raises:
-    LocalPathError: the name of something on another machine.
+    LocalPathError: the name is a URL.
   """
   name = os.fspath(name)
   if "://" in name:
@@ -62,9 +62,9 @@ def local_path(name: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a name to write to; at the end of the context that file takes the place of `path`.
+  """Replaces a file atomically: yields a temporary path to write to, which is renamed at the end.
 
-  A kill or an error leaves what was there before.
+  After a kill or an error, the file is unchanged.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.tmp")
@@ -76,7 +76,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_table(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-  """Writes a CSV file, whole or not at all."""
+  """Writes a CSV file atomically."""
   with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
     table = csv.writer(file)
     table.writerow(header)

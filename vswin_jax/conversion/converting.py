@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.common.paths import local_path
 from vswin_jax.conversion import released
 from vswin_jax.conversion.download import file_sha256
@@ -66,11 +67,11 @@ def convert_file(
   labels = _labels(request, content, converted)
   preprocessing = _preprocessing(converted, request)
   digest = file_sha256(source)
-  metadata = {
-    "model": converted.model,
-    "preprocessing": preprocessing.to_metadata(),
-    "labels": None if labels is None else list(labels),
-    "source": {
+  metadata = CheckpointMetadata(
+    model=converted.model,
+    preprocessing=preprocessing,
+    labels=labels,
+    source={
       "file": source.name,
       "sha256": digest,
       "family": converted.family,
@@ -78,7 +79,7 @@ def convert_file(
       "notes": list(converted.notes),
       "random": list(converted.random),
     },
-  }
+  )
   manager.write_params(destination, unflatten(converted.params), metadata)
   known = released.identify(source.name, digest, source.stat().st_size)
   return Conversion(source, known, converted, labels, preprocessing)

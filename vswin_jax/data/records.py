@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vswin_jax.common.messages import describe_error
 from vswin_jax.data.video.decoding import VideoMetadata
 
 
@@ -69,7 +70,7 @@ class VideoRecords:
     try:
       return self.source[index]
     except RuntimeError as error:
-      raise DatasetError(f"record {index} can't be read: {_one_line(error)}") from error
+      raise DatasetError(f"record {index} can't be read: {describe_error(error)}") from error
 
   def video_id(self, index: int) -> str:
     return self.source[index]["id"].decode()
@@ -95,11 +96,11 @@ def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
     raise DatasetError(f"{where} has no split {split!r}; it has {known}") from error
   except NotImplementedError as error:
     raise DatasetError(
-      f"{where} is not stored as array_record: {_one_line(error)}; prepare it with "
+      f"{where} is not stored as array_record: {describe_error(error)}; prepare it with "
       'file_format="array_record"'
     ) from error
   except Exception as error:
-    raise DatasetError(f"can't read the files of {where}: {_one_line(error)}") from error
+    raise DatasetError(f"can't read the files of {where}: {describe_error(error)}") from error
   label = builder.info.features["label"]
   multi_label = isinstance(label, tfds.features.Sequence)
   classes = label.feature if multi_label else label
@@ -138,12 +139,8 @@ def _open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     newest = max(versions, key=lambda path: tfds.core.Version(path.name))
     builder = tfds.builder_from_directory(newest)
   except Exception as error:
-    raise DatasetError(f"can't read the data set {where}: {_one_line(error)}") from error
+    raise DatasetError(f"can't read the data set {where}: {describe_error(error)}") from error
   missing = set(features(["any"])) - set(builder.info.features)
   if missing:
     raise DatasetError(f"{where} holds no video records: no {', '.join(sorted(missing))}")
   return builder
-
-
-def _one_line(error: Exception) -> str:
-  return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -76,7 +76,7 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
   ]
   logger.info(result.describe())
   if is_first():
-    training = metadata.get("training")
+    training = metadata.training
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
     local = experiment.folder.local
     results.write_results(

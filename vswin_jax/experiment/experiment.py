@@ -3,7 +3,8 @@
 import dataclasses
 import zlib
 
-from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.checkpoints.selection import newest_step
 from vswin_jax.data import generated
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import VideoRecords, open_records
@@ -37,23 +38,22 @@ class Experiment:
     return self.train_records.class_names
 
   @property
-  def metadata(self) -> dict:
-    """Checkpoint metadata of this run, as JSON types."""
+  def metadata(self) -> CheckpointMetadata:
+    """Metadata of the checkpoints of this run."""
     settings = self.settings
-    preprocessing = Preprocessing(
-      settings.data.mean, settings.data.std, settings.clip, settings.test
-    )
-    return {
-      "model": self.plan.model_options,
-      "preprocessing": preprocessing.to_metadata(),
-      "labels": list(self.class_names),
-      "multi_label": self.plan.multi_label,
-      "training": {
+    return CheckpointMetadata(
+      model=self.plan.model_options,
+      preprocessing=Preprocessing(
+        settings.data.mean, settings.data.std, settings.clip, settings.test
+      ),
+      labels=self.class_names,
+      multi_label=self.plan.multi_label,
+      training={
         "data": settings.data.name,
         "videos": len(self.train_records),
         "batch_size": settings.train.batch_size,
       },
-    }
+    )
 
   def shared_values(self) -> dict[str, str]:
     """Returns, by name, what must be equal in all processes besides the config."""
@@ -66,7 +66,7 @@ class Experiment:
     )
     return {
       "the data set": f"{sizes}, {len(self.class_names)} classes ({names:08x}), such as {ids}",
-      "the newest checkpoint": str(manager.newest_step(self.folder.checkpoints)),
+      "the newest checkpoint": str(newest_step(self.folder.checkpoints)),
     }
 
 

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.errors import CheckpointError
+from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.checkpoints.selection import newest_step, read_metadata
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
 from vswin_jax.data.clips import short_side_of_crops
@@ -14,7 +17,6 @@ from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.experiment import results
 from vswin_jax.experiment.config import config_errors, set_options
 from vswin_jax.experiment.workdir import RunFolder
-from vswin_jax.inference.loading import Usage, read_usage
 from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten, with_shardings
 from vswin_jax.training.step import TrainState
@@ -42,7 +44,7 @@ def find_source(
   """
   if checkpoint is not None:
     return file_path(checkpoint)
-  if manager.newest_step(folder.checkpoints) is not None:
+  if newest_step(folder.checkpoints) is not None:
     return folder.path
   if mode == "eval":
     raise InitializationError(
@@ -101,17 +103,17 @@ def override_config(
   config = config.copy_and_resolve_references()
   if source is not None:
     directory = manager.checkpoints_of(source)
-    usage = read_usage(directory)
+    saved = read_metadata(directory)
     names_no_model = config.model.name is None
     if mode == "eval" or names_no_model:
       started_with = None
       if folder is not None and source == folder.path:
         started_with = results.read_config(folder.local)
-      _override(config, usage.preprocessing, mode, started_with, overridden_keys)
-      if names_no_model or config.model.name == usage.model["name"]:
-        options = _merge_options(usage.model, set_options(config.model))
+      _override(config, saved.preprocessing, mode, started_with, overridden_keys)
+      if names_no_model or config.model.name == saved.model["name"]:
+        options = _merge_options(saved.model, set_options(config.model))
         config.model = config_dict.ConfigDict(options)
-    _check_model(directory, usage, config, mode)
+    _check_model(directory, saved, config, mode)
   _fit_short_sides(config, overridden_keys)
   return config.lock()
 
@@ -196,24 +198,24 @@ def _merge_options(own: dict, given: dict) -> dict:
 
 
 def _check_model(
-  directory: AnyPath, usage: Usage, config: config_dict.ConfigDict, mode: str
+  directory: AnyPath, saved: CheckpointMetadata, config: config_dict.ConfigDict, mode: str
 ) -> None:
   """Raises CheckpointError if the weights belong to another model than the config names."""
-  ours, theirs = config.model.name, usage.model["name"]
+  ours, theirs = config.model.name, saved.model["name"]
   # If more than the head is random, only the backbone was converted.
-  only_backbone = any(not start.startswith("head.") for start in usage.random_parts)
+  only_backbone = any(not start.startswith("head.") for start in saved.random)
   with config_errors():
-    differences = different_options(set_options(config.model), usage.model)
+    differences = different_options(set_options(config.model), saved.model)
   for option, here, there in differences:
     is_new = mode == "train" and option == "head_width"
     if is_new or (only_backbone and not option.startswith("backbone")):
       continue
     if ours != theirs:
-      raise manager.CheckpointError(
+      raise CheckpointError(
         f"{directory} holds a {theirs}, the config is for a {ours}; use a config of that model, or "
         "convert or train weights of the one that is wanted"
       )
-    raise manager.CheckpointError(
+    raise CheckpointError(
       f"{directory} holds a model with {option} {there}, the config says {here}; set "
       f"--config.model.{option}, or convert or train weights of the model that is wanted"
     )
@@ -231,12 +233,14 @@ def load_initial_weights(
     CheckpointError: no checkpoint, or one of another model.
   """
   directory = manager.checkpoints_of(source)
-  usage = read_usage(directory)
+  saved = read_metadata(directory)
   shapes = with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
-  random = usage.random_parts
-  if usage.labels not in (None, class_names):
+  random = saved.random
+  if saved.labels not in (None, class_names):
     random += CLASSIFIERS
-  step, loaded, _ = manager.restore_params(directory, shapes, replaceable="head.", ignored=random)
+  step, loaded, _ = manager.restore_params(
+    directory, shapes, replaceable=("head.",), ignored=random
+  )
   params = jax.tree.map(
     lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params
   )
@@ -244,7 +248,7 @@ def load_initial_weights(
   kept = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
   if kept:
     logger.info("randomly initialized: %s", ", ".join(_module_names(kept)))
-  if usage.labels is None and not any(name.startswith(CLASSIFIERS) for name in kept):
+  if saved.labels is None and not any(name.startswith(CLASSIFIERS) for name in kept):
     logger.warning(
       "%s does not name its classes: its classifier is used for the %d classes of the data set",
       directory,
@@ -264,39 +268,40 @@ def _module_names(paths: list[str]) -> list[str]:
   )
 
 
-def check_metadata(directory: AnyPath, metadata: dict, now: dict, *, resuming: bool) -> None:
+def check_metadata(
+  directory: AnyPath, saved: CheckpointMetadata, now: CheckpointMetadata, *, resuming: bool
+) -> None:
   """Compares the metadata of a checkpoint with that of a run.
 
   Args:
-    metadata: of the checkpoint.
-    now: of the run.
+    saved: metadata of the checkpoint.
+    now: metadata of the run.
     resuming: whether training goes on from the checkpoint.
 
   Raises:
     CheckpointError: other classes, another kind of labels or, when resuming, other videos.
   """
-  data = now["training"]["data"]
+  data = now.training["data"]
   new_run = "or start a new run with --config.init_from"
   # Converted weights may not know the names of their classes; restoring checks their number.
-  if metadata.get("labels") not in (None, now["labels"]):
-    raise manager.CheckpointError(
+  if saved.labels not in (None, now.labels):
+    raise CheckpointError(
       f"the classes of {directory} are not those of the data set {data}, or are in another order; "
       f"use the data set it was trained on, {new_run}"
     )
-  if "training" in metadata and metadata.get("multi_label", False) != now["multi_label"]:
-    raise manager.CheckpointError(
+  if saved.training and saved.multi_label != now.multi_label:
+    raise CheckpointError(
       f"one of {directory} and the data set {data} gives a video one label, the other any number "
       f"of them; use the data set it was trained on, {new_run}"
     )
-  # Options missing in older metadata had their defaults.
-  before = Preprocessing.from_metadata(metadata["preprocessing"]).to_metadata()
-  for name, value in now["preprocessing"].items():
+  before = saved.preprocessing.to_metadata()
+  for name, value in now.preprocessing.to_metadata().items():
     if name != "views" and before[name] != value:
       logger.warning("the weights were trained with %s %s, now it is %s", name, before[name], value)
-  videos = metadata.get("training", {}).get("videos")
-  if resuming and videos != now["training"]["videos"]:
-    raise manager.CheckpointError(
+  videos = (saved.training or {}).get("videos")
+  if resuming and videos != now.training["videos"]:
+    raise CheckpointError(
       f"{directory} was trained on {videos} videos, the training split now has "
-      f"{now['training']['videos']}: the order of the data would change. Restore the data set, "
+      f"{now.training['videos']}: the order of the data would change. Restore the data set, "
       f"{new_run}"
     )

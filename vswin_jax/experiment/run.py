@@ -5,7 +5,7 @@ from collections.abc import Collection
 import jax
 from ml_collections import config_dict
 
-from vswin_jax.checkpoints.integrity import CheckpointError
+from vswin_jax.checkpoints.errors import CheckpointError
 from vswin_jax.common.paths import LocalPathError
 from vswin_jax.common.progress import logger, set_up_logging
 from vswin_jax.data.records import DatasetError

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from vswin_jax.checkpoints import manager
+from vswin_jax.checkpoints.selection import newest_step
 from vswin_jax.common.paths import AnyPath
 from vswin_jax.common.progress import logger
 from vswin_jax.data import pipeline
@@ -49,6 +50,7 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
     keep=train.keep,
     keep_best=train.keep_best,
     keep_every=train.keep_every,
+    scores=scores,
   ) as checkpoints:
     state = _start_or_resume(experiment, checkpoints, source)
     step = int(state.step)
@@ -100,7 +102,7 @@ class _Hooks:
     self.experiment.folder.publish()
 
   def describe_saved(self) -> str:
-    step = manager.latest_step(self.checkpoints)
+    step = newest_step(self.checkpoints.directory)
     if step is None:
       return "nothing was saved yet"
     return f"step {step} in {self.checkpoints.directory} is kept"
@@ -120,7 +122,7 @@ def _start_or_resume(
 ) -> TrainState:
   """Returns the state of the newest checkpoint or, if there is none, the initial state."""
   plan, directory = experiment.plan, checkpoints.directory
-  if manager.latest_step(checkpoints) is None:
+  if newest_step(directory) is None:
     state = jax.jit(plan.create_state, out_shardings=plan.state_shardings())()
     if source is not None:
       state = initialization.load_initial_weights(source, state, experiment.class_names)

@@ -11,7 +11,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from vswin_jax.checkpoints.integrity import in_words
+from vswin_jax.checkpoints.errors import root_cause
 from vswin_jax.checkpoints.manager import checkpoints_of
 from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
@@ -76,7 +76,7 @@ class RunFolder:
       try:
         target.write_bytes(file.read_bytes())
       except Exception as error:
-        raise RunFolderError(f"can't write {target}: {in_words(error)}", error) from error
+        raise RunFolderError(f"can't write {target}: {root_cause(error)}", error) from error
       self._published[file] = version
 
 
@@ -127,7 +127,7 @@ def _fetch(folder: RunFolder) -> None:
       folder._published[target] = found.st_mtime_ns, found.st_size
   except Exception as error:
     raise RunFolderError(
-      f"can't read {folder.path}: {in_words(error)}. Check the name of the bucket, and that this "
+      f"can't read {folder.path}: {root_cause(error)}. Check the name of the bucket, and that this "
       "machine may read and write it",
       error,
     ) from error
