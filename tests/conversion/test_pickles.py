@@ -221,7 +221,7 @@ def test_limits(monkeypatch):
 _REAL = pickle.dumps(
   [{"a": (1, 2.5, b"x"), 3: {4}}, collections.OrderedDict(b=[None]), types.SimpleNamespace(c=1)], 4
 )
-_CODES = [*sorted(pickles._STEPS), b".", b"\x00"]
+_CODES = [bytes([code]) for code in sorted(pickles._DataUnpickler.dispatch)] + [b"\x00"]
 
 
 @settings(deadline=None, max_examples=300)
