@@ -236,7 +236,7 @@ def _zeros(keys: dict) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("entry", _VIDEO_MODELS, ids=lambda entry: entry.name)
-def test_every_released_file_is_recognised_by_its_tensors(entry):
+def test_every_released_file_is_recognized_by_its_tensors(entry):
   classes = released.NUM_CLASSES[entry.dataset]
   model = create_shapes(entry.model, classes, entry.window)
   name_of = video_swin.name_in(entry.family)
@@ -326,7 +326,7 @@ def test_malformed_2d_weights_are_listed():
 
 
 @pytest.mark.parametrize("damage", ["far block", "no channels", "no tables", "flat table"])
-def test_tensors_that_describe_no_model_get_an_error_of_ours(damage):
+def test_inconsistent_tensors_are_refused(damage):
   tensors = dict(official_tensors(CASE))
   table = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
   if damage == "far block":

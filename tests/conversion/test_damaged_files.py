@@ -46,14 +46,14 @@ _NOT_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", _NOT_WEIGHTS)
-def test_files_that_are_no_weights(tmp_path, name):
+def test_other_files_are_refused(tmp_path, name):
   content, message = _NOT_WEIGHTS[name]
   path = tmp_path / "weights.pth"
   path.write_bytes(content)
   assert re.search(message, refusal(path)), refusal(path)
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_other_paths_are_refused(tmp_path):
   assert "a directory" in refusal(tmp_path)
   assert "no such file" in refusal(tmp_path / "absent.pth")
   os.mkfifo(tmp_path / "pipe")

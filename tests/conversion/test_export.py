@@ -33,7 +33,7 @@ def source_tensors(family: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize("family", video_swin.FAMILIES)
-def test_there_and_back_gives_the_same_bits_under_the_same_names(family, ending, tmp_path):
+def test_round_trip_keeps_bits_and_names(family, ending, tmp_path):
   pytest.importorskip("torch")
   tensors = source_tensors(family)
   file = save(

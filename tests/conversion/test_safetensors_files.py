@@ -1,4 +1,4 @@
-"""Files of .safetensors: known values, the library's own, and headers that lie."""
+"""The reader of .safetensors files: known values, files of the library, damaged headers."""
 
 import json
 import pathlib
@@ -56,7 +56,7 @@ def test_empty_file_of_tensors(tmp_path):
   assert read_file(_write(tmp_path / "x", {})) == {}
 
 
-_LIES = {
+_DAMAGED = {
   "header beyond the file": (b'{"a":1}', b"", 2**40, "header too large"),
   "header of 2^63 bytes": (b'{"a":1}', b"", 2**63, "header too large"),
   "no JSON": (b'{"a', b"", None, "invalid JSON"),
@@ -94,9 +94,9 @@ _LIES = {
 }
 
 
-@pytest.mark.parametrize("name", _LIES)
-def test_headers_that_lie(tmp_path, name):
-  header, data, length, message = _LIES[name]
+@pytest.mark.parametrize("name", _DAMAGED)
+def test_damaged_headers(tmp_path, name):
+  header, data, length, message = _DAMAGED[name]
   assert message in refusal(_write(tmp_path / "x.safetensors", header, data, length))
 
 

@@ -1,4 +1,4 @@
-"""Files of image backbones against the packages that define them, and what VTN files tell."""
+"""Conversion of VTN and of image backbones, compared with the packages that define them."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_features_equal_those_of_timm(name):
   assert backbone_error(name) < 1e-5
 
 
-def test_statistics_of_batch_normalisation_get_no_gradient():
+def test_statistics_of_batch_normalization_get_no_gradient():
   small = {"width": 64, "num_heads": 2, "intermediate_size": 8}
   model = create_model(
     "vtn_r50", num_classes=2, backbone_options={"depths": (1,), "width": 16}, **small
@@ -58,7 +58,7 @@ def nano_tensors():
   return fill(golden_keys("vtn_nano_7f"))
 
 
-def test_what_a_file_does_not_tell_has_the_values_of_the_released_model():
+def test_options_not_in_the_file_are_those_of_the_released_model():
   converted = convert_tensors(fill(golden_keys("vtn_vit_b_16f")), ConversionOptions())
   assert converted.model == {"name": "vtn_vit_b", "num_classes": 400}
   assert converted.dataset == "kinetics400"
@@ -79,7 +79,7 @@ def test_another_number_of_classes_replaces_only_the_classifier():
   )
 
 
-def test_a_file_without_a_head_needs_to_be_told():
+def test_a_file_without_head_needs_options():
   tensors = {name: value for name, value in nano_tensors().items() if "mlp_head" not in name}
   with pytest.raises(ConversionError, match="the file has no head; give --num_classes=N"):
     convert_tensors(tensors, NANO)
@@ -192,6 +192,6 @@ def test_clips_that_the_model_does_not_take_are_refused(tmp_path):
     (ConversionOptions(attention_window=8), "--attention_window does not apply"),
   ],
 )
-def test_what_is_for_a_vtn_is_refused_for_a_video_swin(options, message):
+def test_vtn_options_are_refused_for_a_video_swin(options, message):
   with pytest.raises(ConversionError, match=message):
     convert_tensors(official_tensors("nano_16x56x56"), options)

@@ -20,7 +20,6 @@ from vswin_jax.models.video_swin import VideoSwinConfig
 from vswin_jax.models.vtn import VTNConfig
 from vswin_jax.models.windows import Size3D
 
-FAMILIES = (*video_swin.FAMILIES, "swin_2d", *vtn.FAMILIES)
 # What 2D Swin weights can become.
 ARCHITECTURES = ("video_swin", "vtn")
 
@@ -65,7 +64,7 @@ class Converted:
   """Converted weights and their metadata.
 
   Attributes:
-    family: the PyTorch code that the weights come from, one of `FAMILIES`.
+    family: the PyTorch code that the weights come from, such as "official" or "vit".
     model: arguments of `create_model`: the name in the catalog, and the fields that differ.
     params: float32 arrays by dotted path; may be views of the file.
     preprocessing: that of the published evaluation of such models.
@@ -100,16 +99,17 @@ def convert_tensors(tensors: Mapping[str, np.ndarray], options: ConversionOption
   Raises:
     ConversionError: unknown or incomplete weights, or options that do not fit them.
   """
-  for recognize, convert_family in _FAMILIES:
-    family = recognize(tensors)
-    if family is not None:
-      _check_options(family, options)
-      return convert_family(family, tensors, options)
-  names = sorted(tensors)
-  raise ConversionError(
-    f"the file holds {len(names)} tensors ({', '.join(names[:3])}, ...) of no model of this "
-    f"library; known families: {', '.join(FAMILIES)}"
+  family = (
+    video_swin.recognize(tensors) or vtn.recognize(tensors) or vtn.recognize_backbone(tensors)
   )
+  if family is None:
+    names = sorted(tensors)
+    raise ConversionError(
+      f"the file holds {len(names)} tensors ({', '.join(names[:3])}, ...) of no model of this "
+      f"library; known families: {', '.join(_CONVERTERS)}"
+    )
+  _check_options(family, options)
+  return _CONVERTERS[family](family, tensors, options)
 
 
 # Option -> architecture that it is an option of, and families whose weights it applies to.
@@ -194,10 +194,6 @@ def _describe_head(num_classes: int, random: tuple[str, ...]) -> tuple[str | Non
   dataset = _DATASETS.get(num_classes)
   notes = (f"data set assumed from the number of classes: {dataset}",) if dataset else ()
   return dataset, notes
-
-
-def _recognize_swin_2d(tensors: Mapping) -> str | None:
-  return "swin_2d" if vtn.recognize_backbone(tensors) == "swin_2d" else None
 
 
 def _original_names(tensors: Mapping) -> Mapping:
@@ -369,10 +365,10 @@ def _vtn_preprocessing(backbone) -> Preprocessing:
   return Preprocessing(VTN_MEAN, VTN_STD, clip, views)
 
 
-# (recognize(tensors) -> family or None, convert(family, tensors, options)), tried in order.
-_FAMILIES: tuple[tuple[Callable, Callable], ...] = (
-  (video_swin.recognize, _convert_video_swin),
-  (_recognize_swin_2d, _convert_swin_2d),
-  (vtn.recognize, _convert_vtn),
-  (vtn.recognize_backbone, _convert_backbone),
-)
+_CONVERTERS: dict[str, Callable[[str, Mapping, ConversionOptions], Converted]] = {
+  **dict.fromkeys(video_swin.FAMILIES, _convert_video_swin),
+  "swin_2d": _convert_swin_2d,
+  "vtn": _convert_vtn,
+  "vit": _convert_backbone,
+  "resnet": _convert_backbone,
+}
