@@ -58,7 +58,7 @@ _NUM_CLASSES = flags.DEFINE_integer(
   "num_classes", None, "Number of classes of a new head.", lower_bound=1
 )
 _ALLOW_MISSING = flags.DEFINE_multi_enum(
-  "allow_missing", [], ["head"], "Parts that may be missing or replaced; they are initialized."
+  "allow_missing", [], ["head"], "Parts that may be missing or replaced, with random values."
 )
 _LABELS = flags.DEFINE_string("labels", None, "Text file of class names, one per line.")
 _CACHE = flags.DEFINE_string(

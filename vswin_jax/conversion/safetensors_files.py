@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from vswin_jax.conversion.file_errors import DAMAGED, FileError
 
-# Room for a hundred thousand tensors; reading it takes less than half a gigabyte.
+# Room for a hundred thousand tensors; reading such a header takes less than 1 GB.
 LONGEST_HEADER = 16 * 2**20
 
 _LENGTH_BYTES = 8
