@@ -1,15 +1,15 @@
 """Converts PyTorch weights: `python -m vswin_jax.convert SOURCE DEST`.
 
-SOURCE is a file (.pth, .pt, .pyth, .safetensors; its contents decide, not its name) or a name of
-`--list`. DEST becomes a folder that `vswin_jax.predict --model`, `vswin_jax.main
---config.init_from` and `--checkpoint`, and `vswin_jax.load_model` accept.
+SOURCE is a file (.pth, .pt, .pyth, .safetensors; its contents decide, not its name) or a name in
+`--list`. DEST is a new folder, for `vswin_jax.predict --model`, `vswin_jax.main
+--config.init_from` and `--checkpoint`, and `vswin_jax.load_model`.
 """
 
 import os
 import pathlib
 import sys
 
-# The devices of a training job are no use here; said before jax is first imported.
+# Set before JAX is imported: a conversion needs no accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
@@ -18,8 +18,8 @@ from vswin_jax.common.cli import one_line_errors
 from vswin_jax.common.paths import local_path
 from vswin_jax.common.progress import set_up_logging
 from vswin_jax.conversion import download, released
-from vswin_jax.conversion.converting import Request, convert_file, describe
-from vswin_jax.conversion.families import TARGETS
+from vswin_jax.conversion.convert import convert_file, describe
+from vswin_jax.conversion.families import ARCHITECTURES, ConversionOptions
 from vswin_jax.conversion.inflation import INFLATIONS
 from vswin_jax.data.clips import SAMPLINGS
 
@@ -27,50 +27,54 @@ _LIST = flags.DEFINE_bool("list", False, "Print the released checkpoints and exi
 _WINDOW = flags.DEFINE_list(
   "window",
   None,
-  "Tokens per window of the result, as in 8,7,7: 2D weights are inflated to it, 3D bias tables "
-  "resized. Default: that of the file; 8,SIDE,SIDE for 2D weights.",
+  "Attention window of the result in tokens, as in 8,7,7. 2D weights are inflated to it, 3D bias "
+  "tables are resized. Default: that of the file; 8,SIDE,SIDE for 2D weights.",
 )
 _SOURCE_WINDOW = flags.DEFINE_list(
-  "source_window", None, "Window of the file, where its bias tables fit several."
+  "source_window", None, "Attention window of the file, if its bias tables fit several."
 )
 _INFLATION = flags.DEFINE_enum(
-  "inflation", None, INFLATIONS, "How 2D weights become 3D; default: mean, as in the reference."
+  "inflation", None, INFLATIONS, "Inflation of 2D weights; default: mean, as in the reference."
 )
 _TO = flags.DEFINE_enum(
-  "to", "video_swin", TARGETS, "What 2D Swin weights become; vtn: the backbone of a VTN."
+  "to", "video_swin", ARCHITECTURES, "Model to make of 2D Swin weights; vtn: its backbone."
 )
 _NUM_HEADS = flags.DEFINE_integer(
   "num_heads",
   None,
-  "Heads of a VTN's temporal encoder; default: as in the catalog, or 64 channels each.",
+  "Attention heads of a VTN's temporal encoder; default: as in the catalog, or 64 channels each.",
   lower_bound=1,
 )
 _BACKBONE_HEADS = flags.DEFINE_integer(
-  "backbone_heads", None, "Heads of a ViT; default: 64 channels each.", lower_bound=1
+  "backbone_heads", None, "Attention heads of a ViT; default: 64 channels each.", lower_bound=1
 )
 _ATTENTION_WINDOW = flags.DEFINE_integer(
   "attention_window",
   None,
-  "Frames that a frame of a VTN sees besides itself, even; default: 18.",
+  "Frames that each frame of a VTN attends to besides itself, an even number; default: 18.",
   lower_bound=2,
 )
-_NUM_CLASSES = flags.DEFINE_integer("num_classes", None, "Classes of a new head.", lower_bound=1)
-_ALLOW_MISSING = flags.DEFINE_multi_enum(
-  "allow_missing", [], ["head"], "Parts that may be missing or replaced, and start at random."
+_NUM_CLASSES = flags.DEFINE_integer(
+  "num_classes", None, "Number of classes of a new head.", lower_bound=1
 )
-_LABELS = flags.DEFINE_string("labels", None, "Text file of class names, one a line.")
+_ALLOW_MISSING = flags.DEFINE_multi_enum(
+  "allow_missing", [], ["head"], "Parts that may be missing or replaced, with random values."
+)
+_LABELS = flags.DEFINE_string("labels", None, "Text file of class names, one per line.")
 _CACHE = flags.DEFINE_string(
-  "cache", None, "Folder of downloads; default: $VSWIN_JAX_CACHE, or ~/.cache/vswin_jax."
+  "cache", None, "Folder for downloads; default: $VSWIN_JAX_CACHE, or ~/.cache/vswin_jax."
 )
 _NUM_FRAMES = flags.DEFINE_integer(
   "num_frames", None, "Frames of a clip; default: as published.", lower_bound=1
 )
 _FRAME_INTERVAL = flags.DEFINE_integer(
-  "frame_interval", None, "Frames from one to the next of a clip; default: as published.", 1
+  "frame_interval", None, "Distance between the frames of a clip; default: as published.", 1
 )
-_SAMPLING = flags.DEFINE_enum("sampling", None, SAMPLINGS, "How clips are cut.")
+_SAMPLING = flags.DEFINE_enum(
+  "sampling", None, SAMPLINGS, "Temporal sampling of clips; default: as published."
+)
 _SIZE = flags.DEFINE_integer(
-  "size", None, "Height and width of a clip in pixels; default: as published.", lower_bound=1
+  "size", None, "Height and width of clips in pixels; default: as published.", lower_bound=1
 )
 
 
@@ -86,7 +90,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _convert(source: str, destination: str) -> None:
-  request = Request(
+  options = ConversionOptions(
     num_classes=_NUM_CLASSES.value,
     allow_missing=tuple(_ALLOW_MISSING.value),
     window=_window(_WINDOW),
@@ -103,13 +107,13 @@ def _convert(source: str, destination: str) -> None:
       if flag.value is not None
     },
   )
-  converted = convert_file(_find_source(source), destination, request)
-  print(describe(converted))
+  file = _find_source(source)
+  print(describe(file, convert_file(file, destination, options)))
   print(f"written to {destination}")
 
 
 def _find_source(source: str) -> pathlib.Path:
-  """A file as it is; a name of the catalog from the cache or the network."""
+  """Returns a local path: of `source` itself, or of a released checkpoint, downloaded if needed."""
   path = local_path(source)
   if os.path.lexists(path) or os.sep in source:
     return path
@@ -125,8 +129,8 @@ def _window(flag) -> tuple[int, int, int] | None:
     return None
   if len(flag.value) != 3 or not all(size.isdigit() and int(size) for size in flag.value):
     sys.exit(
-      f"error: --{flag.name}={','.join(flag.value)} is no window; expected TIME,HEIGHT,WIDTH in "
-      "tokens, as in 8,7,7"
+      f"error: --{flag.name}={','.join(flag.value)} is not a window; expected TIME,HEIGHT,WIDTH "
+      "in tokens, as in 8,7,7"
     )
   return tuple(map(int, flag.value))
 

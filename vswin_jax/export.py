@@ -1,7 +1,7 @@
 """Writes a checkpoint as a PyTorch file: `python -m vswin_jax.export SOURCE OUT --to=official`.
 
-SOURCE is the workdir of a run or the result of a conversion; OUT ends in .safetensors, or in .pth
-or .pt where PyTorch is installed.
+SOURCE is the workdir of a run or the result of a conversion. OUT ends in .safetensors, or in .pth
+or .pt if PyTorch is installed.
 """
 
 import os
@@ -14,11 +14,9 @@ from absl import app, flags
 from vswin_jax.common.cli import one_line_errors
 from vswin_jax.common.progress import set_up_logging
 from vswin_jax.conversion import video_swin
-from vswin_jax.conversion.exporting import export_file
+from vswin_jax.conversion.export import export_file
 
-_TO = flags.DEFINE_enum(
-  "to", None, video_swin.FAMILIES, "The PyTorch code that shall load the file."
-)
+_TO = flags.DEFINE_enum("to", None, video_swin.FAMILIES, "The PyTorch code to write the file for.")
 
 
 def main(arguments: list[str]) -> None:

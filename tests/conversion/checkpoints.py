@@ -1,4 +1,4 @@
-"""PyTorch files as a user would hold them, filled by the golden rule."""
+"""PyTorch files as users have them, filled by the golden rule."""
 
 import json
 import pathlib

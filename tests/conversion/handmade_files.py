@@ -1,4 +1,4 @@
-"""PyTorch files and pickles put together by hand: without PyTorch, and as wrong as a test needs."""
+"""Builders of PyTorch files and pickles without PyTorch, valid or damaged."""
 
 import dataclasses
 import pathlib

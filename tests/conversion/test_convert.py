@@ -17,7 +17,8 @@ from vswin_jax import create_model, load_model
 from vswin_jax.checkpoints.manager import CheckpointError, checkpoints_of
 from vswin_jax.checkpoints.selection import read_metadata
 from vswin_jax.conversion import families, inflation, released, video_swin
-from vswin_jax.conversion.converting import Request, convert_file
+from vswin_jax.conversion.convert import convert_file
+from vswin_jax.conversion.families import ConversionOptions
 from vswin_jax.conversion.matching import ConversionError, find_tensors
 from vswin_jax.data.clips import describe_views
 from vswin_jax.models.parameters import flatten, split_model
@@ -42,7 +43,7 @@ def reference(tmp_path_factory):
   """The golden nano model, converted from an official file."""
   folder = tmp_path_factory.mktemp("reference")
   file = save_official(folder / "file.pth", official_tensors(CASE))
-  convert_file(file, folder / "converted", Request())
+  convert_file(file, folder / "converted", ConversionOptions())
   return load_model(folder / "converted")
 
 
@@ -64,7 +65,7 @@ def test_wrappings_of_the_same_weights_give_the_same_model(kind, reference, tmp_
     from safetensors.numpy import save_file
 
     save_file(tensors, file)
-  convert_file(file, tmp_path / "converted", Request())
+  convert_file(file, tmp_path / "converted", ConversionOptions())
   assert_same_params(load_model(tmp_path / "converted"), reference)
 
 
@@ -76,12 +77,12 @@ def test_half_precision_files_are_widened_exactly(dtype, tmp_path):
     for name, t in official_tensors(CASE).items()
   }
   save_torch(tmp_path / "file", {"state_dict": tensors})
-  convert_file(tmp_path / "file", tmp_path / "converted", Request())
+  convert_file(tmp_path / "file", tmp_path / "converted", ConversionOptions())
   widened = {
     name: t.float().numpy() if isinstance(t, torch.Tensor) else t for name, t in tensors.items()
   }
   save_official(tmp_path / "widened", widened)
-  convert_file(tmp_path / "widened", tmp_path / "expected", Request())
+  convert_file(tmp_path / "widened", tmp_path / "expected", ConversionOptions())
   assert_same_params(load_model(tmp_path / "converted"), load_model(tmp_path / "expected"))
 
 
@@ -94,7 +95,7 @@ def test_everything_that_does_not_fit_is_listed_at_once_and_nothing_is_written(t
   tensors["backbone.layers.1.blocks.0.norm1.weight"] = np.zeros(32, np.int64)
   file = save_official(tmp_path / "file.pth", tensors)
   with pytest.raises(ConversionError) as error:
-    convert_file(file, tmp_path / "converted", Request())
+    convert_file(file, tmp_path / "converted", ConversionOptions())
   message = str(error.value)
   assert "5 in all" in message
   for line in (
@@ -112,7 +113,7 @@ def test_an_existing_destination_is_left_alone(tmp_path):
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
   (tmp_path / "converted").mkdir()
   with pytest.raises(CheckpointError, match="exists"):
-    convert_file(file, tmp_path / "converted", Request())
+    convert_file(file, tmp_path / "converted", ConversionOptions())
   assert os.listdir(tmp_path / "converted") == []
 
 
@@ -124,7 +125,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr("orbax.checkpoint.v1.save", fail)
   with pytest.raises(CheckpointError, match="no space left"):
-    convert_file(file, tmp_path / "converted", Request())
+    convert_file(file, tmp_path / "converted", ConversionOptions())
   assert sorted(os.listdir(tmp_path)) == ["file.pth"]
 
 
@@ -140,23 +141,25 @@ def test_something_else_in_place_of_a_weight_is_named():
 def test_a_new_head_needs_permission_and_leaves_the_rest(reference, tmp_path):
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
   with pytest.raises(ConversionError, match="--allow_missing=head"):
-    convert_file(file, tmp_path / "converted", Request(num_classes=7))
-  request = Request(num_classes=7, allow_missing=("head",))
+    convert_file(file, tmp_path / "converted", ConversionOptions(num_classes=7))
+  request = ConversionOptions(num_classes=7, allow_missing=("head",))
   report = convert_file(file, tmp_path / "converted", request)
   model = load_model(tmp_path / "converted")
   assert model.head.kernel.shape == (128, 7)
   assert 0.005 < float(model.head.kernel[...].std()) < 0.02
   assert model.labels is None
-  assert any("head is new" in note for note in report.converted.notes)
+  assert any("head is new" in note for note in report.notes)
   assert_same_params(model, reference, but=("head.kernel", "head.bias"))
 
 
 def test_a_new_head_of_the_same_size_is_new_when_asked_for(reference, tmp_path):
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
-  convert_file(file, tmp_path / "kept", Request(allow_missing=("head",)))
+  convert_file(file, tmp_path / "kept", ConversionOptions(allow_missing=("head",)))
   assert_same_params(load_model(tmp_path / "kept"), reference)
-  report = convert_file(file, tmp_path / "new", Request(num_classes=11, allow_missing=("head",)))
-  assert report.converted.has_new_head
+  report = convert_file(
+    file, tmp_path / "new", ConversionOptions(num_classes=11, allow_missing=("head",))
+  )
+  assert report.has_new_head
   assert (params_of(load_model(tmp_path / "new"))["head.bias"] == 0).all()
 
 
@@ -164,13 +167,13 @@ def test_a_file_without_head_says_how_to_get_one(tmp_path):
   tensors = {n: t for n, t in official_tensors(CASE).items() if not n.startswith("cls_head")}
   file = save_official(tmp_path / "file.pth", tensors)
   with pytest.raises(ConversionError, match="--num_classes=N and --allow_missing=head"):
-    convert_file(file, tmp_path / "converted", Request())
+    convert_file(file, tmp_path / "converted", ConversionOptions())
 
 
 def test_tables_resized_to_another_window_match_torch(reference, tmp_path):
   torch = pytest.importorskip("torch")
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
-  convert_file(file, tmp_path / "converted", Request(window=(16, 12, 12)))
+  convert_file(file, tmp_path / "converted", ConversionOptions(window=(16, 12, 12)))
   model = load_model(tmp_path / "converted")
   assert model.config.window_size == (16, 12, 12)
   path = "stages.2.blocks.1.attention.relative_position_bias_table"
@@ -234,7 +237,7 @@ def _zeros(keys: dict) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("entry", _VIDEO_MODELS, ids=lambda entry: entry.name)
-def test_every_released_file_is_recognised_by_its_tensors(entry):
+def test_every_released_file_is_recognized_by_its_tensors(entry):
   classes = released.NUM_CLASSES[entry.dataset]
   model = create_shapes(entry.model, classes, entry.window)
   name_of = video_swin.name_in(entry.family)
@@ -244,7 +247,7 @@ def test_every_released_file_is_recognised_by_its_tensors(entry):
     )
     for path, shape in model.items()
   }
-  converted = families.convert_tensors(tensors, families.Options())
+  converted = families.convert_tensors(tensors, families.ConversionOptions())
   assert converted.family == entry.family
   assert converted.model["name"] == entry.model
   assert converted.model["num_classes"] == classes
@@ -292,7 +295,7 @@ def test_2d_files_with_their_masks_and_their_classifier_become_video_models(side
   # The reference keeps masks beside the blocks' attention.
   keys = {name.replace("attn.attn_mask", "attn_mask"): value for name, value in keys.items()}
   keys["head.weight"], keys["head.bias"] = ([21841, 768], "float32"), ([21841], "float32")
-  converted = families.convert_tensors(_zeros(keys), families.Options())
+  converted = families.convert_tensors(_zeros(keys), families.ConversionOptions())
   assert converted.family == "swin_2d"
   assert converted.model["name"] == "video_swin_t"
   assert tuple(converted.model.get("window_size", (8, 7, 7))) == window
@@ -302,14 +305,14 @@ def test_2d_files_with_their_masks_and_their_classifier_become_video_models(side
 def test_weights_of_another_model_are_refused_by_name():
   with pytest.raises(ConversionError, match="of no model of this library"):
     families.convert_tensors(
-      _zeros({"conv1.weight": ([64, 3, 7, 7], "float32")}), families.Options()
+      _zeros({"conv1.weight": ([64, 3, 7, 7], "float32")}), families.ConversionOptions()
     )
   v2 = {
     "patch_embed.proj.weight": ([96, 3, 4, 4], "float32"),
     "layers.0.blocks.0.attn.logit_scale": ([3, 1, 1], "float32"),
   }
   with pytest.raises(ConversionError, match="Swin Transformer V2"):
-    families.convert_tensors(_zeros(v2), families.Options())
+    families.convert_tensors(_zeros(v2), families.ConversionOptions())
 
 
 def test_malformed_2d_weights_are_listed():
@@ -320,11 +323,11 @@ def test_malformed_2d_weights_are_listed():
     "layers.1.blocks.0.attn.relative_position_bias_table": np.zeros((), np.float32),
   }
   with pytest.raises(ConversionError, match=r"0.blocks.1.*\[170, 2\].*1.blocks.0.* \[\]"):
-    families.convert_tensors(tensors, families.Options())
+    families.convert_tensors(tensors, families.ConversionOptions())
 
 
 @pytest.mark.parametrize("damage", ["far block", "no channels", "no tables", "flat table"])
-def test_tensors_that_describe_no_model_get_an_error_of_ours(damage):
+def test_inconsistent_tensors_are_refused(damage):
   tensors = dict(official_tensors(CASE))
   table = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
   if damage == "far block":
@@ -336,14 +339,14 @@ def test_tensors_that_describe_no_model_get_an_error_of_ours(damage):
   else:
     tensors[table] = np.zeros(5, np.float32)
   with pytest.raises(ConversionError):
-    families.convert_tensors(tensors, families.Options())
+    families.convert_tensors(tensors, families.ConversionOptions())
 
 
 def test_values_that_are_not_finite_are_named():
   tensors = dict(official_tensors(CASE))
   tensors["backbone.norm.bias"] = np.full(128, np.nan, np.float32)
   with pytest.raises(ConversionError, match=r"not finite: backbone\.norm\.bias"):
-    families.convert_tensors(tensors, families.Options())
+    families.convert_tensors(tensors, families.ConversionOptions())
 
 
 def test_nested_wrappers_are_taken_off():
@@ -356,28 +359,28 @@ def test_label_names_come_from_the_request_the_file_or_the_data_set(tmp_path):
   tensors["cls_head.fc_cls.weight"] = np.zeros((400, 128), np.float32)
   tensors["cls_head.fc_cls.bias"] = np.zeros(400, np.float32)
   file = save_official(tmp_path / "file.pth", tensors)
-  convert_file(file, tmp_path / "data_set", Request())
+  convert_file(file, tmp_path / "data_set", ConversionOptions())
   labels = load_model(tmp_path / "data_set").labels
   assert len(labels) == 400
   assert labels[0] == "abseiling"
   names = tuple(f"name {index}" for index in range(400))
   # Whatever the number of classes.
   own = {"meta": {"CLASSES": list(map(str, range(11)))}, "state_dict": official_tensors(CASE)}
-  convert_file(save_torch(tmp_path / "own.pth", own), tmp_path / "own", Request())
+  convert_file(save_torch(tmp_path / "own.pth", own), tmp_path / "own", ConversionOptions())
   assert load_model(tmp_path / "own").labels == tuple(map(str, range(11)))
   in_file = save_torch(
     tmp_path / "with_names.pth", {"meta": {"CLASSES": list(names)}, "state_dict": tensors}
   )
-  convert_file(in_file, tmp_path / "in_file", Request())
+  convert_file(in_file, tmp_path / "in_file", ConversionOptions())
   assert load_model(tmp_path / "in_file").labels == names
   newer = save_torch(
     tmp_path / "newer.pth",
     {"meta": {"dataset_meta": {"classes": list(names)}}, "state_dict": tensors},
   )
-  convert_file(newer, tmp_path / "newer", Request())
+  convert_file(newer, tmp_path / "newer", ConversionOptions())
   assert load_model(tmp_path / "newer").labels == names
   (tmp_path / "labels.txt").write_text("\n".join(reversed(names)) + "\n")
-  request = Request(labels=tmp_path / "labels.txt")
+  request = ConversionOptions(labels=tmp_path / "labels.txt")
   convert_file(in_file, tmp_path / "asked", request)
   assert load_model(tmp_path / "asked").labels == names[::-1]
   (tmp_path / "labels.txt").write_text("one\ntwo\n")
@@ -389,7 +392,9 @@ def test_the_source_is_remembered(tmp_path):
   import hashlib
 
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
-  convert_file(file, tmp_path / "converted", Request(clip={"num_frames": 16, "size": 112}))
+  convert_file(
+    file, tmp_path / "converted", ConversionOptions(clip={"num_frames": 16, "size": 112})
+  )
   source = read_metadata(checkpoints_of(tmp_path / "converted")).source
   assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
   assert source["family"] == "official"

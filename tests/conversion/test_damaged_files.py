@@ -46,14 +46,14 @@ _NOT_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", _NOT_WEIGHTS)
-def test_files_that_are_no_weights(tmp_path, name):
+def test_other_files_are_refused(tmp_path, name):
   content, message = _NOT_WEIGHTS[name]
   path = tmp_path / "weights.pth"
   path.write_bytes(content)
   assert re.search(message, refusal(path)), refusal(path)
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_other_paths_are_refused(tmp_path):
   assert "a directory" in refusal(tmp_path)
   assert "no such file" in refusal(tmp_path / "absent.pth")
   os.mkfifo(tmp_path / "pipe")
@@ -164,7 +164,7 @@ _BAD_TENSORS = {
   ),
   "parameter of no tensor": (
     Call(Name("torch._utils", "_rebuild_parameter"), ("x", True, {})),
-    "no tensor",
+    "not a tensor",
   ),
   "endless recursion": (
     Call(_REBUILD_TYPE, (Raw(b"(0]q\0h\0"), Name("torch", "Tensor"), (), None)),
@@ -173,11 +173,11 @@ _BAD_TENSORS = {
   "negative count": (storage(-1), "impossible storage"),
   "huge count": (storage(2**70), "impossible storage"),
   "count too large": (storage(2**61), "expected"),
-  "no storage id": (Persistent("storage"), "no storage"),
-  "short storage id": (Persistent(("storage", "0")), "no storage"),
-  "tensor as storage id": (Persistent((storage(6), "0")), "no storage"),
+  "no storage id": (Persistent("storage"), "not a storage"),
+  "short storage id": (Persistent(("storage", "0")), "not a storage"),
+  "tensor as storage id": (Persistent((storage(6), "0")), "not a storage"),
   "call of a text": (Call("torch.Size", ()), "damaged"),
-  "size that is a list": (Call(Name("torch", "Size"), ([2],)), "no tuple"),
+  "size that is a list": (Call(Name("torch", "Size"), ([2],)), "not a tuple"),
   "device that is none": (Call(Name("torch", "device"), (3,)), "torch.device"),
 }
 

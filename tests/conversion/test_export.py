@@ -10,8 +10,9 @@ from tests.conversion.checkpoints import save_torch as save
 from vswin_jax.checkpoints.manager import CheckpointError, write_params
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.conversion import video_swin
-from vswin_jax.conversion.converting import Request, convert_file
-from vswin_jax.conversion.exporting import export_file
+from vswin_jax.conversion.convert import convert_file
+from vswin_jax.conversion.export import export_file
+from vswin_jax.conversion.families import ConversionOptions
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.conversion.torch_files import read_file
 from vswin_jax.data.preprocessing import Preprocessing
@@ -33,13 +34,13 @@ def source_tensors(family: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize("family", video_swin.FAMILIES)
-def test_there_and_back_gives_the_same_bits_under_the_same_names(family, ending, tmp_path):
+def test_round_trip_keeps_bits_and_names(family, ending, tmp_path):
   pytest.importorskip("torch")
   tensors = source_tensors(family)
   file = save(
     tmp_path / "file.pth", tensors if family == "torchvision" else {"state_dict": tensors}
   )
-  convert_file(file, tmp_path / "converted", Request())
+  convert_file(file, tmp_path / "converted", ConversionOptions())
   export_file(tmp_path / "converted", tmp_path / f"out{ending}", family)
   content = read_file(tmp_path / f"out{ending}")
   exported = content["state_dict"] if ending == ".pth" and family != "torchvision" else content
@@ -55,7 +56,7 @@ def test_there_and_back_gives_the_same_bits_under_the_same_names(family, ending,
 def test_index_buffers_are_those_of_the_formula(tmp_path):
   pytest.importorskip("torch")
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
-  convert_file(file, tmp_path / "converted", Request())
+  convert_file(file, tmp_path / "converted", ConversionOptions())
   export_file(tmp_path / "converted", tmp_path / "out.safetensors", "official")
   index = read_file(tmp_path / "out.safetensors")[
     "backbone.layers.3.blocks.1.attn.relative_position_index"
@@ -69,9 +70,9 @@ def test_index_buffers_are_those_of_the_formula(tmp_path):
 def test_one_family_becomes_another(tmp_path):
   pytest.importorskip("torch")
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
-  convert_file(file, tmp_path / "converted", Request())
+  convert_file(file, tmp_path / "converted", ConversionOptions())
   export_file(tmp_path / "converted", tmp_path / "out.pth", "torchvision")
-  convert_file(tmp_path / "out.pth", tmp_path / "again", Request())
+  convert_file(tmp_path / "out.pth", tmp_path / "again", ConversionOptions())
   export_file(tmp_path / "again", tmp_path / "back.pth", "official")
   back = read_file(tmp_path / "back.pth")["state_dict"]
   for name, tensor in official_tensors(CASE).items():
@@ -97,7 +98,7 @@ def test_files_are_as_readable_as_others_and_float32(tmp_path):
 def test_torch_loads_what_is_written(tmp_path):
   torch = pytest.importorskip("torch")
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
-  convert_file(file, tmp_path / "converted", Request())
+  convert_file(file, tmp_path / "converted", ConversionOptions())
   export_file(tmp_path / "converted", tmp_path / "out.pth", "official")
   loaded = torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"]
   for name, (shape, dtype) in golden_keys(CASE).items():

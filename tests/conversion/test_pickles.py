@@ -1,4 +1,4 @@
-"""Pickles against the reader of Python, and pickles made to do harm."""
+"""The reader of pickles, compared with that of Python and against harmful pickles."""
 
 import collections
 import copy
@@ -67,7 +67,7 @@ def test_other_data(protocol):
   assert found[0]["a"] is found[4]
 
 
-def test_what_python_2_wrote():
+def test_pickles_of_python_2():
   # collections.OrderedDict, strings of 8 bits and integers in text, in protocol 2.
   pairs = [["name", 1], ["other", 2]]
   ordered = Call(Name("collections", "OrderedDict"), (pairs,))
@@ -150,6 +150,14 @@ _HARMFUL = {
   "name without end": b"\x80\x02c" + b"a" * 10**6,
   "not UTF-8": b"\x80\x02X\x02\0\0\0\xff\xfe.",
   "extension": b"\x80\x02\x82\x01.",
+  "instance": b"\x80\x02(iposix\nsystem\n.",
+  "object": b"\x80\x02(cposix\nsystem\no.",
+  "persistent id in text": b"\x80\x02Pa\n.",
+  "memo index in text": b"\x80\x02Np99999999999\n.",
+  "number in text": b"\x80\x02L" + b"9" * 10**6 + b"L\n.",
+  "text of negative length": b"\x80\x02T\xff\xff\xff\xffabc.",
+  "number of negative length": b"\x80\x02\x8b\xff\xff\xff\xff.",
+  "read-only buffer": b"\x80\x05C\x01a\x98.",
   "buffer out of band": b"\x80\x05\x97.",
   "protocol 0": b"(lp0\n.",
   "protocol 9": b"\x80\x09N.",
@@ -221,7 +229,7 @@ def test_limits(monkeypatch):
 _REAL = pickle.dumps(
   [{"a": (1, 2.5, b"x"), 3: {4}}, collections.OrderedDict(b=[None]), types.SimpleNamespace(c=1)], 4
 )
-_CODES = [*sorted(pickles._STEPS), b".", b"\x00"]
+_CODES = [bytes([code]) for code in sorted(pickles._DataUnpickler.dispatch)] + [b"\x00"]
 
 
 @settings(deadline=None, max_examples=300)

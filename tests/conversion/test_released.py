@@ -1,4 +1,4 @@
-"""The catalog of released checkpoints, and the class names that go with it."""
+"""The catalog of released checkpoints, and the class names of their data sets."""
 
 import collections
 import functools

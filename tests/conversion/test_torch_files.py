@@ -1,4 +1,4 @@
-"""Files of PyTorch against PyTorch itself, against known values, and with all that can be wrong."""
+"""The reader of PyTorch files, compared with PyTorch and with known values."""
 
 import os
 import pathlib
@@ -75,7 +75,7 @@ def test_pytorch_is_not_needed():
 
 @_FORMATS
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_everything_that_stands_in_a_checkpoint(tmp_path, new_format, protocol):
+def test_all_contents_of_a_checkpoint(tmp_path, new_format, protocol):
   torch = pytest.importorskip("torch")
   model = torch.nn.Sequential(torch.nn.Conv3d(2, 3, 2), torch.nn.BatchNorm3d(3))
   optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
@@ -133,7 +133,7 @@ def test_every_dtype(tmp_path, new_format):
 
 
 @_FORMATS
-def test_what_is_no_plain_tensor_becomes_a_placeholder(tmp_path, new_format):
+def test_unsupported_objects_become_placeholders(tmp_path, new_format):
   torch = pytest.importorskip("torch")
   content = {
     "sparse": torch.zeros(3).to_sparse(),

@@ -1,4 +1,4 @@
-"""Files of image backbones against the packages that define them, and what VTN files tell."""
+"""Conversion of VTN and of image backbones, compared with the packages that define them."""
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ from tests.tables.vtn_parity import BACKBONES, LARGER, backbone_error, random_ti
 from vswin_jax import create_model
 from vswin_jax.checkpoints.manager import checkpoints_of, restore_params
 from vswin_jax.checkpoints.selection import read_metadata
-from vswin_jax.conversion.converting import Request, convert_file
-from vswin_jax.conversion.families import Options, convert_tensors
+from vswin_jax.conversion.convert import convert_file
+from vswin_jax.conversion.families import ConversionOptions, convert_tensors
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.data.clips import view_frames
 from vswin_jax.models.parameters import flatten, merge_model, split_model, with_shardings
 
 torch = pytest.importorskip("torch")
 
-NANO = Options(num_heads=3, backbone_heads=3, attention_window=6)
+NANO = ConversionOptions(num_heads=3, backbone_heads=3, attention_window=6)
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name not in LARGER])
@@ -33,7 +33,7 @@ def test_features_equal_those_of_timm(name):
   assert backbone_error(name) < 1e-5
 
 
-def test_statistics_of_batch_normalisation_get_no_gradient():
+def test_statistics_of_batch_normalization_get_no_gradient():
   small = {"width": 64, "num_heads": 2, "intermediate_size": 8}
   model = create_model(
     "vtn_r50", num_classes=2, backbone_options={"depths": (1,), "width": 16}, **small
@@ -49,7 +49,7 @@ def test_statistics_of_batch_normalisation_get_no_gradient():
 def test_the_names_of_timm_serve_inflation_too():
   reference = random_timm("swin_tiny_patch4_window7_224", num_classes=10, depths=(2, 2, 2, 2))
   tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
-  converted = convert_tensors(tensors, Options(num_classes=7))
+  converted = convert_tensors(tensors, ConversionOptions(num_classes=7))
   assert converted.model["name"].startswith("video_swin")
   kernel = converted.params["stages.0.downsample.reduction.kernel"]
   np.testing.assert_array_equal(kernel, tensors["layers.1.downsample.reduction.weight"].T)
@@ -59,8 +59,8 @@ def nano_tensors():
   return fill(golden_keys("vtn_nano_7f"))
 
 
-def test_what_a_file_does_not_tell_has_the_values_of_the_released_model():
-  converted = convert_tensors(fill(golden_keys("vtn_vit_b_16f")), Options())
+def test_options_not_in_the_file_are_those_of_the_released_model():
+  converted = convert_tensors(fill(golden_keys("vtn_vit_b_16f")), ConversionOptions())
   assert converted.model == {"name": "vtn_vit_b", "num_classes": 400}
   assert converted.dataset == "kinetics400"
   preprocessing = converted.preprocessing
@@ -71,7 +71,7 @@ def test_what_a_file_does_not_tell_has_the_values_of_the_released_model():
 
 
 def test_another_number_of_classes_replaces_only_the_classifier():
-  options = Options(num_heads=3, backbone_heads=3, num_classes=3, allow_missing=("head",))
+  options = ConversionOptions(num_heads=3, backbone_heads=3, num_classes=3, allow_missing=("head",))
   converted = convert_tensors(nano_tensors(), options)
   assert converted.has_new_head
   assert converted.params["head.fc2.kernel"].shape == (40, 3)
@@ -80,11 +80,11 @@ def test_another_number_of_classes_replaces_only_the_classifier():
   )
 
 
-def test_a_file_without_a_head_needs_to_be_told():
+def test_a_file_without_head_needs_options():
   tensors = {name: value for name, value in nano_tensors().items() if "mlp_head" not in name}
   with pytest.raises(ConversionError, match="the file has no head; give --num_classes=N"):
     convert_tensors(tensors, NANO)
-  options = Options(num_heads=3, backbone_heads=3, num_classes=3, allow_missing=("head",))
+  options = ConversionOptions(num_heads=3, backbone_heads=3, num_classes=3, allow_missing=("head",))
   assert convert_tensors(tensors, options).params["head.fc1.kernel"].shape == (48, 48)
 
 
@@ -93,11 +93,15 @@ def test_a_file_without_a_head_needs_to_be_told():
   [
     (lambda tensors: tensors.pop("cls_token"), NANO, "missing: cls_token"),
     (lambda tensors: tensors.pop("backbone.norm.bias"), NANO, "missing: backbone.norm.bias"),
-    (lambda tensors: tensors.pop("backbone.pos_embed"), NANO, "size of the backbone can't be read"),
+    (
+      lambda tensors: tensors.pop("backbone.pos_embed"),
+      NANO,
+      "size of the backbone can't be inferred",
+    ),
     (
       lambda tensors: tensors.pop("temporal_encoder.embeddings.position_embeddings.weight"),
       NANO,
-      "size of the temporal encoder can't be read",
+      "size of the temporal encoder can't be inferred",
     ),
     (
       lambda tensors: tensors.update({"temporal_encoder.pooler.dense.weight": np.ones((2, 2))}),
@@ -117,16 +121,28 @@ def test_a_file_without_a_head_needs_to_be_told():
     (
       lambda tensors: tensors.update({"backbone.patch_embed.proj.weight": np.ones((2, 2))}),
       NANO,
-      "the backbone of this VTN is none that is known",
+      "unknown backbone of a VTN",
     ),
-    (lambda tensors: None, Options(window=(8, 7, 7)), "--window does not apply to vtn weights"),
-    (lambda tensors: None, Options(inflation="center"), "--inflation does not apply"),
-    (lambda tensors: None, Options(num_heads=5), "48 channels are not divisible by num_heads 5"),
-    (lambda tensors: None, Options(attention_window=7), "attention_window must be even, got 7"),
+    (
+      lambda tensors: None,
+      ConversionOptions(window=(8, 7, 7)),
+      "--window does not apply to vtn weights",
+    ),
+    (lambda tensors: None, ConversionOptions(inflation="center"), "--inflation does not apply"),
+    (
+      lambda tensors: None,
+      ConversionOptions(num_heads=5),
+      "48 channels are not divisible by num_heads 5",
+    ),
+    (
+      lambda tensors: None,
+      ConversionOptions(attention_window=7),
+      "attention_window must be even, got 7",
+    ),
     (
       lambda tensors: [tensors.pop(name) for name in list(tensors) if "patch_embed" in name],
       NANO,
-      "the backbone of this VTN is none that is known",
+      "unknown backbone of a VTN",
     ),
   ],
 )
@@ -143,7 +159,7 @@ def test_random_parts_of_a_conversion_do_not_bind_a_run(tmp_path):
     for name, value in nano_tensors().items()
     if name.startswith("backbone.")
   }
-  request = Request(num_classes=3, backbone_heads=3)
+  request = ConversionOptions(num_classes=3, backbone_heads=3)
   convert_file(save_torch(tmp_path / "vit.pth", tensors), tmp_path / "vit", request)
   directory = checkpoints_of(tmp_path / "vit")
   metadata = read_metadata(directory)
@@ -164,7 +180,7 @@ def test_random_parts_of_a_conversion_do_not_bind_a_run(tmp_path):
 
 def test_clips_that_the_model_does_not_take_are_refused(tmp_path):
   source = save_vtn(tmp_path / "vtn.pyth", nano_tensors())
-  request = Request(num_heads=3, backbone_heads=3, clip={"size": 40})
+  request = ConversionOptions(num_heads=3, backbone_heads=3, clip={"size": 40})
   with pytest.raises(ConversionError, match=r"images must be \[batch, 32, 32, 3\]"):
     convert_file(source, tmp_path / "vtn", request)
 
@@ -172,10 +188,10 @@ def test_clips_that_the_model_does_not_take_are_refused(tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (Options(to="vtn"), "--to=vtn does not apply to official weights"),
-    (Options(attention_window=8), "--attention_window does not apply"),
+    (ConversionOptions(to="vtn"), "--to=vtn does not apply to official weights"),
+    (ConversionOptions(attention_window=8), "--attention_window does not apply"),
   ],
 )
-def test_what_is_for_a_vtn_is_refused_for_a_video_swin(options, message):
+def test_vtn_options_are_refused_for_a_video_swin(options, message):
   with pytest.raises(ConversionError, match=message):
     convert_tensors(official_tensors("nano_16x56x56"), options)

@@ -23,8 +23,9 @@ from tests.helpers.runs import (
   run,
   run_command,
 )
-from vswin_jax.conversion.converting import Request, convert_file
-from vswin_jax.conversion.exporting import export_file
+from vswin_jax.conversion.convert import convert_file
+from vswin_jax.conversion.export import export_file
+from vswin_jax.conversion.families import ConversionOptions
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_an_exported_and_converted_model_is_evaluated_as_the_original(
 ):
   workdir, _ = finished
   export_file(workdir, tmp_path / "file.safetensors", "torchvision")
-  convert_file(tmp_path / "file.safetensors", tmp_path / "converted", Request())
+  convert_file(tmp_path / "file.safetensors", tmp_path / "converted", ConversionOptions())
   config = json.loads((workdir / "config.json").read_text())
   # A file tells nothing of preprocessing.
   own = {

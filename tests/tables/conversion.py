@@ -23,7 +23,8 @@ from tests.conversion.checkpoints import (
 )
 from tests.helpers.golden import golden, golden_video, tensor_for
 from vswin_jax import load_model
-from vswin_jax.conversion.converting import Request, convert_file
+from vswin_jax.conversion.convert import convert_file
+from vswin_jax.conversion.families import ConversionOptions
 
 OFFICIAL = [
   "nano_16x56x56",
@@ -51,7 +52,7 @@ CASES = {
 def convert_case(family: str, case: str, folder: pathlib.Path) -> pathlib.Path:
   """Writes the file of a golden case as its users hold it, and converts it."""
   meta, _ = golden(case)
-  path, request = folder / f"{case}.pth", Request()
+  path, request = folder / f"{case}.pth", ConversionOptions()
   if family == "torchvision":
     keys = golden_keys("torchvision_swin3d_t" if "swin3d" in case else "torchvision_nano_16x56x56")
     save_torch(path, fill(keys))
@@ -61,12 +62,12 @@ def convert_case(family: str, case: str, folder: pathlib.Path) -> pathlib.Path:
       for name, shape in dict(meta["keys_2d"]).items()
     }
     save_torch(path, {"model": fill(keys)})
-    request = Request(window=tuple(meta["window_3d"]), num_classes=meta["num_classes"])
+    request = ConversionOptions(window=tuple(meta["window_3d"]), num_classes=meta["num_classes"])
   elif family == "vtn":
     is_nano = case in VTN
     save_vtn(path, fill(golden_keys("vtn_nano_7f" if is_nano else case)))
     if is_nano:
-      request = Request(num_heads=3, backbone_heads=3, attention_window=6)
+      request = ConversionOptions(num_heads=3, backbone_heads=3, attention_window=6)
   else:
     tensors = official_tensors(case)
     if family == "mmaction2":

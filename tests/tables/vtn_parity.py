@@ -18,7 +18,7 @@ from tests.helpers.golden import golden, golden_video
 from tests.tables.golden import relative_error
 from vswin_jax import create_model
 from vswin_jax.conversion import vtn as vtn_files
-from vswin_jax.conversion.families import Options, convert_tensors
+from vswin_jax.conversion.families import ConversionOptions, convert_tensors
 from vswin_jax.models import model_config
 from vswin_jax.models.longformer import TemporalEncoder
 from vswin_jax.models.parameters import flatten, merge_model, split_model, unflatten
@@ -112,7 +112,9 @@ def backbone_error(name: str) -> float:
   reference = random_timm(name, num_classes=10, **options)
   tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
   heads = options.get("num_heads")
-  converted = convert_tensors(tensors, Options(num_classes=7, backbone_heads=heads, to="vtn"))
+  converted = convert_tensors(
+    tensors, ConversionOptions(num_classes=7, backbone_heads=heads, to="vtn")
+  )
   assert converted.has_new_head and converted.dataset is None
   model = converted_model(converted)
   assert model.config.num_classes == 7
@@ -179,7 +181,11 @@ def reference_vtn(case: str, **overrides):
   """The model of a golden file, its weights taken through the converter."""
   is_nano = "nano" in case
   keys = golden_keys("vtn_nano_7f" if is_nano else case)
-  options = Options(num_heads=3, backbone_heads=3, attention_window=6) if is_nano else Options()
+  options = (
+    ConversionOptions(num_heads=3, backbone_heads=3, attention_window=6)
+    if is_nano
+    else ConversionOptions()
+  )
   return converted_model(convert_tensors(fill(keys), options), **overrides)
 
 

@@ -1,11 +1,13 @@
-"""Fetches released checkpoints into a cache folder, resuming and verifying."""
+"""Download of released checkpoints into a cache folder, with resuming and verification."""
 
+import contextlib
 import hashlib
 import http.client
 import os
 import pathlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -17,19 +19,19 @@ _CHUNK_BYTES = 1 << 16
 
 
 class DownloadError(ValueError):
-  """A file that could not be fetched; the message says where to get it and where to put it."""
+  """Raised when a file can't be downloaded; the message says where to get it and put it."""
 
 
 def default_cache() -> pathlib.Path:
-  """Folder of downloaded files: `$VSWIN_JAX_CACHE`, or ~/.cache/vswin_jax."""
+  """Returns the folder of downloaded files: `$VSWIN_JAX_CACHE`, or ~/.cache/vswin_jax."""
   return pathlib.Path(os.environ.get("VSWIN_JAX_CACHE") or "~/.cache/vswin_jax").expanduser()
 
 
 def fetch(released: Released, cache: str | os.PathLike) -> pathlib.Path:
-  """Path of a released file in the cache folder, downloaded if it is not there yet.
+  """Returns the path of a released file in the cache folder; downloads it if it is missing.
 
-  A download goes to `<file>.part`, which a later call continues, and gets its name when it is
-  complete and as large and of the SHA-256 as known; a file that is there already must be so too.
+  A download is written to `<file>.part`, which a later call continues, and renamed once its size
+  and SHA-256 are verified. A file that is in the cache already is verified too.
 
   Raises:
     DownloadError: no network, no such file on the server, or another file than was released.
@@ -60,18 +62,19 @@ def fetch(released: Released, cache: str | os.PathLike) -> pathlib.Path:
 
 
 def file_sha256(path: pathlib.Path) -> str:
-  """SHA-256 of a file, in hexadecimal digits."""
+  """Returns the SHA-256 of a file in hexadecimal digits."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_problem(released: Released, part: pathlib.Path, announced: int | None) -> str | None:
-  actual = part.stat().st_size
+def _find_problem(released: Released, path: pathlib.Path, announced: int | None) -> str | None:
+  """Returns how a file differs from the released one in size or SHA-256, None if it does not."""
+  actual = path.stat().st_size
   for expected in (released.size, announced):
     if expected is not None and actual != expected:
       return f"a file of {actual} bytes instead of {expected}"
   if released.sha256 is not None:
-    digest = file_sha256(part)
+    digest = file_sha256(path)
     if not digest.startswith(released.sha256):
       known = released.sha256
       return f"a file with SHA-256 {digest[: len(known)]} instead of {known}"
@@ -79,7 +82,7 @@ def _find_problem(released: Released, part: pathlib.Path, announced: int | None)
 
 
 def _download(url: str, part: pathlib.Path, path: pathlib.Path) -> int | None:
-  """Completes `part`; returns the bytes the server announced, None if it did not."""
+  """Completes `part`; returns the size that the server announced, None if it did not."""
   problem = None
   for _ in range(_ATTEMPTS):
     try:
@@ -96,10 +99,13 @@ def _download(url: str, part: pathlib.Path, path: pathlib.Path) -> int | None:
 
 
 def _receive(url: str, part: pathlib.Path) -> int | None:
-  """One request for what `part` lacks."""
+  """Requests the bytes that `part` lacks and appends them."""
   start = part.stat().st_size if part.is_file() else 0
+  headers = {"User-Agent": "vswin_jax"} | ({"Range": f"bytes={start}-"} if start else {})
+  request = urllib.request.Request(url, headers=headers)
   try:
-    response = _open(url, start)
+    with _network_errors():
+      response = urllib.request.urlopen(request, timeout=_SECONDS_WITHOUT_DATA)
   except urllib.error.HTTPError as error:
     if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
       raise
@@ -117,48 +123,30 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
       raise ConnectionError("the server sent another part than asked for")
     length = response.headers.get("Content-Length", "")
     total = start + int(length) if length.isdigit() else None
-    _write(response, part, start, total)
+    # A log gets no progress bar: that is what None disables.
+    bar = tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, disable=None)
+    with part.open("ab" if start else "wb") as file, bar:
+      while chunk := _read_chunk(response):
+        file.write(chunk)
+        bar.update(len(chunk))
   received = part.stat().st_size
   if total is not None and received < total:
     raise ConnectionError(f"the connection ended after {received} of {total} bytes")
   return total
 
 
-def _write(response, part: pathlib.Path, start: int, total: int | None) -> None:
-  bar = tqdm(
-    desc=part.stem,
-    initial=start,
-    total=total,
-    unit="B",
-    unit_scale=True,
-    unit_divisor=1024,
-    dynamic_ncols=True,
-    # A log gets no progress bar.
-    disable=None,
-  )
-  with part.open("ab" if start else "wb") as file, bar:
-    for chunk in _chunks(response):
-      file.write(chunk)
-      bar.update(len(chunk))
+def _read_chunk(response) -> bytes:
+  with _network_errors():
+    return response.read(_CHUNK_BYTES)
 
 
-def _open(url: str, start: int):
-  """A response; failures are an `HTTPError` or a `ConnectionError`, unlike those of the disk."""
-  headers = {"User-Agent": "vswin_jax"} | ({"Range": f"bytes={start}-"} if start else {})
-  request = urllib.request.Request(url, headers=headers)
+@contextlib.contextmanager
+def _network_errors() -> Iterator[None]:
+  """Turns failures of the network into `ConnectionError`, unlike those of the disk."""
   try:
-    return urllib.request.urlopen(request, timeout=_SECONDS_WITHOUT_DATA)
+    yield
   except urllib.error.HTTPError:
     raise
-  except urllib.error.URLError as error:
-    raise ConnectionError(error.reason) from error
   except (OSError, http.client.HTTPException) as error:
-    raise ConnectionError(str(error) or type(error).__name__) from error
-
-
-def _chunks(response):
-  try:
-    while chunk := response.read(_CHUNK_BYTES):
-      yield chunk
-  except (OSError, http.client.HTTPException) as error:
-    raise ConnectionError(str(error) or type(error).__name__) from error
+    reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+    raise ConnectionError(reason) from error

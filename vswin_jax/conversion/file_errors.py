@@ -1,14 +1,14 @@
-"""What the readers of files share: their error and their limits."""
+"""Errors and limits shared by the readers of weight files."""
 
-# numpy's own limit on axes.
+# Limit of numpy.
 MOST_AXES = 64
 DAMAGED = "the file is damaged; download or save it again"
 
 
 class FileError(ValueError):
-  """A file that can't be read; the message is one line: what was wrong and what to do."""
+  """Raised when a file can't be read; the message is one line."""
 
 
 def is_count(value: object) -> bool:
-  """Whether it is an int that can count elements or bytes."""
+  """Returns whether a value is an int that can count elements or bytes."""
   return type(value) is int and 0 <= value < 2**62

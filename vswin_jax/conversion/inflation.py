@@ -1,7 +1,7 @@
-"""From images to video, and from one window to another: new bias tables out of old ones.
+"""Inflation of 2D Swin weights to Video Swin, and resizing of bias tables to another window.
 
-Video Swin (section 3.3) starts from 2D Swin weights: the patch embedding is spread over time, and
-every temporal offset gets the 2D bias table.
+As in section 3.3 of Video Swin, the patch embedding is repeated over time, and every temporal
+offset gets the 2D bias table.
 """
 
 import math
@@ -13,28 +13,28 @@ from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.models.windows import Size3D
 
 INFLATIONS = ("mean", "center")
-# Between frames under "center": a token at first sees little beyond its own frame.
+# Bias between frames under "center": at first, tokens attend mostly to their own frame.
 _CROSS_FRAME_BIAS = -4.6
-# Of the cubic convolution kernel, as in PyTorch; jax.image uses another.
+# Parameter of the cubic convolution kernel, as in PyTorch; jax.image uses another.
 _CUBIC = -0.75
 
 
 def inflate(
   tensors: Mapping[str, np.ndarray], window: Size3D, patch_time: int, how: str
 ) -> dict[str, np.ndarray]:
-  """Turns the weights of a 2D Swin into those of a Video Swin, as the reference does.
+  """Inflates the weights of a 2D Swin to those of a Video Swin, as the reference does.
 
   Args:
-    tensors: under the names of the 2D reference, the patch embedding `[channels, 3, height,
-      width]`, bias tables `[(2 height - 1) (2 width - 1), heads]`.
-    window: of the result, in tokens.
+    tensors: tensors under the names of the 2D reference; the patch embedding is `[channels, 3,
+      height, width]`, bias tables are `[(2 height - 1) (2 width - 1), heads]`.
+    window: attention window of the result, in tokens.
     patch_time: frames of a patch of the result.
-    how: "mean", the reference's: the patch kernel is the same in every frame, and so is the bias
-      for every temporal offset. "center": all of the kernel in one frame, and a small constant
-      bias between frames.
+    how: "mean" as in the reference: the same patch kernel in every frame, and the same bias for
+      every temporal offset. "center": the whole kernel in one frame, and a constant negative bias
+      between frames.
 
   Returns:
-    The tensors; those that follow from the window are left as they are.
+    The tensors by name; index buffers are unchanged.
 
   Raises:
     ConversionError: bias tables that are not those of square windows.
@@ -52,12 +52,14 @@ def inflate(
       tensor = _inflate_table(np.asarray(tensor, np.float32), window, how)
     inflated[name] = tensor
   if malformed:
-    raise ConversionError(f"bias tables of no square window: {', '.join(malformed)}")
+    raise ConversionError(
+      f"bias tables that are not those of square windows: {', '.join(malformed)}"
+    )
   return inflated
 
 
 def table_side(table: np.ndarray) -> int | None:
-  """Side of the square window that a 2D bias table belongs to; None if to none."""
+  """Returns the side of the square window of a 2D bias table; None if there is no such window."""
   if table.ndim != 2 or table.size == 0:
     return None
   offsets = math.isqrt(table.shape[0])
@@ -90,6 +92,8 @@ def resize_table(table: np.ndarray, window: Size3D, target: Size3D) -> np.ndarra
 
   Args:
     table: float `[rows of window, heads]`.
+    window: attention window (time, height, width) of `table`, in tokens.
+    target: attention window of the result.
 
   Returns:
     float32 `[rows of target, heads]`.

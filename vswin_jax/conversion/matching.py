@@ -1,13 +1,14 @@
-"""Fitting the tensors of a file to the parameters of a model, every one of them."""
+"""Matching of the tensors of a file to the parameters of a model."""
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-# Names under which training scripts keep the weights, beside optimizer state and the like.
+# Keys under which training scripts save the weights, beside optimizer state and the like.
 _NESTED = ("state_dict", "model_state", "model", "model_state_dict", "module")
-# Wrappers of parallel training and compilation put these before every name.
+# Prefixes that wrappers of parallel training and compilation add to every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 
 # A regular expression that no name matches.
@@ -15,40 +16,40 @@ NOTHING = r"(?!)"
 
 
 class ConversionError(ValueError):
-  """Weights that can't be converted; the message says all that is wrong and what to do."""
+  """Raised when weights can't be converted; the message lists all problems."""
 
 
 def find_tensors(content: object) -> dict[str, np.ndarray]:
-  """The weights of a file by name, without wrappers' prefixes.
+  """Returns the weights of a file by name, without prefixes of wrappers.
 
   Args:
-    content: what the file holds, see `torch_files.read_file`.
+    content: the object in the file, see `torch_files.read_file`.
 
   Raises:
-    ConversionError: no weights there, or something that is no tensor among them.
+    ConversionError: it holds no weights, or something else among them.
   """
   nested = [content[name] for name in _NESTED if isinstance(content, Mapping) and name in content]
   for candidate in (*nested, content):
-    if isinstance(candidate, Mapping) and any(map(_is_tensor, candidate.values())):
+    if isinstance(candidate, Mapping) and any(
+      isinstance(value, np.ndarray) for value in candidate.values()
+    ):
       break
   else:
     raise ConversionError(
       f"no weights in the file: it holds {_describe(content)}; expected a dict of tensors, by "
       f"itself or under one of {', '.join(_NESTED)}"
     )
-  strange = [
-    f"{name} ({_describe(value)})" for name, value in candidate.items() if not _is_tensor(value)
+  others = [
+    f"{name} ({_describe(value)})"
+    for name, value in candidate.items()
+    if not isinstance(value, np.ndarray)
   ]
-  if strange:
-    raise ConversionError(_listing("not tensors, where weights should be", strange))
+  if others:
+    raise ConversionError(_listing("not tensors, but among the weights", others))
   tensors = {str(name): value for name, value in candidate.items()}
   while wrapper := next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None):
     tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
   return tensors
-
-
-def _is_tensor(value: object) -> bool:
-  return isinstance(value, np.ndarray)
 
 
 def _describe(value: object) -> str:
@@ -67,21 +68,23 @@ def match(
   ignored: str = NOTHING,
   replaced: str = NOTHING,
 ) -> dict[str, np.ndarray]:
-  """Finds the tensor of every parameter, and a use for every tensor.
+  """Matches every parameter of a model with a tensor of the file, and vice versa.
 
   Args:
-    shapes: of the model's parameters, by dotted path.
-    tensors: of the file, by name.
-    name_of: path of a parameter -> name of its tensor.
-    from_source: (path, tensor) -> the parameter, in the model's layout.
-    ignored: regular expression of names of tensors that the model computes by itself.
-    replaced: of paths of parameters that the caller fills; their tensors are ignored too.
+    shapes: shapes of the model's parameters, by dotted path.
+    tensors: tensors of the file, by name.
+    name_of: maps the path of a parameter to the name of its tensor.
+    from_source: maps (path, tensor) to the parameter in the model's layout.
+    ignored: regular expression of names of tensors that the model has no parameters for.
+    replaced: regular expression of paths of parameters that the caller fills; their tensors are
+      ignored too.
 
   Returns:
-    float32 parameters by path, but for those `replaced`.
+    float32 parameters by path, without those `replaced`.
 
   Raises:
-    ConversionError: lists all that is missing, left over, of a wrong shape or type, or not finite.
+    ConversionError: parameters or tensors without a match, or tensors of a wrong shape, of a wrong
+      dtype or not finite; the message lists them all.
   """
   params, problems, used = {}, [], set()
   for path, shape in shapes.items():
@@ -93,7 +96,7 @@ def match(
       problems.append(f"missing: {name}, for {path} {list(shape)}")
       continue
     tensor = tensors[name]
-    # bfloat16 and other floats from outside numpy are of the kind V.
+    # The kind of bfloat16 and float8 is V.
     if tensor.dtype.kind not in "fV":
       problems.append(f"not floating point: {name} is {tensor.dtype}")
       continue
@@ -114,6 +117,32 @@ def match(
   if problems:
     raise ConversionError(_listing("the weights do not fit the model that they describe", problems))
   return params
+
+
+def nearest(named: Mapping[str, object], fields: Mapping) -> tuple[str, dict]:
+  """Returns the name of the configuration with most fields in common, and those that differ."""
+
+  def differing(name: str) -> dict:
+    return {field: value for field, value in fields.items() if getattr(named[name], field) != value}
+
+  name = min(named, key=lambda name: len(differing(name)))
+  return name, differing(name)
+
+
+@contextlib.contextmanager
+def inference_of(part: str) -> Iterator[None]:
+  """Turns errors at tensors that are missing or of unexpected shapes into `ConversionError`."""
+  problem = f"the size of the {part} can't be inferred from the file"
+  try:
+    yield
+  except ConversionError:
+    raise
+  except KeyError as error:
+    raise ConversionError(f"{problem}: {error} is missing; expected complete weights") from error
+  except (IndexError, ValueError, ZeroDivisionError) as error:
+    raise ConversionError(
+      f"{problem}: a tensor is empty or has an unexpected number of axes; expected complete weights"
+    ) from error
 
 
 def _listing(what: str, items: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Weights out of PyTorch and .safetensors files, without PyTorch and without running their code."""
+"""Reader of PyTorch and .safetensors files that needs no PyTorch and runs no code in them."""
 
 import codecs
 import io
@@ -22,7 +22,7 @@ from vswin_jax.conversion.torch_tensors import (
   parse_storage_id,
 )
 
-# torch.save marks files of its format before 1.6 with these.
+# Magic numbers of torch.save before 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -36,10 +36,10 @@ _BIG_ENDIAN = "written on a big-endian machine; load it there and save it on ano
 
 
 def read_file(path: str | os.PathLike) -> object:
-  """Reads a .safetensors file or what torch.save wrote, now or before PyTorch 1.6.
+  """Reads a .safetensors file, or a file of torch.save in the zip or the legacy format.
 
   The contents of the file decide how it is read, not its name. Nothing in it is run: classes and
-  functions outside a closed list become `Placeholder`s, with all that they were made from.
+  functions outside a closed list become `Placeholder`s, and so do their instances.
 
   Returns:
     For PyTorch: the saved object, of dicts (also for OrderedDict), lists, tuples, sets, strings,
@@ -47,7 +47,7 @@ def read_file(path: str | os.PathLike) -> object:
     and strides (bfloat16 and float8 from `ml_dtypes`), views of the mapped file that share memory
     as the tensors did; bare storages are arrays `[elements]`. torch.Size is a tuple, torch.dtype a
     `np.dtype`, torch.device a string. Sparse, quantized and conjugated tensors are placeholders.
-    The object may contain itself.
+    The object can contain itself.
     For .safetensors: dict of name -> read-only array. The file must not change while these live.
 
   Raises:
@@ -60,14 +60,14 @@ def read_file(path: str | os.PathLike) -> object:
     with _BoundedReader(path, "rb") as file:
       if os.fstat(file.fileno()).st_size == 0:
         raise FileError("the file is empty; download or save it again")
-      return _read(file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+      return _read(path, file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
   except FileNotFoundError as error:
     raise FileError(_one_line(path, f"no such file; {_EXPECTED}")) from error
   except OSError as error:
     raise FileError(_one_line(path, f"can't be opened ({error.strerror})")) from error
   except FileError as error:
     raise FileError(_one_line(path, str(error))) from error
-  # Whatever else goes wrong depends only on the bytes of the file, or on a path that can't be one.
+  # Other errors depend on the bytes of the file only, or on an impossible path.
   except Exception as error:
     raise FileError(
       _one_line(path, f"can't be read ({type(error).__name__}); {DAMAGED}")
@@ -79,7 +79,7 @@ def _one_line(path: str | os.PathLike, message: str) -> str:
 
 
 class _BoundedReader(io.FileIO):
-  """A file for `zipfile`, which believes a file about the length of its directory."""
+  """File for `zipfile`, which would read a directory of any length."""
 
   def read(self, size: int | None = -1) -> bytes:
     if size is not None and size > _LONGEST_DIRECTORY:
@@ -87,20 +87,20 @@ class _BoundedReader(io.FileIO):
     return super().read(size)
 
 
-def _read(file: io.FileIO, data: mmap.mmap) -> object:
+def _read(path: str | os.PathLike, file: io.FileIO, data: mmap.mmap) -> object:
   head = data[:1024]
   if head.startswith(b"PK\x03\x04"):
     return _read_zip(file, data)
   _refuse_known_others(head)
   if looks_like_safetensors(head):
-    return read_safetensors(np.frombuffer(data, np.uint8))
+    return read_safetensors(path, np.frombuffer(data, np.uint8))
   if head.startswith(b"\x80"):
     return _read_legacy(data)
   raise FileError(f"a file of unknown format; {_EXPECTED}")
 
 
 def _refuse_known_others(head: bytes) -> None:
-  """Raises FileError that names what is often found in place of weights."""
+  """Raises FileError for kinds of files that are often saved in place of weights."""
   start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
   if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
     raise FileError(
@@ -128,13 +128,13 @@ def _is_text(head: bytes) -> bool:
 
 
 def _read_zip(file: io.FileIO, data: mmap.mmap) -> object:
-  """The format since PyTorch 1.6: data.pkl and a file per storage, all under one folder."""
+  """Reads the format since PyTorch 1.6: data.pkl and a file per storage in one folder."""
   try:
     with zipfile.ZipFile(file) as archive:
       entries = {entry.filename: entry for entry in archive.infolist()}
   except FileError:
     raise
-  # zipfile lets errors of many types through where a directory is damaged.
+  # zipfile raises many types of errors for a damaged directory.
   except Exception as error:
     raise FileError(
       "a zip archive whose directory, at its end, is missing or damaged: the file was cut off; "
@@ -179,7 +179,7 @@ def _read_zip(file: io.FileIO, data: mmap.mmap) -> object:
 
 
 def _locate(data: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
-  """Start and end of the bytes of an entry."""
+  """Returns start and end of the bytes of an entry."""
   name = ascii(entry.filename[:_LONGEST_ENTRY_NAME])
   if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
     raise FileError(
@@ -200,7 +200,7 @@ def _locate(data: mmap.mmap, entry: zipfile.ZipInfo) -> tuple[int, int]:
 
 
 def _read_legacy(data: mmap.mmap) -> object:
-  """The format before PyTorch 1.6: five pickles, then count and bytes of each storage."""
+  """Reads the format before PyTorch 1.6: five pickles, then count and bytes of each storage."""
 
   def load(position: int, load_storage: Callable) -> tuple[object, int]:
     return pickles.load(data, position, len(data), CALLS, CONSTANTS, load_storage)
@@ -221,11 +221,11 @@ def _read_legacy(data: mmap.mmap) -> object:
   if not isinstance(system, dict) or system.get("little_endian") is not True:
     raise FileError(_BIG_ENDIAN)
 
-  # The storages come after the object that is made of them: read it once to learn their types.
+  # Storages follow the object that refers to them: the first pass collects their dtypes.
   declared: dict[str, StorageId] = {}
 
   def declare_storage(saved_id: object) -> object:
-    # Classes of modules were saved together with their source.
+    # Classes of modules were saved with their source code.
     if not has_kind(saved_id, "module"):
       storage = parse_storage_id(saved_id)
       known = declared.setdefault(storage.key, storage)
@@ -259,6 +259,7 @@ def _read_legacy(data: mmap.mmap) -> object:
 def _map_storages(
   data: mmap.mmap, position: int, declared: dict[str, StorageId], keys: object
 ) -> dict[str, np.ndarray]:
+  """Returns the storages that start at `position`, in the order of `keys`."""
   if type(keys) is not list or not all(type(key) is str and key in declared for key in keys):
     raise FileError(f"its list of storages does not match its object; {DAMAGED}")
   raw = np.frombuffer(data, np.uint8)

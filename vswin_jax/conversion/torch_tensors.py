@@ -1,4 +1,4 @@
-"""Tensors of PyTorch as views of the bytes of their storages."""
+"""PyTorch tensors as numpy views of their storages."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from vswin_jax.conversion.file_errors import DAMAGED, MOST_AXES, FileError, is_count
 from vswin_jax.conversion.pickles import Placeholder
 
-# How far expanded tensors may go beyond what they hold: so many times, and so many elements more.
+# Limits on expanded tensors: times the elements of their storage, and elements beyond that.
 _MOST_REPEATS = 16
 _MOST_EXTRA = 2**24
 _MOST_ARGUMENTS = 16
@@ -19,31 +19,12 @@ _LONGEST_STORAGE_KEY = 100
 
 _LAZY = "torch.Tensor (conjugated or negated lazily)"
 
-_DTYPES = {
-  name: np.dtype(kind)
-  for name, kind in {
-    "float64": "<f8",
-    "float32": "<f4",
-    "float16": "<f2",
-    "bfloat16": ml_dtypes.bfloat16,
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-    "float8_e5m2": ml_dtypes.float8_e5m2,
-    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
-    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
-    "complex64": "<c8",
-    "complex128": "<c16",
-    "int64": "<i8",
-    "int32": "<i4",
-    "int16": "<i2",
-    "int8": "i1",
-    "uint64": "<u8",
-    "uint32": "<u4",
-    "uint16": "<u2",
-    "uint8": "u1",
-    "bool": "?",
-  }.items()
-}
+_NAMES = (
+  *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz"),
+  *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "complex64", "complex128"),
+  *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+)
+_DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in _NAMES}
 _STORAGE_DTYPES = {
   "DoubleStorage": _DTYPES["float64"],
   "FloatStorage": _DTYPES["float32"],
@@ -59,7 +40,7 @@ _STORAGE_DTYPES = {
   "BoolStorage": _DTYPES["bool"],
   "UntypedStorage": _DTYPES["uint8"],
   "_UntypedStorage": _DTYPES["uint8"],
-  # Quantized tensors become placeholders, but the legacy format has to step over their storages.
+  # Quantized tensors become placeholders, but the legacy format requires their size.
   "QInt8Storage": _DTYPES["int8"],
   "QUInt8Storage": _DTYPES["uint8"],
   "QInt32Storage": _DTYPES["int32"],
@@ -71,7 +52,7 @@ CONSTANTS = {f"torch.{name}": dtype for name, dtype in _DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class StorageId:
-  """What a pickle says of a storage; dtype None is unknown, sizes are in elements."""
+  """Description of a storage in a pickle; dtype None: unknown; counts are in elements."""
 
   kind: str
   dtype: np.dtype | None
@@ -85,21 +66,21 @@ class StorageId:
 
 
 def has_kind(saved_id: object, kind: str) -> bool:
-  """Whether a persistent id is of this kind; asked first, as comparing tensors would read them."""
+  """Returns whether a persistent id is of this kind, without comparing tensors."""
   if type(saved_id) is not tuple or len(saved_id) < 2:
     return False
   return type(saved_id[0]) is str and saved_id[0] == kind
 
 
 def parse_storage_id(saved_id: object) -> StorageId:
-  """Of a persistent id; raises FileError where that is none of a storage."""
+  """Parses the persistent id of a storage; raises FileError for any other object."""
   match saved_id if has_kind(saved_id, "storage") else None:
     case ("storage", Placeholder() as kind, str(key), _, count):
       view = None
     case ("storage", Placeholder() as kind, str(key), _, count, view):
       pass
     case _:
-      raise FileError(f"its pickle refers to an object that is no storage; {DAMAGED}")
+      raise FileError(f"its pickle refers to an object that is not a storage; {DAMAGED}")
   if not is_count(count) or len(key) > _LONGEST_STORAGE_KEY:
     raise FileError(f"its pickle describes an impossible storage; {DAMAGED}")
   package, _, name = kind.name.rpartition(".")
@@ -110,7 +91,7 @@ def parse_storage_id(saved_id: object) -> StorageId:
 def _view(
   storage: object, offset: int, shape: Sequence[int], strides: Sequence[int], dtype=None
 ) -> np.ndarray | Placeholder:
-  """A tensor as a view of its storage; offset and strides count elements of the tensor."""
+  """Returns a tensor as a view of its storage; offset and strides are in elements."""
   if isinstance(storage, Placeholder) or isinstance(dtype, Placeholder):
     return Placeholder("torch.Tensor")
   if not isinstance(storage, np.ndarray) or not storage.flags.c_contiguous:
@@ -155,18 +136,18 @@ def _rebuild_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, me
 
 
 def _is_lazy(metadata: object) -> bool:
-  """Whether the tensor is the conjugate or the negative of what its storage holds."""
+  """Returns whether a tensor is the conjugate or the negative of its storage."""
   return type(metadata) is dict and any(metadata.get(name) is True for name in ("conj", "neg"))
 
 
 def _rebuild_parameter(data, requires_grad=True, hooks=None, state=None):
   if not isinstance(data, np.ndarray | Placeholder):
-    raise FileError(f"a parameter in it is no tensor; {DAMAGED}")
+    raise FileError(f"a parameter in it is not a tensor; {DAMAGED}")
   return data
 
 
 def _rebuild_with_attributes(function, kind, arguments, state):
-  """Tensors that carry Python attributes, and subclasses of tensors."""
+  """Rebuilds tensors with Python attributes; other subclasses of tensors become placeholders."""
   plain = kind.name in ("torch.Tensor", "torch.nn.parameter.Parameter")
   if plain and function.name in _REBUILD and len(arguments) <= _MOST_ARGUMENTS:
     return _REBUILD[function.name](*arguments)
@@ -175,13 +156,13 @@ def _rebuild_with_attributes(function, kind, arguments, state):
 
 def _make_size(sizes=()) -> tuple:
   if type(sizes) is not tuple:
-    raise FileError(f"a torch.Size in it is no tuple; {DAMAGED}")
+    raise FileError(f"a torch.Size in it is not a tuple; {DAMAGED}")
   return sizes
 
 
 def _make_device(kind, index=None) -> str:
   if type(kind) is not str or len(kind) > 100 or not (index is None or is_count(index)):
-    raise FileError(f"a torch.device in it is none; {DAMAGED}")
+    raise FileError(f"a torch.device in it is not valid; {DAMAGED}")
   return kind if index is None else f"{kind}:{index}"
 
 

@@ -1,4 +1,4 @@
-"""The three PyTorch families of Video Swin: their names, their layouts, what a file tells."""
+"""PyTorch weights of Video Swin, in three families: names, layouts and inference of the model."""
 
 import math
 import re
@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vswin_jax.attention.relative_position import table_rows
-from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.conversion.matching import ConversionError, inference_of
 from vswin_jax.models.windows import Size3D
 
-# What the reference stores although it follows from the window and the grid.
+# Buffers of the reference that follow from the window and the grid.
 BUFFERS = r".*\.(relative_position_index|attn_mask)"
 BIAS_TABLE = "attn.relative_position_bias_table"
 
-# Our path -> the name in the file; all patterns apply, in order.
+# Path of a parameter -> name in the file; all patterns apply, in order.
 _OFFICIAL = (
   (r"^stages\.", "layers."),
   (r"\.attention\.", ".attn."),
@@ -38,7 +38,7 @@ FAMILIES = tuple(_RENAMES)
 
 
 def recognize(tensors: Mapping[str, np.ndarray]) -> str | None:
-  """The family of 3D weights; None if they are something else."""
+  """Returns the family of 3D weights; None if they are something else."""
   patch = tensors.get("backbone.patch_embed.proj.weight", tensors.get("patch_embed.proj.weight"))
   if patch is None or patch.ndim != 5:
     return None
@@ -51,7 +51,12 @@ def recognize(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 
 def name_in(family: str, *, bare: bool = False) -> Callable[[str], str]:
-  """Path of our parameter -> its name in a family's files; `bare`: without "backbone."."""
+  """Returns a function that maps the path of a parameter to its name in a family's files.
+
+  Args:
+    family: one of `FAMILIES`.
+    bare: leave out the prefix "backbone.".
+  """
 
   def name_of(path: str) -> str:
     for pattern, replacement in _RENAMES[family]:
@@ -62,15 +67,15 @@ def name_in(family: str, *, bare: bool = False) -> Callable[[str], str]:
 
 
 def is_bare(tensors: Mapping[str, np.ndarray]) -> bool:
-  """Whether the backbone's names have no prefix."""
+  """Whether the names of the backbone's tensors have no prefix."""
   return "backbone.patch_embed.proj.weight" not in tensors
 
 
 def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
-  """A tensor in PyTorch's layout -> our parameter.
+  """Converts a tensor from PyTorch's layout to that of the parameter.
 
-  Linear layers are stored `[outputs, inputs]`; the patch embedding is a convolution
-  `[channels, 3, time, height, width]`, here the matrix of the flattened patch.
+  Linear layers are stored as `[outputs, inputs]`, here `[inputs, outputs]`; the patch embedding as
+  a convolution `[channels, 3, time, height, width]`, here `[time * height * width * 3, channels]`.
   """
   if path == "patch_embed.proj.kernel":
     return tensor.transpose(2, 3, 4, 1, 0).reshape(-1, tensor.shape[0])
@@ -78,16 +83,16 @@ def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def to_source(path: str, parameter: np.ndarray, patch_size: Size3D) -> np.ndarray:
-  """Inverse of `from_source`."""
+  """Converts a parameter to PyTorch's layout: the inverse of `from_source`."""
   if path == "patch_embed.proj.kernel":
     return parameter.reshape(*patch_size, 3, -1).transpose(4, 3, 0, 1, 2)
   return parameter.T if path.endswith(".kernel") else parameter
 
 
 def index_buffers(family: str, depths: tuple[int, ...], window: Size3D) -> dict[str, np.ndarray]:
-  """The relative position indices that the PyTorch models expect in a file.
+  """Returns the relative position indices that the PyTorch models expect in a file.
 
-  int64 `[tokens, tokens]`: the row of the bias table for query i and key j.
+  Each is int64 `[tokens, tokens]`: the row of the bias table for query i and key j.
   """
   axes = np.stack(np.meshgrid(*map(np.arange, window), indexing="ij")).reshape(3, -1)
   offsets = axes[:, :, None] - axes[:, None, :]
@@ -105,23 +110,24 @@ def index_buffers(family: str, depths: tuple[int, ...], window: Size3D) -> dict[
 def infer_options(
   tensors: Mapping[str, np.ndarray], name_of: Callable[[str], str], window: Size3D | None = None
 ) -> dict:
-  """Reads the configuration of a Video Swin off its tensors.
+  """Infers the configuration of a Video Swin from the shapes of its tensors.
 
   Args:
-    name_of: from `name_in`.
-    window: of the tables, if the file does not tell it.
+    tensors: tensors of the file, by name.
+    name_of: maps paths to names, from `name_in`.
+    window: attention window, if the bias tables fit several.
 
   Returns:
-    The fields of `VideoSwinConfig` that shapes tell, `num_classes` only if there is a head.
+    Fields of `VideoSwinConfig`; `num_classes` only if there is a head.
 
   Raises:
-    ConversionError: a tensor is missing or of a shape that tells nothing.
+    ConversionError: a tensor is missing or of an unexpected shape.
   """
   depths = _count_blocks(tensors, name_of)
   if not depths:
     raise ConversionError("the file holds no block of a Video Swin; expected its complete weights")
   first = [f"stages.{stage}.blocks.0." for stage in range(len(depths))]
-  try:
+  with inference_of("Video Swin"):
     patch = tensors[name_of("patch_embed.proj.kernel")]
     tables = [tensors[name_of(f"{block}attention.relative_position_bias_table")] for block in first]
     hidden = tensors[name_of(f"{first[0]}mlp.fc1.kernel")].shape[0]
@@ -137,21 +143,11 @@ def infer_options(
     head = tensors.get(name_of("head.kernel"))
     if head is not None:
       options["num_classes"] = head.shape[0]
-  except KeyError as error:
-    raise ConversionError(
-      f"the size of the model can't be read off the file: {error} is missing; expected the "
-      "complete weights of a Video Swin"
-    ) from error
-  except (IndexError, ZeroDivisionError) as error:
-    raise ConversionError(
-      "the size of the model can't be read off the file: its first kernels or bias tables are "
-      "empty or have too few axes; expected the complete weights of a Video Swin"
-    ) from error
   return options
 
 
 def _count_blocks(tensors, name_of) -> tuple[int, ...]:
-  """Blocks of each stage, up to the first gap; what is beyond it belongs nowhere."""
+  """Returns the number of consecutive blocks of each stage."""
 
   def exists(stage: int, block: int) -> bool:
     prefix = name_of(f"stages.{stage}.blocks.{block}.")
@@ -167,10 +163,14 @@ def _count_blocks(tensors, name_of) -> tuple[int, ...]:
 
 
 def infer_window(rows: int, index: np.ndarray | None) -> Size3D:
-  """The window of a table with so many rows, square in space.
+  """Infers the attention window, square in space, from a bias table.
 
   Args:
-    index: the relative position index, whose size tells the tokens of the window.
+    rows: rows of the bias table.
+    index: relative position index `[tokens, tokens]`, if the file has one.
+
+  Raises:
+    ConversionError: no window fits, or several do.
   """
   tokens = None if index is None else math.isqrt(index.size)
   windows = [
@@ -179,13 +179,13 @@ def infer_window(rows: int, index: np.ndarray | None) -> Size3D:
     for depth in [(rows // (2 * side - 1) ** 2 + 1) // 2]
     if table_rows((depth, side, side)) == rows and tokens in (None, depth * side * side)
   ]
-  # Tables of several windows can be equally long; the released ones have no such twin among them.
+  # Tables of several windows can be equally long; those of the released models are not.
   released = [window for window in windows if window in ((8, 7, 7), (16, 7, 7), (8, 12, 12))]
   windows = released or windows
   if len(windows) != 1:
     listed = " or ".join(",".join(map(str, window)) for window in windows) or "none square in space"
     raise ConversionError(
-      f"the window can't be told from bias tables of {rows} rows: {listed}; give "
+      f"the window can't be inferred from bias tables of {rows} rows: {listed}; give "
       "--source_window=TIME,HEIGHT,WIDTH"
     )
   return windows[0]

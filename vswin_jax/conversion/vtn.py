@@ -1,19 +1,18 @@
-"""PyTorch weights of VTN and of the image backbones it can be built on: names, layouts, sizes.
+"""PyTorch weights of VTN and its image backbones: names, layouts and inference of the model.
 
 VTN's own files hold a timm ViT under "backbone.", a HuggingFace Longformer under
 "temporal_encoder." and an MLP. Files of a backbone alone are those of timm (ViT, DeiT, ResNet),
 torchvision (ResNet) and the authors of Swin.
 """
 
-import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from vswin_jax.conversion import video_swin
-from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.conversion.matching import ConversionError, inference_of, nearest
 from vswin_jax.models import CATALOG
 from vswin_jax.models.backbones import BACKBONES
 from vswin_jax.models.resnet import ResNetConfig
@@ -21,18 +20,18 @@ from vswin_jax.models.video_swin import VideoSwinConfig
 from vswin_jax.models.vit import ViTConfig
 
 FAMILIES = ("vtn", "vit", "resnet")
-# What the references store although it follows from the sizes, or serves training only.
+# Buffers of the references that follow from the sizes, or serve training only.
 BUFFERS = (
   rf"{video_swin.BUFFERS}|.*\.num_batches_tracked|temporal_encoder\.embeddings\.position_ids"
 )
-# The classifiers of image files, which a video has no use for.
+# Image classifiers, which are not converted.
 CLASSIFIERS = r"(head|head_dist|fc|head\.fc)\.(weight|bias)"
-# Beginnings of our paths of what a file of a backbone alone does not have.
+# Prefixes of the paths of parameters that a file of a backbone alone does not have.
 BEYOND_BACKBONE = ("temporal_encoder.", "head.")
-# Channels of an attention head where a file does not tell, as in all released models.
+# Channels of an attention head, in all released models.
 _HEAD_CHANNELS = 64
 
-# Our path -> the name in the file; all patterns apply, in order.
+# Path of a parameter -> name in the file; all patterns apply, in order.
 _LEAVES = ((r"\.(kernel|scale)$", ".weight"),)
 _TEMPORAL = (
   (r"^temporal_encoder\.class_token$", "cls_token"),
@@ -84,8 +83,8 @@ _BACKBONE_NAMES: Mapping[str, Callable[[str], str]] = {
 }
 
 
-def recognise_backbone(tensors: Mapping[str, np.ndarray]) -> str | None:
-  """The kind of image backbone that a file holds, a key of `_BACKBONE_NAMES`; None if none.
+def recognize_backbone(tensors: Mapping[str, np.ndarray]) -> str | None:
+  """Returns the kind of image backbone in a file, a key of `_BACKBONE_NAMES`; None if unknown.
 
   Raises:
     ConversionError: a Swin Transformer V2.
@@ -104,15 +103,13 @@ def recognise_backbone(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 
 def recognize(tensors: Mapping[str, np.ndarray]) -> str | None:
-  """The family of VTN weights or of a backbone alone; None if they are something else."""
-  if "temporal_encoder.encoder.layer.0.attention.self.query_global.weight" in tensors:
-    return "vtn"
-  family = recognise_backbone(tensors)
-  return family if family in FAMILIES else None
+  """Returns "vtn" for the weights of a complete VTN; None if they are something else."""
+  name = "temporal_encoder.encoder.layer.0.attention.self.query_global.weight"
+  return "vtn" if name in tensors else None
 
 
 def backbone_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The tensors of a VTN's backbone under the names of its own files."""
+  """Returns the tensors of a VTN's backbone, under the names of a file of the backbone alone."""
   prefix = "backbone."
   return {
     name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
@@ -120,11 +117,11 @@ def backbone_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def name_in(kind: str, *, whole: bool) -> Callable[[str], str]:
-  """Path of our parameter -> its name in a file.
+  """Returns a function that maps the path of a parameter to its name in a file.
 
   Args:
-    kind: of the backbone, from `recognise_backbone`.
-    whole: of a VTN; otherwise of the backbone alone.
+    kind: kind of the backbone, from `recognize_backbone`.
+    whole: whether the file holds a complete VTN, or the backbone alone.
   """
 
   def name_of(path: str) -> str:
@@ -137,9 +134,9 @@ def name_in(kind: str, *, whole: bool) -> Callable[[str], str]:
 
 
 def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
-  """A tensor in PyTorch's layout -> our parameter."""
+  """Converts a tensor from PyTorch's layout to that of the parameter."""
   if path.endswith("patch_embed.kernel"):
-    # A convolution [channels, 3, height, width], here the matrix of the flattened patch.
+    # A convolution [channels, 3, height, width] becomes a matrix [patch pixels, channels].
     return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
   if path.endswith("patch_embed.proj.kernel"):
     return video_swin.from_source("patch_embed.proj.kernel", tensor[:, :, None])
@@ -151,42 +148,31 @@ def from_source(path: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def infer_backbone(kind: str, tensors: Mapping[str, np.ndarray], heads: int | None) -> dict:
-  """Reads name, options and width of a backbone off its tensors.
+  """Infers name, options and width of a backbone from the shapes of its tensors.
 
   Args:
-    tensors: under the names of a file of the backbone alone.
+    kind: kind of the backbone, from `recognize_backbone`.
+    tensors: tensors under the names of a file of the backbone alone.
     heads: attention heads of a ViT, which its file does not tell; None: 64 channels each.
 
   Returns:
-    The fields "backbone", "backbone_options" (those that differ from the named one's) and "width"
-    of `VTNConfig`.
+    The fields "backbone", "width" and, where options differ from those of the named backbone,
+    "backbone_options" of `VTNConfig`.
 
   Raises:
-    ConversionError: a tensor is missing or of a shape that tells nothing.
+    ConversionError: a tensor is missing or of an unexpected shape.
   """
-  with _explained("backbone", "image backbone"):
+  with inference_of("backbone"):
     options, width = _INFER[kind](tensors)
   if kind == "vit":
     options["num_heads"] = heads or max(width // _HEAD_CHANNELS, 1)
-  sizes = {name: value for name, value in options.items() if name in _TELLING[kind]}
-
-  def differing(name: str) -> dict:
-    known = BACKBONES[name]
-    return {key: value for key, value in options.items() if getattr(known, key) != value}
-
-  candidates = [name for name, known in BACKBONES.items() if _KINDS[type(known)] == kind]
-  alike = [name for name in candidates if not sizes.keys() & differing(name).keys()]
-  name = (alike or candidates)[0]
-  return {"backbone": name, "backbone_options": differing(name), "width": width}
+  known = {name: config for name, config in BACKBONES.items() if _KINDS[type(config)] == kind}
+  name, differing = nearest(known, options)
+  config = {"backbone": name, "width": width}
+  return config | ({"backbone_options": differing} if differing else {})
 
 
 _KINDS = {ViTConfig: "vit", ResNetConfig: "resnet", VideoSwinConfig: "swin_2d"}
-# The options by which a named backbone is known.
-_TELLING = {
-  "vit": ("width", "depth", "num_heads", "distilled"),
-  "resnet": ("depths", "width"),
-  "swin_2d": ("embed_dim", "depths", "num_heads"),
-}
 
 
 def _infer_vit(tensors) -> tuple[dict, int]:
@@ -225,16 +211,18 @@ _INFER = {"vit": _infer_vit, "resnet": _infer_resnet, "swin_2d": _infer_swin}
 
 
 def infer_temporal(tensors: Mapping[str, np.ndarray], heads: int | None) -> dict:
-  """Reads the temporal encoder and the head off the tensors of a VTN: fields of `VTNConfig`.
+  """Infers the fields of `VTNConfig` for the temporal encoder and the head from a file.
 
   Args:
-    heads: of the temporal encoder, which the file does not tell; None: see `default_temporal`.
+    tensors: tensors of a complete VTN, by name.
+    heads: heads of the temporal encoder, which the file does not tell; None: see
+      `default_temporal`.
 
   Raises:
-    ConversionError: a tensor is missing or of a shape that tells nothing.
+    ConversionError: a tensor is missing or of an unexpected shape.
   """
   prefix = "temporal_encoder."
-  with _explained("temporal encoder", "VTN"):
+  with inference_of("temporal encoder"):
     positions, width = tensors[f"{prefix}embeddings.position_embeddings.weight"].shape
     options = default_temporal(width, heads) | {
       "num_layers": _count(tensors, f"{prefix}encoder.layer.{{}}.output.dense.weight"),
@@ -249,7 +237,7 @@ def infer_temporal(tensors: Mapping[str, np.ndarray], heads: int | None) -> dict
 
 
 def default_temporal(width: int, heads: int | None) -> dict:
-  """Heads and MLPs of a temporal encoder: those of the models of its width in the catalog."""
+  """Returns heads and MLP width of a temporal encoder, as in models of its width in the catalog."""
   known = (config for config in CATALOG.values() if getattr(config, "width", None) == width)
   alike = next(known, None)
   return {
@@ -258,27 +246,8 @@ def default_temporal(width: int, heads: int | None) -> dict:
   }
 
 
-@contextlib.contextmanager
-def _explained(part: str, whole: str) -> Iterator[None]:
-  """Turns what tensors that are missing or of other shapes raise into one line."""
-  expected = f"expected the complete weights of {'an' if whole[0] in 'aeiou' else 'a'} {whole}"
-  try:
-    yield
-  except KeyError as error:
-    raise ConversionError(
-      f"the size of the {part} can't be read off the file: {error} is missing; {expected}"
-    ) from error
-  except (IndexError, ValueError, ZeroDivisionError) as error:
-    if isinstance(error, ConversionError):
-      raise
-    raise ConversionError(
-      f"the size of the {part} can't be read off the file: its first tensors are empty or have "
-      f"another number of axes; {expected}"
-    ) from error
-
-
 def _count(tensors: Mapping, pattern: str, first: int = 0) -> int:
-  """How many names there are without a gap."""
+  """Counts the consecutive names of a pattern."""
   count = 0
   while pattern.format(first + count) in tensors:
     count += 1

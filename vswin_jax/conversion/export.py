@@ -1,4 +1,4 @@
-"""Back from a checkpoint of this library to a file that the original PyTorch code loads."""
+"""Export of a checkpoint to a file that the original PyTorch code loads."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from vswin_jax import __version__
 from vswin_jax.common.paths import local_path, replacing
@@ -15,40 +16,40 @@ from vswin_jax.inference.loading import load_model
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.video_swin import VideoSwin
 
-# Their loaders look for the weights under this name; torchvision's take them bare.
+# Families whose files hold the weights under "state_dict"; those of torchvision hold them alone.
 _WRAPPED = ("official", "mmaction2")
 
 
 def export_file(source: str | os.PathLike, destination: str | os.PathLike, family: str) -> int:
-  """Writes the weights of a checkpoint as a PyTorch family's file, whole or not at all.
+  """Writes the weights of a checkpoint as a file of a PyTorch family, atomically.
 
   Args:
-    source: workdir of a run or of a conversion.
+    source: workdir of a run, or result of a conversion.
     destination: `.safetensors`, or `.pth` or `.pt` (needs PyTorch); replaced if it exists.
     family: one of `video_swin.FAMILIES`.
 
   Returns:
-    The number of tensors written: all parameters in float32, and the int64 index buffers that a
-    strict load asks for.
+    The number of tensors written: all parameters in float32, and the int64 index buffers that
+    `load_state_dict(strict=True)` expects.
 
   Raises:
-    LocalPathError: names of files on another machine.
-    CheckpointError: no checkpoint there.
-    ConversionError: a model that the family does not have, or an ending that is not supported.
+    LocalPathError: a path names a file on another machine.
+    CheckpointError: there is no checkpoint.
+    ConversionError: a model that the family does not have, or an unknown suffix.
   """
   destination = local_path(destination)
   if not destination.parent.is_dir():
-    raise ConversionError(f"there is no folder {destination.parent} to write to; make it first")
+    raise ConversionError(f"the folder {destination.parent} does not exist; create it first")
   write = _writer(destination.suffix)
   model = load_model(source)
   if not isinstance(model, VideoSwin):
-    raise ConversionError(f"{source} holds a {type(model).__name__}, which {family} does not have")
+    raise ConversionError(f"{source} holds a {type(model).__name__}; {family} has only Video Swin")
   config = model.config
   name_of = video_swin.name_in(family)
   tensors = video_swin.index_buffers(family, config.depths, config.window_size)
   for path, parameter in flatten(split_model(model)[1]).items():
     tensor = video_swin.to_source(path, np.asarray(parameter, np.float32), config.patch_size)
-    # A copy of its own: PyTorch takes no read-only memory.
+    # A copy: PyTorch takes no read-only memory.
     tensors[name_of(path)] = np.array(tensor, order="C")
   with replacing(destination) as incomplete:
     write(tensors, incomplete, family, model.labels)
@@ -59,7 +60,7 @@ def _writer(suffix: str) -> Callable:
   if suffix == ".safetensors":
     return _write_safetensors
   if suffix not in (".pth", ".pt"):
-    raise ConversionError(f"unknown ending {suffix!r}; expected .safetensors, .pth or .pt")
+    raise ConversionError(f"unknown suffix {suffix!r}; expected .safetensors, .pth or .pt")
   try:
     import torch
   except ImportError as error:
@@ -79,11 +80,9 @@ def _writer(suffix: str) -> Callable:
 
 
 def _write_safetensors(tensors: dict, path: pathlib.Path, family: str, labels) -> None:
-  from safetensors.numpy import save_file
-
-  # The format has room for text only.
+  # Metadata are text in this format.
   metadata = {"format": "pt", "family": family, "labels": json.dumps(labels)}
-  # Made here first, for the usual permissions: the library gives them to the owner alone.
+  # The library makes files readable by the owner only; the usual permissions are those of touch.
   path.touch()
   mode = path.stat().st_mode
   save_file(tensors, path, metadata=metadata)
