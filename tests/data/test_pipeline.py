@@ -180,7 +180,7 @@ def test_dense_clips_of_a_resampled_video(train_records):
   for clip in trained:
     assert any((clip == decode_frames(record["video"], start)).all() for start in starts)
   assert any((clip != trained[0]).any() for clip in trained)
-  with pytest.raises(VideoError, match="no frame rate is known to resample to 8 frames/s from"):
+  with pytest.raises(VideoError, match="no frame rate, which is needed to resample it to 8"):
     train_clip({**record, "fps_numerator": 0, "fps_denominator": 1}, spec, random)
 
 
