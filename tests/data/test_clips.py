@@ -19,11 +19,11 @@ from vswin_jax.data.clips import (
   sliding_clip,
   train_clip,
 )
-from vswin_jax.data.files import Item, clip_batches
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.video.encoding import encode_mp4
+from vswin_jax.data.video_files import clip_batches
 
 # Frames of the video below keep their size in an evaluation.
 SPEC = ClipSpec(num_frames=4, frame_interval=3, size=32)
@@ -110,9 +110,9 @@ def test_seconds_need_a_frame_rate(record):
   spec = dataclasses.replace(SPEC, sampling="time")
   whole = dataclasses.replace(THREE, whole_frames=6)
   assert train_clip(unknown, spec, random)[1].tolist() == [0, 3, 7, 11]
-  with pytest.raises(VideoError, match="no frame rate is known"):
+  with pytest.raises(VideoError, match="the video has no frame rate"):
     train_clip(unknown, dataclasses.replace(spec, frame_rate=5.0), random)
-  with pytest.raises(VideoError, match="no frame rate is known"):
+  with pytest.raises(VideoError, match="the video has no frame rate"):
     eval_clips(unknown, dataclasses.replace(SPEC, frame_rate=5.0), whole, random)
 
 
@@ -213,7 +213,7 @@ def test_batches_of_files_have_one_shape_whatever_happens(record, tmp_path, star
   """One good file, one damaged, two places to fill."""
   (tmp_path / "good.mp4").write_bytes(record["video"])
   (tmp_path / "bad.mp4").write_bytes(b"this is no video")
-  items = [Item(str(tmp_path / name), start) for name in ("good.mp4", "bad.mp4")]
+  items = [(str(tmp_path / name), start) for name in ("good.mp4", "bad.mp4")]
   whole = dataclasses.replace(THREE, whole_frames=6)
   batches = clip_batches(items, SPEC, whole, batch_size=4, options=LoaderOptions(0))
   with contextlib.closing(batches):
@@ -224,7 +224,7 @@ def test_batches_of_files_have_one_shape_whatever_happens(record, tmp_path, star
   expected = np.zeros((4, 3, time))
   expected[0] = range(6) if start is None else [7, 10, 13, 16]
   np.testing.assert_array_equal(batch["position_ids"], expected)
-  assert batch["item"].tolist() == [0, 1, -1, -1]
+  assert batch["index"].tolist() == [0, 1, -1, -1]
   assert [bool(error) for error in batch["error"]] == [False, True, False, False]
 
 

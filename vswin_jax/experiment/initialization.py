@@ -12,7 +12,7 @@ from vswin_jax.common.progress import logger
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.experiment import results
 from vswin_jax.experiment.config import set_options
-from vswin_jax.inference.loading import Usage, read_usage
+from vswin_jax.inference.loading import ModelMetadata, read_model_metadata
 from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten, with_shardings
 from vswin_jax.training.step import TrainState
@@ -88,7 +88,7 @@ def settle(
   if source is None:
     return config
   directory = manager.checkpoints_of(source)
-  usage = read_usage(directory)
+  usage = read_model_metadata(directory)
   names_no_model = config.model.name is None
   if mode == "eval" or names_no_model:
     config = config.copy_and_resolve_references()
@@ -109,7 +109,7 @@ def settle(
   return config
 
 
-def _model_options(usage: Usage, given: dict) -> dict:
+def _model_options(usage: ModelMetadata, given: dict) -> dict:
   """The options of a model, with those given in the place of some."""
   own = {name: value for name, value in usage.model.items() if name != "num_classes"}
   backbone = {**own.get("backbone_options", {}), **given.get("backbone_options", {})}
@@ -152,7 +152,7 @@ def _values_of_training(preprocessing: Preprocessing, size: int, started_with: d
 
 
 def _check_model(
-  directory: AnyPath, usage: Usage, config: config_dict.ConfigDict, mode: str
+  directory: AnyPath, usage: ModelMetadata, config: config_dict.ConfigDict, mode: str
 ) -> None:
   """Raises CheckpointError if weights would be used as those of another model than they are of."""
   ours, theirs = config.model.name, usage.model["name"]
@@ -244,7 +244,7 @@ def check_metadata(directory: AnyPath, metadata: dict, now: dict, *, resuming: b
       f"of them; use the data set it was trained on, {new_run}"
     )
   # What a checkpoint does not say had its default.
-  before = read_usage(directory).preprocessing.to_metadata()
+  before = read_model_metadata(directory).preprocessing.to_metadata()
   for name, value in now["preprocessing"].items():
     if name != "views" and before[name] != value:
       logger.warning("the weights were trained with %s %s, now it is %s", name, before[name], value)

@@ -1,4 +1,4 @@
-"""A model out of a checkpoint, trained or converted."""
+"""Loading of trained and converted models from checkpoints."""
 
 import dataclasses
 import os
@@ -13,19 +13,20 @@ from vswin_jax.checkpoints.manager import (
   restore_params,
 )
 from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.models import create_model
+from vswin_jax.inference.video_model import VideoModel
+from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import merge_model, split_model, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
-class Usage:
-  """What a checkpoint says about the use of its weights.
+class ModelMetadata:
+  """Metadata of a checkpoint that its weights need to be used.
 
   Attributes:
     model: arguments of `create_model`.
-    labels: names of the classes, by index; None: unknown.
-    preprocessing: from a video to the model's input.
-    multi_label: a video may show any number of classes; probabilities are sigmoids.
+    labels: class names by index, or None if unknown.
+    preprocessing: preprocessing of videos.
+    multi_label: whether a video may have several classes: probabilities are sigmoids.
   """
 
   model: dict
@@ -34,58 +35,58 @@ class Usage:
   multi_label: bool = False
 
 
-def read_usage(directory: str | os.PathLike) -> Usage:
-  """Reads how the weights of the newest checkpoint in a folder, here or in a bucket, are used.
+def read_model_metadata(directory: str | os.PathLike) -> ModelMetadata:
+  """Reads the model metadata of the newest checkpoint in a local or remote folder.
 
   Raises:
-    CheckpointError: no checkpoint there, or not one of this library.
+    CheckpointError: there is no checkpoint, or this version can't build its model.
   """
   metadata = read_metadata(directory)
   try:
-    return Usage(
+    model_config(**metadata["model"])  # raises for options that do not exist
+    return ModelMetadata(
       model=metadata["model"],
       labels=tuple(metadata["labels"]) if metadata.get("labels") else None,
       preprocessing=Preprocessing.from_metadata(metadata["preprocessing"]),
       multi_label=bool(metadata.get("multi_label", False)),
     )
-  except (KeyError, ValueError) as error:
+  except KeyError as error:
     raise CheckpointError(
-      f"{directory} does not say which model it holds ({error}); expected a checkpoint of "
-      "vswin_jax.main or vswin_jax.convert"
+      f"the metadata of {directory} have no {error}; expected a checkpoint of vswin_jax.main or "
+      "vswin_jax.convert"
+    ) from error
+  except (TypeError, ValueError) as error:
+    raise CheckpointError(
+      f"{directory} holds a model that this version can't build: {error}; use the version that "
+      "wrote it, or train or convert again"
     ) from error
 
 
-def load_model(path: str | os.PathLike, **overrides) -> nnx.Module:
-  """Loads the newest checkpoint of a run or of a conversion, for use.
+def load_model(path: str | os.PathLike, **overrides) -> VideoModel:
+  """Loads the newest checkpoint of a run or of a conversion.
 
   Args:
     path: workdir of a run of `vswin_jax.main`, or the DEST of `vswin_jax.convert`; local, or
       "gs://bucket/folder".
     **overrides: fields of the model's configuration that change no parameter, such as
-      `dtype="bfloat16"` or `attention="chunked"`; those of `backbone_options` one by one.
+      `dtype="bfloat16"` or `attention="chunked"`; `backbone_options` are overridden one by one.
 
   Returns:
-    The model on one device: `model(video)` with normalized float `[batch, time, height, width,
-    3]` gives logits `[batch, num_classes]`, `model.features(video)` the pooled features. It
-    carries `labels` (a tuple of class names, None if unknown), `preprocessing` (a
-    `Preprocessing`: normalization, clips and views) and `multi_label` (True: probabilities are
-    sigmoids of the logits, class by class; False: their softmax).
+    The model, on one device.
 
   Raises:
-    CheckpointError: no checkpoint there, or not one of this library.
-    ValueError: an override that does not exist or fit.
+    CheckpointError: there is no checkpoint, or this version can't build its model.
+    ValueError: an override that does not exist or does not fit.
   """
   directory = checkpoints_of(path)
-  usage = read_usage(directory)
-  options = usage.model | overrides
+  metadata = read_model_metadata(directory)
+  options = metadata.model | overrides
   if "backbone_options" in overrides:
-    stored = dict(usage.model.get("backbone_options", {}))
+    stored = dict(metadata.model.get("backbone_options", {}))
     options["backbone_options"] = stored | dict(overrides["backbone_options"])
   graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**options)))
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  _, params, _ = restore_params(directory, with_shardings(shapes, place))
-  model = merge_model(graph, params)
-  model.labels = usage.labels
-  model.preprocessing = usage.preprocessing
-  model.multi_label = usage.multi_label
-  return model
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  _, params, _ = restore_params(directory, with_shardings(shapes, device))
+  return VideoModel(
+    merge_model(graph, params), metadata.preprocessing, metadata.labels, metadata.multi_label
+  )

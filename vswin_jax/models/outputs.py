@@ -1,6 +1,5 @@
 """Outputs of a model for views of videos: probabilities, pooled features, feature maps."""
 
-import functools
 import types
 from collections.abc import Callable
 
@@ -25,6 +24,7 @@ OUTPUTS = types.MappingProxyType(
     "label_probabilities": lambda model, *inputs: class_probabilities(model(*inputs), True),
     "pooled": lambda model, *inputs: model.features(*inputs),
     "map": lambda model, *inputs: model.feature_map(*inputs),
+    "frame_features": lambda model, *inputs: model.frame_features(*inputs),
   }
 )
 
@@ -41,7 +41,8 @@ def make_view_step(
 
   Args:
     output: a key of `OUTPUTS`: "probabilities" or "label_probabilities" `[num_classes]`, "pooled"
-      features `[channels]` or the feature "map" `[time, height, width, channels]`.
+      features `[channels]`, the feature "map" `[time, height, width, channels]` or, of VTN only,
+      "frame_features" `[time, width]`.
 
   Returns:
     `step(params, video, position_ids)` with video uint8 `[batch, views, time, height, width, 3]`
@@ -65,11 +66,3 @@ def make_view_step(
     return jnp.moveaxis(jax.lax.map(one_view, views), 0, 1)
 
   return step
-
-
-@functools.lru_cache(maxsize=8)
-def jitted_view_step(
-  graph: nnx.GraphDef, output: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
-  """`make_view_step`, jitted and kept, so that one use after another of a model compiles once."""
-  return jax.jit(make_view_step(graph, output, mean=mean, std=std))

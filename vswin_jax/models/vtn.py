@@ -227,6 +227,13 @@ class VTN(nnx.Module):
       encode = jax.checkpoint(encode)
     return map_chunks(encode, video, self.config.frames_per_chunk or video.shape[1])
 
+  def frame_features(
+    self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """`encode_frames` with the arguments of the other outputs of a model."""
+    del position_ids
+    return self.encode_frames(video, key=key)
+
   def classify(
     self,
     features: jax.Array,
