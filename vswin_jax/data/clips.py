@@ -294,7 +294,7 @@ def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: View
 
 def _cut(frame: np.ndarray, spec: ClipSpec, crops: str) -> list[np.ndarray]:
   """Returns the crops of a frame uint8 `[height, width, 3]`, each uint8 `[size, size, 3]`."""
-  arguments = (*frame.shape[:2], spec.size, _is_pyslowfast(spec))
+  arguments = (*frame.shape[:2], spec.size, spec.rounding == "pyslowfast")
   if crops == "center":
     return [transforms.crop(frame, transforms.center_crop_box(*arguments))]
   if crops == "three":
@@ -310,11 +310,8 @@ def central_view(frame: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
 
 
 def _resizer(spec: ClipSpec, short_side: int) -> Callable[[np.ndarray], np.ndarray]:
-  return partial(transforms.resize_short_side, size=short_side, round_down=_is_pyslowfast(spec))
-
-
-def _is_pyslowfast(spec: ClipSpec) -> bool:
-  return spec.rounding == "pyslowfast"
+  round_down = spec.rounding == "pyslowfast"
+  return partial(transforms.resize_short_side, size=short_side, round_down=round_down)
 
 
 def _positions(indices: np.ndarray) -> np.ndarray:

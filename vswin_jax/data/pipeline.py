@@ -148,16 +148,9 @@ def _batches(
   options: LoaderOptions,
 ) -> "grain.DatasetIterator":
   """Loads the batch rows of this host; `load` maps a position in the stream to a clip."""
-  position = functools.partial(_position, rows=tuple(rows), batch_size=batch_size)
-  clips = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(position)
-  clips = clips.map(functools.partial(_load_or_raise, load=load))
+  load_row = functools.partial(_load_row, load=load, rows=tuple(rows), batch_size=batch_size)
+  clips = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(load_row)
   return iterate(clips.batch(len(rows), drop_remainder=True), options)
-
-
-def _position(index: int, *, rows: tuple[int, ...], batch_size: int) -> int:
-  """Maps an index in the clips of this host to a position in the clips of all hosts."""
-  step, place = divmod(index, len(rows))
-  return step * batch_size + rows[place]
 
 
 def epoch_and_record(position: int, num_records: int, seed: int) -> tuple[int, int]:
@@ -245,12 +238,16 @@ def iterate(batches: grain.MapDataset, options: LoaderOptions) -> "grain.Dataset
   return iter(dataset)
 
 
-def _load_or_raise(position: int, *, load: Callable[[int], dict]) -> dict:
-  """Calls `load` and replaces errors that grain would lose.
+def _load_row(
+  index: int, *, load: Callable[[int], dict], rows: tuple[int, ...], batch_size: int
+) -> dict:
+  """Loads the clip at `index` of the clips of this host, and replaces errors that grain would lose.
 
   StopIteration would end the stream, SystemExit would silently end the worker, and the parent would
   wait forever for an error that can't be pickled.
   """
+  step, place = divmod(index, len(rows))
+  position = step * batch_size + rows[place]
   try:
     return load(position)
   except BaseException as error:

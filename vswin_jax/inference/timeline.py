@@ -101,9 +101,8 @@ def iterate_timelines(
     num_workers=num_workers,
   )
   outputs = progress(outputs, len(clips))
-  timeline_of = _vtn_timeline if is_vtn else _clip_timeline
   for video in videos:
-    yield timeline_of(model, video, itertools.islice(outputs, len(video.starts)))
+    yield _timeline(model, video, itertools.islice(outputs, len(video.starts)))
 
 
 def _divide(path: str, spec: ClipSpec) -> _VideoClips:
@@ -123,56 +122,39 @@ def _divide(path: str, spec: ClipSpec) -> _VideoClips:
   return _VideoClips(path, tuple(map(int, starts)), edges, frames)
 
 
-def _clip_timeline(model: VideoModel, video: _VideoClips, outputs: Iterable[tuple]) -> Timeline:
-  """Builds a timeline with one row per clip, from the probabilities of its views."""
-  probabilities = np.full((len(video.starts), len(model.class_names)), np.nan, np.float32)
-  errors = {}
-  for clip, (output, error) in enumerate(outputs):
-    if error:
-      errors[clip] = error
-    else:
-      probabilities[clip] = output.mean(0)
-  return _timeline(model, video, video.edges, probabilities, errors)
-
-
-def _vtn_timeline(model: VideoModel, video: _VideoClips, outputs: Iterable[tuple]) -> Timeline:
-  """Builds a timeline whose rows cover the video so far, from the features of its frames."""
+def _timeline(model: VideoModel, video: _VideoClips, outputs: Iterable[tuple]) -> Timeline:
+  """Builds a timeline from (output `[crops, ...]`, error) of each clip."""
   count = len(video.starts)
-  # Each row costs a pass over all frames so far, so the number of rows is limited.
-  step = max(-(-count // _MAX_VTN_ROWS), 1)
+  # A row of VTN costs a pass over all frames so far, so their number is limited.
+  step = max(-(-count // _MAX_VTN_ROWS), 1) if isinstance(model.network, VTN) else 1
   edges = np.append(np.arange(0, count, step), count)
   probabilities = np.full((len(edges) - 1, len(model.class_names)), np.nan, np.float32)
   streams: list[Stream] = []
-  errors = {}
-  for clip, (features, error) in enumerate(outputs):
+  errors = []
+  for clip, (output, error) in enumerate(outputs):
     if error:
-      errors[clip] = error
+      errors.append(f"{video.edges[clip]:.1f} s: {error}")
+    elif not isinstance(model.network, VTN):
+      probabilities[clip] = output.mean(0)
     else:
-      streams = streams or [Stream(model) for _ in features]
-      first = clip * _VTN_CLIP_FRAMES
-      positions = video.frames[first : first + _VTN_CLIP_FRAMES]
-      # The last clip ends with the video, so it may begin with frames of the clip before.
-      skipped = first - video.starts[clip]
-      for stream, crop in zip(streams, features):
-        stream.add_features(crop[skipped : skipped + len(positions)], positions)
-    if clip + 1 in edges and streams:
-      rows = [stream.probabilities() for stream in streams]
-      probabilities[clip // step] = np.mean(rows, axis=0)
-  return _timeline(model, video, video.edges[edges], probabilities, errors)
-
-
-def _timeline(
-  model: VideoModel,
-  video: _VideoClips,
-  edges: np.ndarray,
-  probabilities: np.ndarray,
-  errors: dict[int, str],
-) -> Timeline:
+      streams = streams or [Stream(model) for _ in output]
+      _add_features(streams, video, clip, output)
+    if streams and clip + 1 in edges:
+      probabilities[clip // step] = np.mean([one.probabilities() for one in streams], axis=0)
   message = video.error
   if errors:
-    clip, error = next(iter(errors.items()))
-    message = (
-      f"{len(errors)} of {len(video.starts)} clips can't be decoded, the first at "
-      f"{video.edges[clip]:.1f} s: {error}"
-    )
-  return Timeline(video.path, edges[:-1], edges[1:], probabilities, model.class_names, message)
+    message = f"{len(errors)} of {count} clips can't be decoded, the first at {errors[0]}"
+  times = video.edges[edges]
+  return Timeline(video.path, times[:-1], times[1:], probabilities, model.class_names, message)
+
+
+def _add_features(
+  streams: list[Stream], video: _VideoClips, clip: int, features: np.ndarray
+) -> None:
+  """Adds frame features `[crops, time, width]` of a clip to the stream of each crop."""
+  first = clip * _VTN_CLIP_FRAMES
+  positions = video.frames[first : first + _VTN_CLIP_FRAMES]
+  # The last clip ends with the video, so it may begin with frames of the clip before.
+  skipped = first - video.starts[clip]
+  for stream, crop in zip(streams, features):
+    stream.add_features(crop[skipped : skipped + len(positions)], positions)

@@ -99,24 +99,28 @@ class _Index:
   one_per_packet: bool = False
 
 
+def _cached_by_file(read: Callable) -> Callable:
+  """Decorates `read(video)` to keep its results for paths, until the file changes."""
+
+  @functools.lru_cache(maxsize=8)
+  def read_file(path: str, size: int, modified: int):
+    del size, modified
+    return read(path)
+
+  @functools.wraps(read)
+  def cached(video):
+    return read_file(*file_key(video)) if isinstance(video, (str, os.PathLike)) else read(video)
+
+  return cached
+
+
+@_cached_by_file
 def probe(video: bytes | str | os.PathLike) -> VideoMetadata:
   """Reads the metadata of an encoded video, decoding a single frame where that is possible.
 
   Raises:
     VideoError: there is no such file, no video stream, or no frame.
   """
-  if isinstance(video, (str, os.PathLike)):
-    return _probe_file(*file_key(video))
-  return _probe(video)
-
-
-@functools.lru_cache(maxsize=8)
-def _probe_file(path: str, size: int, changed: int) -> VideoMetadata:
-  del size, changed  # part of the cache key: a changed file is read again
-  return _probe(path)
-
-
-def _probe(video) -> VideoMetadata:
   index = _index(video)
   with open_video(video) as (container, stream):
     rate = stream.average_rate or stream.guessed_rate
@@ -218,20 +222,9 @@ def _check_range(wanted: list[int], num_frames: int | None) -> None:
     raise VideoError(f"frames {wanted[0]} to {wanted[-1]} were asked for, {there_are}")
 
 
-def _index(video) -> _Index:
-  if isinstance(video, (bytes, bytearray, memoryview)):
-    return _read_index(video)
-  return _read_file_index(*file_key(video))
-
-
 # Consecutive clips of one long video share its index.
-@functools.lru_cache(maxsize=8)
-def _read_file_index(path: str, size: int, changed: int) -> _Index:
-  del size, changed
-  return _read_index(path)
-
-
-def _read_index(video) -> _Index:
+@_cached_by_file
+def _index(video) -> _Index:
   with open_video(video) as (container, stream):
     index = _index_packets(container, stream)
   if index is None:
