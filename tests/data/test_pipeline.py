@@ -273,7 +273,7 @@ def test_several_labels_of_a_video_arrive_as_zeros_and_ones(several_labels_dir, 
 
 def test_training_clips_carry_several_labels(several_labels_dir):
   records = open_records(multi_label.NAME, several_labels_dir, "train")
-  batches = training(records, steps=4, workers=1)
+  batches = training(records, steps=4)
   assert batches["label"].shape == (4, 8, 6) and batches["label"].dtype == np.uint8
   for place, label in enumerate(batches["label"].reshape(32, 6)):
     _, record = epoch_and_record(place, 16, 0)

@@ -13,6 +13,7 @@ kept, and with them memory and time.
 """
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
@@ -43,18 +44,18 @@ class Stream:
     Args:
       model: VTN from `load_model`, or a bare VTN. Streams of one `VideoModel` share its compiled
         functions; each stream of a bare VTN compiles its own.
-      preprocessing: of frames, for a bare VTN; needed by `add_frames` alone. None for a
-        `VideoModel`, which has its own.
+      preprocessing: preprocessing of frames; None: that of the loaded model. `add_frames` needs
+        it for a bare VTN.
       max_frames: number of newest frames to keep; None: all.
       frames_per_call: frames per call of the backbone.
 
     Raises:
-      ValueError: another kind of model, two preprocessings, or an invalid number.
+      ValueError: another kind of model, or an invalid number.
     """
     if not isinstance(model, VideoModel):
       model = VideoModel(model, preprocessing)
     elif preprocessing is not None:
-      raise ValueError("a loaded model has its own preprocessing: give none to the Stream")
+      model = dataclasses.replace(model, preprocessing=preprocessing)
     if not isinstance(model.network, VTN):
       raise ValueError(f"a Stream needs a VTN, got a {type(model.network).__name__}")
     check_at_least(1, frames_per_call=frames_per_call)

@@ -47,7 +47,7 @@ def check(path, count: int) -> None:
   assert len(expected) == count
   random = np.random.default_rng(0)
   choices = [[count - 1], range(count), *(random.integers(count, size=(4, 5)))]
-  for video in (path, str(path), path.read_bytes()):
+  for video in (path, path.read_bytes()):
     metadata = probe(video)
     assert (metadata.num_frames, metadata.height, metadata.width) == expected.shape[:3]
     times = frame_times(video)
