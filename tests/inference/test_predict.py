@@ -22,7 +22,7 @@ from vswin_jax.data.video.encoding import encode_mp4
 from vswin_jax.data.video_files import file_record, find_videos
 from vswin_jax.inference.output_files import parse_views, predict_files
 from vswin_jax.inference.timeline import iterate_timelines
-from vswin_jax.inference.video_model import iterate_features
+from vswin_jax.inference.video_model import iterate_outputs
 from vswin_jax.models.normalization import normalize
 from vswin_jax.models.parameters import split_model
 
@@ -157,11 +157,12 @@ def test_views_can_be_chosen(model, videos):
 
 @pytest.mark.parametrize("output", ["pooled", "map"])
 def test_features_are_those_of_the_model(model, videos, output):
-  results = iterate_features(model, videos[:2], output, views=None, batch_size=2, num_workers=0)
+  clips = [(path, None) for path in videos[:2]]
+  outputs = iterate_outputs(model, clips, output, batch_size=2, num_workers=0)
   function = model.features if output == "pooled" else model.feature_map
-  for path, result in zip(videos, results):
-    assert (result.path, result.error) == (path, None)
-    np.testing.assert_allclose(result.values, function(views_of(path)), rtol=1e-4, atol=1e-5)
+  for path, (values, error) in zip(videos, outputs):
+    assert error is None
+    np.testing.assert_allclose(values, function(views_of(path)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_timeline_covers_a_video_without_gap(model, videos):

@@ -19,9 +19,8 @@ from vswin_jax.data.video_files import find_videos
 from vswin_jax.inference.loading import load_model
 from vswin_jax.inference.timeline import Timeline, iterate_timelines
 from vswin_jax.inference.video_model import (
-  Features,
   Prediction,
-  iterate_features,
+  iterate_outputs,
   iterate_predictions,
   top_classes,
 )
@@ -72,26 +71,29 @@ def predict_files(
     return _print_labels(results, kind, top)
   folder = local_path(output_dir)
   folder.mkdir(parents=True, exist_ok=True)
-  names = dict(zip(videos, _distinct_names(videos)))
   if kind == "whole":
-    results = iterate_timelines(loaded, videos, **options, progress=_progress)
-    write = functools.partial(_write_timeline, top=top)
+    timelines = iterate_timelines(loaded, videos, **options, progress=_progress)
+    results = (
+      (timeline.error, functools.partial(_write_timeline, timeline, top)) for timeline in timelines
+    )
   else:
-    results = _progress(iterate_features(loaded, videos, kind, **options), len(videos))
-    write = _write_features
+    outputs = iterate_outputs(loaded, [(video, None) for video in videos], kind, **options)
+    results = (
+      (error, functools.partial(_write_features, features, video))
+      for (features, error), video in zip(_progress(outputs, len(videos)), videos)
+    )
   success = True
-  for result in results:
-    errors = [result.error] if result.error else []
+  for (error, write), video, name in zip(results, videos, _distinct_names(videos)):
+    errors, written = [error] if error else [], None
     try:
-      written = write(result, folder / names[result.path])
-    except OSError as error:
-      errors.append(str(error))
-      written = None
-    for error in errors:
+      written = write(folder / name)
+    except OSError as failure:
+      errors.append(str(failure))
+    for message in errors:
       success = False
-      _print_error(result.path, error)
+      _print_error(video, message)
     if written:
-      tqdm.tqdm.write(f"{result.path}: {written}")
+      tqdm.tqdm.write(f"{video}: {written}")
   return success
 
 
@@ -162,7 +164,7 @@ def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
 _FORMATS = {"table": _table, "json": _json_line, "csv": _csv_lines}
 
 
-def _write_timeline(timeline: Timeline, stem: pathlib.Path, *, top: int) -> str | None:
+def _write_timeline(timeline: Timeline, top: int, stem: pathlib.Path) -> str | None:
   from vswin_jax.inference.timeline_plot import draw_timeline
 
   if np.isnan(timeline.probabilities).all():
@@ -182,13 +184,13 @@ def _timeline_rows(timeline: Timeline, top: int) -> Iterator[tuple]:
       yield f"{start:.3f}", f"{end:.3f}", rank, name, f"{probability:.6f}"
 
 
-def _write_features(features: Features, stem: pathlib.Path) -> str | None:
-  if features.values is None:
+def _write_features(features: np.ndarray | None, video: str, stem: pathlib.Path) -> str | None:
+  if features is None:
     return None
   target = stem.with_name(f"{stem.name}.npz")
   with replacing(target) as path, path.open("wb") as file:
-    np.savez(file, features=features.values, video=features.path)
-  return f"{target} {list(features.values.shape)}"
+    np.savez(file, features=features, video=video)
+  return f"{target} {list(features.shape)}"
 
 
 def _distinct_names(videos: list[str]) -> list[str]:

@@ -56,22 +56,6 @@ def top_classes(
   return [(labels[index], float(probabilities[index])) for index in best]
 
 
-@dataclasses.dataclass(frozen=True)
-class Features:
-  """Features of one video.
-
-  Attributes:
-    path: path of the video.
-    values: float32, pooled features `[views, channels]` or feature maps `[views, time, height,
-      width, channels]`. None if the video could not be read.
-    error: why the video could not be read, or None.
-  """
-
-  path: str
-  values: np.ndarray | None
-  error: str | None = None
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class VideoModel:
   """Trained network with its labels and preprocessing, as `load_model` returns it.
@@ -178,28 +162,6 @@ def iterate_predictions(
   )
   for (values, error), path in zip(outputs, paths):
     yield Prediction(path, None if error else values.mean(0), model.class_names, error)
-
-
-def iterate_features(
-  model: VideoModel,
-  paths: Sequence[str],
-  output: str,
-  *,
-  views: Views | None,
-  batch_size: int,
-  num_workers: int,
-) -> Iterator[Features]:
-  """Yields the features of videos in order.
-
-  Args:
-    output: "pooled" or "map"; the rest as in `VideoModel.predict`.
-  """
-  clips = [(path, None) for path in paths]
-  outputs = iterate_outputs(
-    model, clips, output, views=views, batch_size=batch_size, num_workers=num_workers
-  )
-  for (values, error), path in zip(outputs, paths):
-    yield Features(path, values, error)
 
 
 def iterate_outputs(
