@@ -1,16 +1,16 @@
-"""Video recognition in JAX: Video Swin Transformer, VTN and what it takes to use them."""
+"""Video recognition in JAX with Video Swin Transformer and VTN."""
 
 import importlib
 
 __version__ = "0.1.0"
 
-# Public name -> module, imported on first use: processes that only decode video load no models.
+# Public name -> module, imported on first use: decoding processes load no models.
 _PUBLIC = {
   "create_model": "vswin_jax.models",
   "load_model": "vswin_jax.inference.loading",
-  "predict": "vswin_jax.inference.predictor",
   "CATALOG": "vswin_jax.models",
   "Stream": "vswin_jax.inference.streaming",
+  "VideoModel": "vswin_jax.inference.video_model",
 }
 __all__ = sorted(_PUBLIC)
 

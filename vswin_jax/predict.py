@@ -1,46 +1,45 @@
 """Labels videos: `python -m vswin_jax.predict --model=PATH VIDEO [VIDEO ...]`.
 
-PATH is a run of `vswin_jax.main` or a result of `vswin_jax.convert`; a VIDEO is a file, a folder or
-a glob. Exit status 1 if any video could not be read; the results of the others are kept.
+PATH is the workdir of `vswin_jax.main` or the result of `vswin_jax.convert`; a VIDEO is a file, a
+folder or a glob. The exit status is 1 if any video could not be read; the others are still labeled.
 """
 
 import os
 import sys
 
-# Python's resource tracker removes the shared memory of batches that are alive at the end, and
-# would say so as if it were a fault.
+# Python's resource tracker warns about the batches in shared memory that it frees at exit.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 from absl import app, flags
 
 from vswin_jax.common.cli import one_line_errors
 
-# Nothing heavy is imported here: worker processes that decode video import this module too.
+# No heavy imports here: decoding processes import this module too.
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of a trained or converted model.")
 _VIEWS = flags.DEFINE_string(
-  "views", None, "Clips x crops of each video, as in 4x3 (crops: 1 or 3). Default: the model's own."
+  "views", None, "Clips x crops per video, as in 4x3 (crops: 1, 3 or 5). Default: the model's own."
 )
-_TOP = flags.DEFINE_integer("top", 5, "Classes to name for each video.", lower_bound=1)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a line instead of a table.")
+_TOP = flags.DEFINE_integer("top", 5, "Number of classes to name per video.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object per video instead of a table.")
 _CSV = flags.DEFINE_bool("csv", False, "Print CSV instead of a table.")
 _WHOLE = flags.DEFINE_bool(
-  "whole", False, "Slide over whole videos: a CSV file and a picture of labels over time for each."
+  "whole", False, "Slide over whole videos: write labels over time as a CSV file and a picture."
 )
 _FEATURES = flags.DEFINE_enum(
-  "features", None, ["pooled", "map"], "Write features of every view as .npz instead of labels."
+  "features", None, ["pooled", "map"], "Write the features of all views as .npz instead of labels."
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-  "output_dir", ".", "Where --whole and --features write their files."
+  "output_dir", ".", "Folder of the files that --whole and --features write."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 4, "Videos (--whole: clips) at a time on the device.", lower_bound=1
+  "batch_size", 4, "Videos (--whole: clips) per batch.", lower_bound=1
 )
 _WORKERS = flags.DEFINE_integer(
-  "num_workers", min(os.cpu_count() or 1, 8), "Processes that decode.", lower_bound=0
+  "num_workers", min(os.cpu_count() or 1, 8), "Decoding processes.", lower_bound=0
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "Of the computation; default: the model's own."
+  "dtype", None, ["float32", "bfloat16"], "Dtype of the computation. Default: the model's own."
 )
 
 
@@ -51,13 +50,13 @@ def main(arguments: list[str]) -> None:
     sys.exit("error: choose one of --json, --csv, --whole and --features")
 
   from vswin_jax.common.progress import set_up_logging
-  from vswin_jax.inference import output_files
+  from vswin_jax.inference.output_files import predict_files
 
   set_up_logging()
   for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors="backslashreplace")
-  with one_line_errors("what was written is complete"):
-    failed = output_files.predict_files(
+  with one_line_errors("files that were written are complete"):
+    success = predict_files(
       _MODEL.value,
       arguments[1:],
       kind=_kind(),
@@ -68,7 +67,7 @@ def main(arguments: list[str]) -> None:
       batch_size=_BATCH_SIZE.value,
       num_workers=_WORKERS.value,
     )
-  sys.exit(1 if failed else 0)
+  sys.exit(0 if success else 1)
 
 
 def _kind() -> str:

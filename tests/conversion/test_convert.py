@@ -27,7 +27,7 @@ CASE = "nano_16x56x56"
 
 
 def params_of(model) -> dict[str, np.ndarray]:
-  return {path: np.asarray(leaf) for path, leaf in flatten(split_model(model)[1]).items()}
+  return {path: np.asarray(leaf) for path, leaf in flatten(split_model(model.network)[1]).items()}
 
 
 def assert_same_params(actual, expected, but=()):
@@ -145,8 +145,8 @@ def test_a_new_head_needs_permission_and_leaves_the_rest(reference, tmp_path):
   request = ConversionOptions(num_classes=7, allow_missing=("head",))
   report = convert_file(file, tmp_path / "converted", request)
   model = load_model(tmp_path / "converted")
-  assert model.head.kernel.shape == (128, 7)
-  assert 0.005 < float(model.head.kernel[...].std()) < 0.02
+  assert model.network.head.kernel.shape == (128, 7)
+  assert 0.005 < float(model.network.head.kernel[...].std()) < 0.02
   assert model.labels is None
   assert any("head is new" in note for note in report.notes)
   assert_same_params(model, reference, but=("head.kernel", "head.bias"))
@@ -175,7 +175,7 @@ def test_tables_resized_to_another_window_match_torch(reference, tmp_path):
   file = save_official(tmp_path / "file.pth", official_tensors(CASE))
   convert_file(file, tmp_path / "converted", ConversionOptions(window=(16, 12, 12)))
   model = load_model(tmp_path / "converted")
-  assert model.config.window_size == (16, 12, 12)
+  assert model.network.config.window_size == (16, 12, 12)
   path = "stages.2.blocks.1.attention.relative_position_bias_table"
   table = torch.tensor(params_of(reference)[path].reshape(15, 13, 13, -1)).permute(0, 3, 1, 2)
   space = torch.nn.functional.interpolate(table, (23, 23), mode="bicubic")

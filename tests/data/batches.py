@@ -18,7 +18,7 @@ def collect(batches) -> dict[str, np.ndarray]:
 
 
 def rows_of(host: int, hosts: int, batch_size: int) -> range:
-  """An equal part of every batch for each host, one after the other."""
+  """Returns the rows of a batch that a host loads: equal parts in order of the hosts."""
   size = batch_size // hosts
   return range(host * size, (host + 1) * size)
 

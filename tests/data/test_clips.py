@@ -1,4 +1,4 @@
-"""Clips, views and the positions of their frames, worked out by hand."""
+"""Clips, views and positions of their frames, against values worked out by hand."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ from vswin_jax.data.clips import (
   sliding_clip,
   train_clip,
 )
-from vswin_jax.data.files import Item, clip_batches
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.video.encoding import encode_mp4
+from vswin_jax.data.video_files import clip_batches
 
 # Frames of the video below keep their size in an evaluation.
 SPEC = ClipSpec(num_frames=4, frame_interval=3, size=32)
@@ -58,7 +58,7 @@ def test_positions_of_views_count_from_the_first_frame_of_each(record, options, 
   expected = np.broadcast_to(expected, (len(starts), 4))
   np.testing.assert_array_equal(positions, [*expected, *expected, *expected])
   frames = decode_frames(record["video"], (np.array(starts)[:, None] + expected).ravel())
-  # The pictures of other frame orders lie elsewhere.
+  # Other frame orders change the frames.
   if spec.frame_order == "ordered":
     first_crops = views[: len(starts)].reshape(-1, 32, 32, 3)
     np.testing.assert_array_equal(first_crops, frames[:, :, :32])
@@ -110,9 +110,9 @@ def test_seconds_need_a_frame_rate(record):
   spec = dataclasses.replace(SPEC, sampling="time")
   whole = dataclasses.replace(THREE, whole_frames=6)
   assert train_clip(unknown, spec, random)[1].tolist() == [0, 3, 7, 11]
-  with pytest.raises(VideoError, match="no frame rate is known"):
+  with pytest.raises(VideoError, match="the video has no frame rate"):
     train_clip(unknown, dataclasses.replace(spec, frame_rate=5.0), random)
-  with pytest.raises(VideoError, match="no frame rate is known"):
+  with pytest.raises(VideoError, match="the video has no frame rate"):
     eval_clips(unknown, dataclasses.replace(SPEC, frame_rate=5.0), whole, random)
 
 
@@ -142,7 +142,7 @@ def test_jittered_crops_have_a_random_size_and_place_each(record):
 @pytest.mark.parametrize(
   ("rounding", "width", "top", "left"), [("openmmlab", 47, 1, 8), ("pyslowfast", 46, 2, 8)]
 )
-def test_fractions_of_pixels_are_rounded_as_in_either_code(record, rounding, width, top, left):
+def test_fractions_of_pixels_are_rounded_as_in_the_references(record, rounding, width, top, left):
   """34 / 32 of 44 pixels are 46.75; 34 - 31 leaves 1.5 pixels, 46 - 31 leaves 7.5 on a side."""
   spec = dataclasses.replace(SPEC, size=31, rounding=rounding)
   center = Views(num_clips=1, crops="center", short_side=34)
@@ -185,13 +185,15 @@ def test_crops_must_fit_into_the_frames():
   check_views(SPEC, Views(crops="five", short_side=40))
   with pytest.raises(ValueError, match="five crops need a short side at least the clip size 32"):
     check_views(SPEC, Views(crops="five", short_side=31))
+  with pytest.raises(ValueError, match="center crops need a short side at least the clip size 32"):
+    check_views(SPEC, Views(crops="center", short_side=31))
   with pytest.raises(ValueError, match="three crops need a short side equal to the clip size 32"):
     check_views(SPEC, Views(crops="three", short_side=40))
 
 
 @pytest.mark.parametrize("short_side", [32, 40])
 def test_a_random_box_is_cut_out_of_every_frame(record, short_side):
-  """What the drawn box cuts out of the resized frames, resized and mirrored or not."""
+  """The box and the flip are those that the generator draws."""
   spec = dataclasses.replace(SPEC, num_frames=3, train_short_side=short_side, size=20)
   mirrored = []
   for seed in range(6):
@@ -210,10 +212,10 @@ def test_a_random_box_is_cut_out_of_every_frame(record, short_side):
 
 @pytest.mark.parametrize("start", [None, 7])
 def test_batches_of_files_have_one_shape_whatever_happens(record, tmp_path, start):
-  """One good file, one damaged, two places to fill."""
+  """A good file, a damaged one and padding."""
   (tmp_path / "good.mp4").write_bytes(record["video"])
   (tmp_path / "bad.mp4").write_bytes(b"this is no video")
-  items = [Item(str(tmp_path / name), start) for name in ("good.mp4", "bad.mp4")]
+  items = [(str(tmp_path / name), start) for name in ("good.mp4", "bad.mp4")]
   whole = dataclasses.replace(THREE, whole_frames=6)
   batches = clip_batches(items, SPEC, whole, batch_size=4, options=LoaderOptions(0))
   with contextlib.closing(batches):
@@ -224,7 +226,7 @@ def test_batches_of_files_have_one_shape_whatever_happens(record, tmp_path, star
   expected = np.zeros((4, 3, time))
   expected[0] = range(6) if start is None else [7, 10, 13, 16]
   np.testing.assert_array_equal(batch["position_ids"], expected)
-  assert batch["item"].tolist() == [0, 1, -1, -1]
+  assert batch["index"].tolist() == [0, 1, -1, -1]
   assert [bool(error) for error in batch["error"]] == [False, True, False, False]
 
 

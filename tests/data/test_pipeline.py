@@ -1,7 +1,6 @@
-"""Batches as a pure function of the step: the same for any workers, hosts and restarts."""
+"""Batches are a function of the step: the same for any workers, hosts and restarts."""
 
 import dataclasses
-import pathlib
 import subprocess
 import sys
 
@@ -14,7 +13,6 @@ from vswin_jax.data import pipeline
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
-  check_views,
   count_views,
   eval_clips,
   train_clip,
@@ -42,12 +40,12 @@ def test_batches_have_the_documented_form(reference_batches):
   assert (reference_batches["failed"] == -1).all()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(train_records, reference_batches, workers):
   assert_same(training(train_records, workers=workers), reference_batches)
 
 
-@pytest.mark.parametrize("start, workers", [(1, 0), (5, 2), (8, 1)])
+@pytest.mark.parametrize("start, workers", [(1, 0), (5, 2)])
 def test_starting_later_continues_the_same_stream(train_records, reference_batches, start, workers):
   rest = training(train_records, start=start, workers=workers)
   assert_same(rest, {name: value[start:] for name, value in reference_batches.items()})
@@ -118,7 +116,7 @@ def test_repeats_stand_together_and_differ(train_records, reference_batches, rep
 
 
 def test_an_epoch_shows_every_video_as_often_as_asked(train_records):
-  """Labels of records made unique by their place: what a stream shows is known by record."""
+  """Labels are replaced by record numbers."""
   numbered = Numbered(train_records.source, train_records.class_names)
   shown = training(numbered, repeats=2, steps=24)["label"].ravel()
   for epoch in (shown[:96], shown[96:]):
@@ -127,7 +125,7 @@ def test_an_epoch_shows_every_video_as_often_as_asked(train_records):
   assert (shown[:96] != shown[96:]).any()
 
 
-@pytest.mark.parametrize("hosts, workers, start", [(2, 0, 0), (4, 0, 3), (1, 2, 7)])
+@pytest.mark.parametrize("hosts, workers, start", [(4, 0, 3), (1, 2, 7)])
 def test_repeats_depend_on_nothing_but_the_step(
   train_records, repeated_batches, hosts, workers, start
 ):
@@ -147,7 +145,7 @@ def test_fewer_than_one_repeat_is_refused(train_records):
 
 
 def test_train_clip_is_the_stated_composition(train_records):
-  """No resize, whole frame, no flip: the clip is the decoded frames."""
+  """Without resizing, cropping and flipping, the clip is the decoded frames."""
   spec = dataclasses.replace(
     SPEC, size=48, train_short_side=48, area_range=(1.0, 1.0), aspect_ratio_range=(1.0, 1.0),
     flip_probability=0.0,
@@ -180,7 +178,7 @@ def test_dense_clips_of_a_resampled_video(train_records):
   for clip in trained:
     assert any((clip == decode_frames(record["video"], start)).all() for start in starts)
   assert any((clip != trained[0]).any() for clip in trained)
-  with pytest.raises(VideoError, match="no frame rate is known to resample to 8 frames/s from"):
+  with pytest.raises(VideoError, match="no frame rate, which is needed to resample it to 8"):
     train_clip({**record, "fps_numerator": 0, "fps_denominator": 1}, spec, random)
 
 
@@ -221,18 +219,7 @@ def test_views_are_crop_major(train_records):
   np.testing.assert_array_equal(clips[:3], clips[6:])
 
 
-def test_views_that_do_not_fit_are_refused():
-  with pytest.raises(ValueError, match="three crops need a short side equal to the clip size 24"):
-    check_views(SPEC, Views(crops="three", short_side=28))
-  with pytest.raises(ValueError, match="at least the clip size 24, views"):
-    check_views(SPEC, Views(crops="center", short_side=20))
-  with pytest.raises(ValueError, match="choose one of ordered, shuffled, single"):
-    ClipSpec(frame_order="random")
-
-
-@pytest.mark.parametrize(
-  "batch_size, hosts, workers", [(8, 1, 0), (8, 2, 2), (4, 4, 1), (32, 1, 2)]
-)
+@pytest.mark.parametrize("batch_size, hosts, workers", [(8, 1, 0), (4, 4, 0), (32, 1, 2)])
 def test_evaluation_visits_every_video_once(eval_records, batch_size, hosts, workers):
   parts = [
     collect(
@@ -258,7 +245,7 @@ def test_evaluation_visits_every_video_once(eval_records, batch_size, hosts, wor
     assert eval_records[int(record)]["label"] == label
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("hosts", [2, 4])
 def test_several_labels_of_a_video_arrive_as_zeros_and_ones(several_labels_dir, hosts):
   records = open_records(multi_label.NAME, several_labels_dir, "validation")
   assert records.multi_label and records.class_names == multi_label.CLASSES
@@ -286,16 +273,12 @@ def test_several_labels_of_a_video_arrive_as_zeros_and_ones(several_labels_dir, 
 
 def test_training_clips_carry_several_labels(several_labels_dir):
   records = open_records(multi_label.NAME, several_labels_dir, "train")
-  batches = training(records, steps=4, workers=1)
+  batches = training(records, steps=4)
   assert batches["label"].shape == (4, 8, 6) and batches["label"].dtype == np.uint8
   for place, label in enumerate(batches["label"].reshape(32, 6)):
     _, record = epoch_and_record(place, 16, 0)
     expected = multi_label.labels_of(records, record, "train")
     np.testing.assert_array_equal(np.flatnonzero(label), expected)
-
-
-def test_one_label_of_a_video_is_no_sequence(train_records):
-  assert not train_records.multi_label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +292,7 @@ class Numbered(VideoRecords):
 @pytest.mark.parametrize(
   ("kind", "options", "message"),
   [
+    (ClipSpec, {"frame_order": "random"}, "choose one of ordered, shuffled, single"),
     (ClipSpec, {"num_frames": 0}, "num_frames must be at least 1"),
     (ClipSpec, {"area_range": (0.5, 0.1)}, "area_range must be"),
     (ClipSpec, {"frame_rate": -1.0}, "frame_rate must be 0 or a positive number, got -1.0"),
@@ -342,15 +326,12 @@ def test_missing_data_is_explained(tiny_data_dir):
     open_records("tiny_motion", str(tiny_data_dir), "test")
 
 
-def test_our_data_modules_do_not_import_jax():
-  """grain imports it by itself; a worker then at least never starts a backend because of us."""
+def test_data_modules_and_the_training_command_import_no_jax():
   code = (
     "import sys, vswin_jax.data.clips, vswin_jax.data.records, vswin_jax.data.motion,"
     "vswin_jax.main; sys.exit('jax' in sys.modules)"
   )
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-  for path in pathlib.Path(pipeline.__file__).parent.glob("*.py"):
-    assert "import jax" not in path.read_text(), path
 
 
 @pytest.mark.parametrize(

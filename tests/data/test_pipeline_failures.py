@@ -1,4 +1,4 @@
-"""Pipelines of damaged videos, failing loads and dying workers: nothing is lost in silence."""
+"""Damaged videos, failing loads and killed workers: clips are substituted, or errors raised."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from vswin_jax.data.video.decoding import VideoError
 
 @dataclasses.dataclass(frozen=True)
 class Damaged(VideoRecords):
-  """Records of which some hold no readable video."""
+  """Records with some unreadable videos."""
 
   damaged: frozenset = frozenset()
 
@@ -39,7 +39,7 @@ class NotPickled(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Failing(VideoRecords):
-  """Records of which one can't be read, for a reason that is no fault of the video."""
+  """Records of which one raises an error that is not about its video."""
 
   reason: str = ""
 
@@ -63,20 +63,17 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize(
-  "reason, workers",
-  [("value", 0), ("value", 1), ("value", 2), ("stop", 0), ("stop", 2), ("exit", 0), ("exit", 1),
-   ("unpickled", 1)],
-)  # fmt: skip
-def test_a_failing_load_is_an_error_and_never_a_shorter_stream(train_records, reason, workers):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("reason", FAILURES)
+def test_a_failing_load_is_an_error_in_training(train_records, reason, workers):
   records = Failing(train_records.source, train_records.class_names, reason=reason)
   error, message = FAILURES[reason]
   with pytest.raises(error, match=message):
     training(records, workers=workers)
 
 
-@pytest.mark.parametrize("reason, workers", [("value", 0), ("value", 1), ("stop", 2)])
-def test_a_failing_load_never_leaves_videos_out_of_an_evaluation(eval_records, reason, workers):
+@pytest.mark.parametrize("reason, workers", [("value", 0), ("stop", 2)])
+def test_a_failing_load_is_an_error_in_evaluation(eval_records, reason, workers):
   records = Failing(eval_records.source, eval_records.class_names, reason=reason)
   batches = eval_batches(
     records, SPEC, CENTER, batch_size=8, seed=0, options=LoaderOptions(workers)
@@ -86,14 +83,13 @@ def test_a_failing_load_never_leaves_videos_out_of_an_evaluation(eval_records, r
     collect(batches)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_is_an_error(train_records, workers):
+def test_a_killed_worker_is_an_error(train_records):
   records = Failing(train_records.source, train_records.class_names, reason="kill")
   with pytest.raises(RuntimeError, match="terminated unexpectedly with exit code -9"):
-    training(records, workers=workers)
+    training(records, workers=2)
 
 
-def test_damaged_clips_are_named_and_replaced_alike_everywhere(train_records, reference_batches):
+def test_damaged_clips_are_named_and_substituted(train_records, reference_batches):
   damaged = Damaged.of(train_records, {5, 11, 40})
   batches = training(damaged)
   assert_same(training(damaged, workers=2), batches)
@@ -125,7 +121,7 @@ def test_damaged_videos_do_not_count_in_evaluation(eval_records):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_set_without_a_readable_video_stops_with_a_clear_error(train_records, workers):
   damaged = Damaged.of(train_records, range(48))
-  with pytest.raises(VideoError, match="none of 20 records in a row could be decoded"):
+  with pytest.raises(VideoError, match="20 records in a row can't be decoded"):
     training(damaged, workers=workers)
 
 

@@ -11,7 +11,7 @@ from tests.helpers.runs import (
   metrics,
   run,
 )
-from vswin_jax import load_model, predict
+from vswin_jax import load_model
 from vswin_jax.data.records import open_records
 from vswin_jax.training.evaluation import average_precisions
 
@@ -57,7 +57,7 @@ def test_a_run_from_training_to_prediction(tiny_data_dir, tmp_path):
   for index, row in enumerate(rows):
     files.append(tmp_path / f"{row['id']}.mp4")
     files[-1].write_bytes(records[index]["video"])
-  probabilities = np.stack([result.probabilities for result in predict(model, files)])
+  probabilities = np.stack([result.probabilities for result in model.predict(files)])
   for row, values in zip(rows, probabilities):
     assert row["prediction"] == multi_label.CLASSES[values.argmax()]
     assert float(row["probability"]) == pytest.approx(values.max(), abs=1e-5)

@@ -155,7 +155,7 @@ def test_a_trained_model_is_loaded_for_use(finished):
     for path, leaf in final_arrays(workdir).items()
     if path.startswith("ema_params.")
   }
-  loaded = flatten(split_model(model)[1])
+  loaded = flatten(split_model(model.network)[1])
   assert loaded.keys() == ema.keys()
   for path, leaf in loaded.items():
     np.testing.assert_array_equal(leaf, ema[path])

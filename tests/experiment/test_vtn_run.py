@@ -14,7 +14,7 @@ from tests.helpers.runs import (
   final_arrays,
   run_command,
 )
-from vswin_jax import load_model, predict
+from vswin_jax import load_model
 from vswin_jax.data.records import open_records
 from vswin_jax.data.video.encoding import encode_mp4
 
@@ -78,7 +78,7 @@ def test_a_vtn_trains_resumes_and_is_evaluated_on_whole_videos(tiny_data_dir, tm
   assert model.preprocessing.views.whole_frames == 16
   for index, row in enumerate(rows):
     (tmp_path / "video.mp4").write_bytes(records[index]["video"])
-    (result,) = predict(model, tmp_path / "video.mp4")
+    (result,) = model.predict(tmp_path / "video.mp4")
     name, _, label, probability = row.split(",")
     assert name == records.video_id(index)
     assert result.top(1)[0][0] == label
@@ -108,7 +108,7 @@ def test_a_released_file_is_converted_and_labels_videos(tiny_data_dir, tmp_path)
   done = run(tiny_data_dir, "vswin_jax.predict", *model, "--json", video)
   assert done.returncode == 0, done.stderr
   best = {entry["label"]: entry["probability"] for entry in json.loads(done.stdout)["top"]}
-  (expected,) = predict(load_model(tmp_path / "vtn"), video)
+  (expected,) = load_model(tmp_path / "vtn").predict(video)
   assert best.keys() == {name for name, _ in expected.top(11)}
   for name, probability in expected.top(11):
     np.testing.assert_allclose(best[name], probability, rtol=1e-4)

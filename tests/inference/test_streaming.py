@@ -1,4 +1,6 @@
-"""A VTN on videos that go on, and on whole ones, against one pass over the same frames."""
+"""Streams and timelines of VTN, against one pass over the same frames."""
+
+import dataclasses
 
 import cv2
 import jax
@@ -14,7 +16,6 @@ from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.video.decoding import decode_frames
 from vswin_jax.data.video.encoding import encode_mp4
 from vswin_jax.inference.output_files import parse_views
-from vswin_jax.inference.predictor import predict
 from vswin_jax.inference.streaming import Stream
 from vswin_jax.inference.timeline import iterate_timelines
 from vswin_jax.models.normalization import normalize
@@ -98,14 +99,23 @@ def test_at_any_moment_a_stream_equals_one_pass_over_all_frames(model, pixels, o
     np.testing.assert_allclose(results[-1], expected, atol=2e-6)
     np.testing.assert_array_equal(stream.probabilities(), results[-1])
   assert np.ptp(results, axis=0).max() > 0.05, "the moments can't be told apart"
+  mean = tuple(value + 40 for value in PREPROCESSING.mean)
+  darker = dataclasses.replace(model.preprocessing, mean=mean)
+  for other, changes in [
+    (Stream(model.network, PREPROCESSING), False),
+    (Stream(model, PREPROCESSING), False),
+    (Stream(model, darker), True),
+  ]:
+    other.add_frames(pixels[:40])
+    assert changes == (np.abs(other.probabilities() - expected).max() > 1e-5)
 
 
 def test_a_model_of_several_labels_gives_sigmoids(model, video, tmp_path):
-  _, params = split_model(model)
+  _, params = split_model(model.network)
   metadata = CheckpointMetadata(MODEL, PREPROCESSING, multi_label=True)
   write_params(tmp_path / "checkpoint", params, metadata)
   several = load_model(tmp_path / "checkpoint")
-  (timeline,) = iterate_timelines(several, [video], PREPROCESSING, batch_size=2, num_workers=0)
+  (timeline,) = iterate_timelines(several, [video], batch_size=2, num_workers=0)
   frames = decode_frames(video, range(70))
   stream = Stream(several)
   stream.add_frames(frames)
@@ -141,7 +151,7 @@ def test_a_bounded_stream_sees_the_newest_frames(model, pixels, one_pass, max_fr
 
 
 def test_features_can_be_given_instead_of_frames(model, pixels, one_pass):
-  features = np.asarray(model.frame_features(inputs_of(pixels[:12])))[0]
+  features = np.asarray(model.network.frame_features(inputs_of(pixels[:12])))[0]
   stream = Stream(model)
   stream.add_frames(pixels[:3])
   stream.add_features(features[3:12])
@@ -150,7 +160,7 @@ def test_features_can_be_given_instead_of_frames(model, pixels, one_pass):
 
 
 def test_what_does_not_fit_a_stream_is_refused(model, pixels):
-  with pytest.raises(ValueError, match="only a VTN keeps features of frames; got a VideoSwin"):
+  with pytest.raises(ValueError, match="a Stream needs a VTN, got a VideoSwin"):
     Stream(create_model("video_swin_t", embed_dim=8, depths=(1,), num_heads=(1,)))
   with pytest.raises(ValueError, match="max_frames must be at least 1"):
     Stream(model, max_frames=0)
@@ -162,27 +172,26 @@ def test_what_does_not_fit_a_stream_is_refused(model, pixels):
     Stream(model).add_frames(pixels[:2], np.array([0.0, 1.0]))
   with pytest.raises(ValueError, match=r"features must be \[count, 24\], got \[2, 23\]"):
     Stream(model).add_features(np.zeros((2, 23)))
-  with pytest.raises(ValueError, match="give the Stream a preprocessing"):
-    Stream(create_model(**MODEL)).add_frames(pixels[:2])
+  with pytest.raises(ValueError, match="need a preprocessing"):
+    Stream(model.network).add_frames(pixels[:2])
 
 
 def test_a_prediction_is_one_pass_over_frames_of_the_whole_video(model, video, one_pass):
-  (result,) = predict(model, video)
+  (result,) = model.predict(video)
   # 25 frames at 10 a second: the first 2.5 seconds.
   frames = decode_frames(video, range(25))
   expected = one_pass(frames, np.arange(25))
   np.testing.assert_allclose(result.probabilities, expected, atol=2e-6)
   assert parse_views("1x1", PREPROCESSING) == PREPROCESSING.views
   assert parse_views("3x1", PREPROCESSING) == Views(3, "center", 21)
-  (other,) = predict(model, video, views=Views(3, "center", 21))
+  (other,) = model.predict(video, views=Views(3, "center", 21))
   assert np.abs(other.probabilities - expected).max() > 1e-3
 
 
 @pytest.mark.parametrize("crops", ["center", "three"])
 def test_a_timeline_says_what_all_of_the_video_so_far_amounts_to(model, video, one_pass, crops):
   views = Views(1, crops, 21 if crops == "center" else 16)
-  preprocessing = Preprocessing(PREPROCESSING.mean, PREPROCESSING.std, PREPROCESSING.clip, views)
-  (timeline,) = iterate_timelines(model, [video], preprocessing, batch_size=2, num_workers=0)
+  (timeline,) = iterate_timelines(model, [video], views=views, batch_size=2, num_workers=0)
   assert timeline.error is None
   np.testing.assert_allclose(timeline.start, [0.0, 3.2, 6.4], atol=1e-6)
   np.testing.assert_allclose(timeline.end, [3.2, 6.4, 7.0], atol=1e-6)
@@ -197,14 +206,14 @@ def test_a_timeline_says_what_all_of_the_video_so_far_amounts_to(model, video, o
 def test_a_video_shorter_than_a_part_has_one_row(model, pixels, one_pass, tmp_path):
   path = tmp_path / "short.mp4"
   path.write_bytes(encode_mp4(pixels[:6], fps=10))
-  (timeline,) = iterate_timelines(model, [str(path)], PREPROCESSING, batch_size=2, num_workers=0)
+  (timeline,) = iterate_timelines(model, [str(path)], batch_size=2, num_workers=0)
   expected = one_pass(decode_frames(str(path), range(6)), np.arange(6))
   np.testing.assert_allclose(timeline.probabilities, [expected], atol=2e-6)
 
 
 def test_rows_of_long_videos_are_longer(model, video, one_pass, monkeypatch):
-  monkeypatch.setattr("vswin_jax.inference.timeline._MOST_PASSES", 2)
-  (timeline,) = iterate_timelines(model, [video], PREPROCESSING, batch_size=2, num_workers=0)
+  monkeypatch.setattr("vswin_jax.inference.timeline._MAX_VTN_ROWS", 2)
+  (timeline,) = iterate_timelines(model, [video], batch_size=2, num_workers=0)
   np.testing.assert_allclose(timeline.start, [0.0, 6.4], atol=1e-6)
   np.testing.assert_allclose(timeline.end, [6.4, 7.0], atol=1e-6)
   frames = decode_frames(video, range(70))

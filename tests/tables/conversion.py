@@ -83,7 +83,7 @@ def convert_case(family: str, case: str, folder: pathlib.Path) -> pathlib.Path:
 
 def load_case(family: str, case: str, checkpoint: pathlib.Path, **overrides):
   """The converted model of a golden case."""
-  model = load_model(checkpoint, **overrides)
+  model = load_model(checkpoint, **overrides).network
   if family == "swin_2d":
     # 2D weights bring no head for videos; the golden one is filled by the rule.
     channels, classes = model.head.kernel.shape

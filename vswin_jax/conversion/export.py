@@ -42,12 +42,15 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
     raise ConversionError(f"the folder {destination.parent} does not exist; create it first")
   write = _writer(destination.suffix)
   model = load_model(source)
-  if not isinstance(model, VideoSwin):
-    raise ConversionError(f"{source} holds a {type(model).__name__}; {family} has only Video Swin")
-  config = model.config
+  network = model.network
+  if not isinstance(network, VideoSwin):
+    raise ConversionError(
+      f"{source} holds a {type(network).__name__}, which {family} does not have"
+    )
+  config = network.config
   name_of = video_swin.name_in(family)
   tensors = video_swin.index_buffers(family, config.depths, config.window_size)
-  for path, parameter in flatten(split_model(model)[1]).items():
+  for path, parameter in flatten(split_model(network)[1]).items():
     tensor = video_swin.to_source(path, np.asarray(parameter, np.float32), config.patch_size)
     # A copy: PyTorch takes no read-only memory.
     tensors[name_of(path)] = np.array(tensor, order="C")

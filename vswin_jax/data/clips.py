@@ -1,8 +1,8 @@
-"""From a record to the uint8 clips that a model sees, for training and for evaluation.
+"""Clips of videos as uint8 arrays, for training, evaluation and timelines.
 
-With every clip come the positions of its frames: int32, frames of the video from the first frame of
-the clip on. Random frame orders change the pictures alone, not the positions. The clips of a
-timeline are parts of one whole: their positions count from the beginning of the video.
+Each clip comes with the positions of its frames, int32, counted in frames of the video from the
+first frame of the clip, or for timelines from the first frame of the video. Random frame orders
+change the frames, not their positions.
 """
 
 import dataclasses
@@ -22,35 +22,34 @@ FRAME_ORDERS = ("ordered", "shuffled", "single")
 SAMPLINGS = ("dense", "dense_to_ends", "uniform", "time")
 TRAIN_CROPS = ("resized", "jittered")
 ROUNDINGS = ("openmmlab", "pyslowfast")
-# Name -> crops of each clip.
+# Number of crops per clip by name.
 CROPS = types.MappingProxyType({"center": 1, "three": 3, "five": 5})
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
-  """How clips are cut out of videos; sizes in pixels.
+  """Sampling and cropping of clips; sizes in pixels.
 
   Attributes:
-    num_frames: frames of a clip.
-    frame_interval: frames of the video from one frame of the clip to the next (dense sampling).
-    frame_rate: frames per second to which the video is resampled before dense sampling, and by
-      which time sampling and `Views.whole_frames` turn frames into seconds; 0: the video's own.
-    sampling: "dense"; "dense_to_ends" (the same, but the clips of an evaluation reach from the
-      beginning of a video to its end); "uniform" (one frame of each of `num_frames` segments); or
-      "time" (frames spread over `num_frames * frame_interval / frame_rate` seconds).
-    frame_order: "ordered"; "shuffled" (the same frames in random order) and "single" (one of them,
-      repeated) take the motion away, to show what a model owes to it.
+    num_frames: frames per clip.
+    frame_interval: frames of the video from one frame of the clip to the next.
+    frame_rate: frames per second to which the video is resampled before dense sampling, and that
+      time sampling and `Views.whole_frames` use to turn frames into seconds; 0: that of the video.
+    sampling: "dense"; "dense_to_ends" (dense, with evaluation clips from the first to the last
+      frame of a video); "uniform" (one frame from each of `num_frames` segments); or "time" (frames
+      spread over `num_frames * frame_interval / frame_rate` seconds).
+    frame_order: "ordered"; "shuffled" (the same frames in random order) or "single" (one of them,
+      repeated), which remove the motion to measure how much a model depends on it.
     size: height and width of a clip.
-    train_crop: of training; "resized" (a box of random area and aspect ratio, resized), or
-      "jittered" (frames of a random size, a box of `size` at a random place).
+    train_crop: "resized" (a box of random area and aspect ratio, resized), or "jittered" (a box of
+      `size` at a random place in frames of a random size).
     train_short_side: short side of the frames before a resized crop.
-    area_range: of a resized crop, as a share of the frame.
-    aspect_ratio_range: of a resized crop, width over height.
-    short_side_range: of the frames before a jittered crop.
-    flip_probability: of a horizontal flip in training.
-    rounding: of fractions of pixels, as in the code that a model comes from. "openmmlab": the long
-      side to the nearest pixel, crops in the middle down; "pyslowfast": the long side down, crops
-      in the middle up.
+    area_range: area of a resized crop, as a fraction of the frame.
+    aspect_ratio_range: width over height of a resized crop.
+    short_side_range: short side of the frames before a jittered crop.
+    flip_probability: probability of a horizontal flip in training.
+    rounding: "openmmlab": long sides to the nearest pixel, offsets of center crops down;
+      "pyslowfast": long sides down, offsets of center crops up.
   """
 
   num_frames: int = 32
@@ -86,16 +85,16 @@ class ClipSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """The views of each video in an evaluation.
+  """Views (clips x crops) of each video in evaluation.
 
   Attributes:
     num_clips: clips along the video; uniform sampling and whole videos have only one.
-    crops: "center"; "three" (along the longer side); or "five": those three from frames resized
-      once more, to a short side of the clip size, the whole frame squeezed into the clip size, and
-      the center of the frames of `short_side` (the 10x5 protocol of the models for 384 pixels).
-    short_side: of the frames before cropping, in pixels.
-    whole_frames: if positive, the one clip has this many frames, whatever the sampling, spread over
-      the first `whole_frames / frame_rate` seconds of the video or, if it is shorter, all of it.
+    crops: "center"; "three" (along the longer side); or "five", the 10x5 protocol of the models for
+      384 pixels: "three" on frames resized to a short side of the clip size, the whole frame
+      squeezed into the clip size, and "center".
+    short_side: short side of the frames before cropping, in pixels.
+    whole_frames: if positive, the only clip has this many frames, whatever the sampling, spread
+      over the first `whole_frames / frame_rate` seconds of the video, or all of a shorter one.
   """
 
   num_clips: int = 4
@@ -110,8 +109,11 @@ class Views:
 
 
 def check_views(spec: ClipSpec, views: Views, name: str = "views") -> None:
-  """Raises ValueError, which calls the views by `name`, if clips of this size can't be cropped from
-  frames of that."""
+  """Checks that clips of the size of `spec` can be cropped from the frames of `views`.
+
+  Raises:
+    ValueError: they can't; the message names the views `name`.
+  """
   if views.short_side < spec.size or (views.crops == "three" and views.short_side != spec.size):
     relation = "equal to" if views.crops == "three" else "at least"
     raise ValueError(
@@ -126,36 +128,36 @@ def short_side_of_crops(crops: str, size: int, short_side: int) -> int:
 
 
 def count_clips(spec: ClipSpec, views: Views) -> int:
-  """Clips of one video; uniform sampling and whole videos have only one."""
+  """Returns the number of clips per video; uniform sampling and whole videos have only one."""
   return 1 if spec.sampling == "uniform" or views.whole_frames else views.num_clips
 
 
 def count_views(spec: ClipSpec, views: Views) -> int:
-  """Views of one video."""
+  """Returns the number of views per video."""
   return count_clips(spec, views) * CROPS[views.crops]
 
 
 def view_frames(spec: ClipSpec, views: Views) -> int:
-  """Frames of each view of a video."""
+  """Returns the number of frames per view."""
   return views.whole_frames or spec.num_frames
 
 
 def describe_views(spec: ClipSpec, views: Views) -> str:
-  """Clips x crops, as in "4x3"."""
+  """Returns clips x crops, as in "4x3"."""
   return f"{count_clips(spec, views)}x{CROPS[views.crops]}"
 
 
 def train_clip(
   record: dict, spec: ClipSpec, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """One random clip of a record.
+  """Decodes a random clip of a record.
 
   Returns:
-    Frames, uint8 `[num_frames, size, size, 3]`, and their positions, int32 `[num_frames]`, counted
-    from the first one on in the order of the video, whatever the frame order.
+    Frames, uint8 `[num_frames, size, size, 3]`, and their positions relative to the first one,
+    int32 `[num_frames]`, always in the order of the video.
 
   Raises:
-    VideoError: the video can't be decoded, or no frame rate is known and `spec` asks for one.
+    VideoError: the video can't be decoded, or its frame rate is needed and unknown.
   """
   num_frames = int(record["num_frames"])
   if spec.sampling == "uniform":
@@ -174,16 +176,17 @@ def train_clip(
 def eval_clips(
   record: dict, spec: ClipSpec, views: Views, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """All views of a record, crop-major.
+  """Decodes all views of a record, crop-major.
 
-  `random` serves only the frame orders "shuffled" and "single".
+  Args:
+    random: used only for the frame orders "shuffled" and "single".
 
   Returns:
-    Views, uint8 `[views, time, size, size, 3]` with the time of `view_frames`, and the positions of
-    their frames, int32 `[views, time]`, counted as in `train_clip`, for each clip anew.
+    Views, uint8 `[views, time, size, size, 3]` with `view_frames` frames each, and the positions of
+    their frames relative to the first one of the clip, int32 `[views, time]`.
 
   Raises:
-    VideoError: as `train_clip`.
+    VideoError: as in `train_clip`.
   """
   num_frames = int(record["num_frames"])
   if views.whole_frames:
@@ -205,21 +208,20 @@ def eval_clips(
 def sliding_clip(
   record: dict, spec: ClipSpec, views: Views, start: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Every crop of one clip of a timeline.
+  """Decodes all crops of one clip of a timeline.
 
-  It has `num_frames` frames whatever the views. For models of uniform sampling, whose clips
-  otherwise span a whole video, they are `frame_interval` apart as those of dense sampling.
+  The clip has `num_frames` frames whatever the views. With uniform sampling, whose clips otherwise
+  span a whole video, they are `frame_interval` apart as in dense sampling.
 
   Args:
-    start: first frame, counted as in `sliding_starts`.
+    start: first frame, from `sliding_starts`.
 
   Returns:
     Crops, uint8 `[crops, num_frames, size, size, 3]`, and the positions of their frames in the
-    video, int32 `[crops, num_frames]`: not counted from the start of the clip as in `eval_clips`,
-    because the clips are parts of one timeline, where each has its place.
+    video, int32 `[crops, num_frames]`.
 
   Raises:
-    VideoError: as `train_clip`.
+    VideoError: as in `train_clip`.
   """
   if spec.sampling == "time":
     num_frames, span = int(record["num_frames"]), _clip_span(record, spec)
@@ -232,15 +234,15 @@ def sliding_clip(
 
 
 def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray]:
-  """The clips that follow each other through a video.
+  """Returns consecutive clips that cover a video.
 
   Returns:
-    int `[clips]` both: the first frame of each clip, counted after resampling (which time sampling
-    does without); and the position in the video from which on the clip stands for it. The last clip
-    ends with the video, so it may begin before its part does.
+    The first frame of each clip, int `[clips]`, counted after the resampling of dense sampling; and
+    the first position in the video that each clip represents, int `[clips]`. The last clip ends
+    with the video, so it may start before that position.
 
   Raises:
-    VideoError: no frame rate is known and `spec` asks for one.
+    VideoError: the frame rate is needed and unknown.
   """
   if spec.sampling == "time":
     return sampling.time_parts(int(record["num_frames"]), _clip_span(record, spec))
@@ -251,10 +253,9 @@ def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray
 
 
 class _RandomCut:
-  """Cuts one random box out of the frames of a clip, and mirrors all of them or none.
+  """Random crop and flip of a clip, drawn at its first frame and the same for all frames.
 
-  The box is drawn when the first frame shows the size of all. Called with one frame after the
-  other, uint8 `[height, width, 3]`, it returns uint8 `[size, size, 3]`.
+  A call takes a frame, uint8 `[height, width, 3]`, and returns uint8 `[size, size, 3]`.
   """
 
   def __init__(self, spec: ClipSpec, random: np.random.Generator):
@@ -286,7 +287,7 @@ class _RandomCut:
 
 
 def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
-  """Decodes clips, frames `[clips, time]`, and cuts out every crop, crop-major."""
+  """Decodes the frames `indices` `[clips, time]` and crops them, crop-major."""
   frames = decode_frames(record["video"], indices.ravel(), _resizer(spec, views.short_side))
   num_crops, size = CROPS[views.crops], spec.size
   cut = np.empty((num_crops, len(frames), size, size, 3), np.uint8)
@@ -297,8 +298,8 @@ def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: View
 
 
 def _cut(frame: np.ndarray, spec: ClipSpec, crops: str) -> list[np.ndarray]:
-  """The crops of one frame uint8 `[height, width, 3]`, each uint8 `[size, size, 3]`."""
-  arguments = (*frame.shape[:2], spec.size, _is_pyslowfast(spec))
+  """Returns the crops of a frame uint8 `[height, width, 3]`, each uint8 `[size, size, 3]`."""
+  arguments = (*frame.shape[:2], spec.size, spec.rounding == "pyslowfast")
   if crops == "center":
     return [transforms.crop(frame, transforms.center_crop_box(*arguments))]
   if crops == "three":
@@ -309,31 +310,27 @@ def _cut(frame: np.ndarray, spec: ClipSpec, crops: str) -> list[np.ndarray]:
 
 
 def central_view(frame: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
-  """A frame uint8 `[height, width, 3]` as an evaluation with one central crop sees it: uint8
-  `[size, size, 3]`."""
+  """Resizes and center-crops a frame uint8 `[height, width, 3]` to uint8 `[size, size, 3]`."""
   return _cut(_resizer(spec, views.short_side)(frame), spec, "center")[0]
 
 
 def _resizer(spec: ClipSpec, short_side: int) -> Callable[[np.ndarray], np.ndarray]:
-  return partial(transforms.resize_short_side, size=short_side, round_down=_is_pyslowfast(spec))
-
-
-def _is_pyslowfast(spec: ClipSpec) -> bool:
-  return spec.rounding == "pyslowfast"
+  round_down = spec.rounding == "pyslowfast"
+  return partial(transforms.resize_short_side, size=short_side, round_down=round_down)
 
 
 def _positions(indices: np.ndarray) -> np.ndarray:
-  """Frames `[clips, time]` of a video, counted from the first one of each clip: int32."""
+  """Returns frame numbers `[clips, time]` relative to the first one of each clip, int32."""
   return (indices - indices[:, :1]).astype(np.int32)
 
 
 def _for_crops(positions: np.ndarray, views: Views) -> np.ndarray:
-  """Positions `[clips, time]` of the frames of all views, crop-major: int32 `[views, time]`."""
+  """Repeats positions `[clips, time]` for each crop: int32 `[views, time]`, crop-major."""
   return np.tile(positions, (CROPS[views.crops], 1)).astype(np.int32)
 
 
 def frames_shown(record: dict, spec: ClipSpec) -> np.ndarray:
-  """Positions in the video of the frames that dense sampling sees."""
+  """Returns the positions in the video of the frames that dense sampling uses."""
   num_frames = int(record["num_frames"])
   if not spec.frame_rate:
     return np.arange(num_frames)
@@ -341,12 +338,12 @@ def frames_shown(record: dict, spec: ClipSpec) -> np.ndarray:
 
 
 def _clip_span(record: dict, spec: ClipSpec) -> fractions.Fraction:
-  """Frames of the video that a clip of time sampling spans."""
+  """Returns the number of frames of the video that a clip of time sampling spans."""
   return _native_span(record, spec, spec.num_frames * spec.frame_interval)
 
 
 def _native_span(record: dict, spec: ClipSpec, count: int) -> fractions.Fraction:
-  """Frames of the video that take as long as `count` frames at the frame rate of `spec`."""
+  """Returns how many frames of the video last as long as `count` at the frame rate of `spec`."""
   if not spec.frame_rate:
     return fractions.Fraction(count)
   return sampling.native_span(count, _frames_per_second(record, spec), spec.frame_rate)
@@ -355,7 +352,9 @@ def _native_span(record: dict, spec: ClipSpec, count: int) -> fractions.Fraction
 def _frames_per_second(record: dict, spec: ClipSpec) -> fractions.Fraction:
   numerator, denominator = int(record["fps_numerator"]), int(record["fps_denominator"])
   if numerator <= 0 or denominator <= 0:
-    raise VideoError(f"no frame rate is known to resample to {spec.frame_rate:g} frames/s from")
+    raise VideoError(
+      f"the video has no frame rate, which is needed to resample it to {spec.frame_rate:g} frames/s"
+    )
   return fractions.Fraction(numerator, denominator)
 
 

@@ -1,9 +1,8 @@
-"""grain pipelines: batches of clips as a pure function of the step.
+"""grain pipelines that load batches of clips as a pure function of the step.
 
-Which record stands where, and every random choice about it, follows from (seed, epoch, record,
-repeat) alone. A pipeline therefore has no state to save: started at step k, it yields what an
-uninterrupted one yields at step k, for any number of workers and hosts. (NumPy's generators make
-the choices: another version of NumPy may choose otherwise.)
+The order of records and all random choices follow from (seed, epoch, record, repeat). A pipeline
+has no state to save: started at step k, it yields what an uninterrupted one yields at step k, for
+any number of workers and hosts. (Another version of NumPy may draw other random numbers.)
 """
 
 import dataclasses
@@ -27,19 +26,19 @@ from vswin_jax.data.records import VideoRecords
 from vswin_jax.data.video.decoding import VideoError
 from vswin_jax.data.worker_processes import end_with_parent
 
-_MOST_ATTEMPTS = 20
+_MAX_ATTEMPTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
-  """How clips are loaded; none of it changes what is loaded.
+  """Resources for loading clips; they do not change the clips.
 
   Attributes:
-    num_workers: worker processes; 0 loads in threads of this process.
+    num_workers: worker processes; 0: threads of this process.
     num_threads: decoding threads per worker.
-    prefetch_batches: batches that each worker keeps ready.
-    memory_gib: of batches in all workers together; where that is not enough for `num_workers`,
-      fewer load (see `within_memory`).
+    prefetch_batches: batches that each worker prefetches.
+    memory_gib: limit of the batches in all workers together, for which `within_memory` reduces the
+      number of workers.
   """
 
   num_workers: int = 2
@@ -65,29 +64,29 @@ def train_batches(
   rows: Sequence[int] | None = None,
   repeats: int = 1,
 ) -> "grain.DatasetIterator":
-  """Batches of training clips for steps `start_step` to `num_steps - 1`.
+  """Loads batches of training clips for steps `start_step` to `num_steps - 1`.
 
-  Every epoch visits every record once in an order of its own; epochs follow each other without a
-  gap, so a batch may hold clips of two. A visit takes `repeats` clips, each cut and augmented by
-  itself, which stand next to each other (repeated augmentation, arXiv 1901.09335).
+  Each epoch visits all records once in its own order. A batch may span two epochs. A visit takes
+  `repeats` independently augmented clips, which are neighbors in the batch (repeated augmentation,
+  arXiv 1901.09335).
 
   Args:
     records: the training split.
-    spec: how clips are cut.
-    batch_size: clips of a batch over all hosts.
-    seed: of order and augmentation.
-    rows: the places in every batch that this host loads, in rising order; None: all.
-    repeats: clips of a video in an epoch.
+    spec: sampling and cropping of clips.
+    batch_size: clips per batch over all hosts.
+    seed: seed of order and augmentation.
+    rows: indices in the batch that this host loads, ascending; None: all.
+    repeats: clips per video and epoch.
 
   Returns:
     An iterator (close it at the end) of dicts with "video" uint8 `[rows, time, height, width, 3]`,
-    "position_ids" int32 `[..., time]` (see `clips.train_clip`), "label" int32 `[...]`, or uint8
-    `[..., classes]` of 0 and 1 where videos have several labels, and "failed" int32 `[...]`: the
-    record that could not be decoded and was replaced by another one, or -1.
+    "position_ids" int32 `[rows, time]` (see `clips.train_clip`), "label" int32 `[rows]`, or uint8
+    `[rows, classes]` of 0 and 1 for multi-label data sets, and "failed" int32 `[rows]`: the record
+    that could not be decoded and was substituted by another, or -1. It raises any error of loading
+    in the place of the clip.
 
   Raises:
-    ValueError: fewer than one repeat. Whatever loading raises, the iterator raises in its place; a
-      stream that ends is whole.
+    ValueError: fewer than one repeat.
   """
   check_at_least(1, repeats=repeats)
   load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed, repeats=repeats)
@@ -106,21 +105,21 @@ def eval_batches(
   options: LoaderOptions,
   rows: Sequence[int] | None = None,
 ) -> "grain.DatasetIterator":
-  """Batches of all views of every record, each record exactly once over all hosts.
+  """Loads batches of all views of each record, each record exactly once over all hosts.
 
   Args:
     records: the split to evaluate.
-    spec: how clips are cut.
-    views: the views of each video.
-    batch_size: videos of a batch over all hosts.
-    seed: of the frame orders that are random; others do not use it.
+    spec: sampling and cropping of clips.
+    views: views (clips x crops) of each video.
+    batch_size: videos per batch over all hosts.
+    seed: seed of random frame orders.
     rows: as in `train_batches`.
 
   Returns:
     An iterator (close it at the end) of dicts with "video" uint8 `[rows, views, time, height,
-    width, 3]`, "position_ids" int32 `[..., views, time]` (see `clips.eval_clips`), "label" and
-    "failed" (as in `train_batches`), "record" int32 (its index) and "weight" float32: 0 for padding
-    and for videos that can't be decoded.
+    width, 3]`, "position_ids" int32 `[rows, views, time]` (see `clips.eval_clips`), "label" and
+    "failed" as in `train_batches`, "record" int32 `[rows]` (its index) and "weight" float32
+    `[rows]`: 0 for padding and for videos that can't be decoded.
   """
   num_batches = -(-len(records) // batch_size)
   load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
@@ -131,10 +130,9 @@ def eval_batches(
 
 
 def within_memory(options: LoaderOptions, batch_bytes: int) -> LoaderOptions:
-  """Options with as few batches kept ready, then as few workers, as fit into their memory.
+  """Reduces prefetched batches, then workers, until their batches fit into `memory_gib`.
 
-  A worker holds those that it keeps ready, one that it makes and one that is being fetched. Of
-  views of many large clips one batch can be gigabytes.
+  A worker holds its prefetched batches, one that it fills and one that is being fetched.
   """
   room = int(options.memory_gib * 2**30) // max(batch_bytes, 1)
   ready = max(min(options.prefetch_batches, room // max(options.num_workers, 1) - 2), 1)
@@ -149,21 +147,14 @@ def _batches(
   rows: Sequence[int],
   options: LoaderOptions,
 ) -> "grain.DatasetIterator":
-  """This host's part of the batches of `steps`; `load` turns a place in the stream into a clip."""
-  position = functools.partial(_position, rows=tuple(rows), batch_size=batch_size)
-  clips = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(position)
-  clips = clips.map(functools.partial(_load_or_raise, load=load))
+  """Loads the batch rows of this host; `load` maps a position in the stream to a clip."""
+  load_row = functools.partial(_load_row, load=load, rows=tuple(rows), batch_size=batch_size)
+  clips = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(load_row)
   return iterate(clips.batch(len(rows), drop_remainder=True), options)
 
 
-def _position(index: int, *, rows: tuple[int, ...], batch_size: int) -> int:
-  """Place in the global stream of the clip that stands at `index` of this host's part of it."""
-  step, place = divmod(index, len(rows))
-  return step * batch_size + rows[place]
-
-
 def epoch_and_record(position: int, num_records: int, seed: int) -> tuple[int, int]:
-  """Epoch and record of a position in the endless stream of visits to records."""
+  """Returns the epoch and the record of a position in the endless stream of visits."""
   epoch, offset = divmod(position, num_records)
   return epoch, int(_epoch_order(num_records, seed, epoch)[offset])
 
@@ -176,10 +167,10 @@ def _epoch_order(num_records: int, seed: int, epoch: int) -> np.ndarray:
 def _load_train_clip(position: int, *, records, spec, seed, repeats) -> dict:
   visit, repeat = divmod(position, repeats)
   epoch, first = epoch_and_record(visit, len(records), seed)
-  # The first clip of a visit is the one that there is without repeats.
+  # The first clip of a visit is the same as without repeats.
   random = np.random.default_rng((seed, epoch, first, repeat) if repeat else (seed, epoch, first))
   index = first
-  for _ in range(_MOST_ATTEMPTS):
+  for _ in range(_MAX_ATTEMPTS):
     record = records[index]
     try:
       video, position_ids = train_clip(record, spec, random)
@@ -193,7 +184,7 @@ def _load_train_clip(position: int, *, records, spec, seed, repeats) -> dict:
       "failed": np.int32(-1 if index == first else first),
     }
   raise VideoError(
-    f"none of {_MOST_ATTEMPTS} records in a row could be decoded, the first being "
+    f"{_MAX_ATTEMPTS} records in a row can't be decoded, the first is "
     f"{records.video_id(first)!r}; check the data set"
   )
 
@@ -222,7 +213,7 @@ def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
 
 
 def _label(records: VideoRecords, record: dict | None = None) -> np.ndarray | np.int32:
-  """The label of a record as `train_batches` gives it, or of what fills a batch up."""
+  """Returns the label of a record in the form of `train_batches`, or that of padding."""
   if not records.multi_label:
     return np.int32(0 if record is None else record["label"])
   multi_hot = np.zeros(len(records.class_names), np.uint8)
@@ -231,7 +222,8 @@ def _label(records: VideoRecords, record: dict | None = None) -> np.ndarray | np
   return multi_hot
 
 
-def iterate(batches: grain.MapDataset, options: LoaderOptions):
+def iterate(batches: grain.MapDataset, options: LoaderOptions) -> "grain.DatasetIterator":
+  """Returns an iterator over `batches` that loads them ahead, in workers or threads."""
   reading = grain.ReadOptions(
     num_threads=options.num_threads, prefetch_buffer_size=options.prefetch_batches
   )
@@ -246,12 +238,16 @@ def iterate(batches: grain.MapDataset, options: LoaderOptions):
   return iter(dataset)
 
 
-def _load_or_raise(position: int, *, load: Callable[[int], dict]) -> dict:
-  """Calls `load`, and makes of errors that would get lost on their way one that does not.
+def _load_row(
+  index: int, *, load: Callable[[int], dict], rows: tuple[int, ...], batch_size: int
+) -> dict:
+  """Loads the clip at `index` of the clips of this host, and replaces errors that grain would lose.
 
-  A stray StopIteration would end the stream, SystemExit the worker without a word, and the parent
-  would wait forever for an error that can't be pickled.
+  StopIteration would end the stream, SystemExit would silently end the worker, and the parent would
+  wait forever for an error that can't be pickled.
   """
+  step, place = divmod(index, len(rows))
+  position = step * batch_size + rows[place]
   try:
     return load(position)
   except BaseException as error:

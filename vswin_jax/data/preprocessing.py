@@ -1,4 +1,4 @@
-"""How pixels become the input of a model: what a checkpoint remembers besides weights."""
+"""Preprocessing of videos, as stored in checkpoints."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,23 +7,23 @@ from vswin_jax.data.clips import ClipSpec, Views
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-# VTN's, whatever its backbone was trained with.
+# Of VTN, whatever its backbone was trained with.
 VTN_MEAN = (114.75, 114.75, 114.75)
 VTN_STD = (57.375, 57.375, 57.375)
 
-# What of a `ClipSpec` matters for using a model; the rest is about training it.
-_CLIP_FACTS = ("num_frames", "frame_interval", "frame_rate", "sampling", "size", "rounding")
+# The fields of `ClipSpec` that inference needs; the others are for training.
+_CLIP_FIELDS = ("num_frames", "frame_interval", "frame_rate", "sampling", "size", "rounding")
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """From a video to the input of a model.
+  """Normalization, clips and views of a model.
 
   Attributes:
-    mean: of red, green and blue (0-255), subtracted before the division by `std`.
-    std: likewise.
-    clip: how clips are cut.
-    views: the views of each video whose probabilities are averaged.
+    mean: mean of red, green and blue, on a scale of 0 to 255.
+    std: standard deviation of red, green and blue, on the same scale.
+    clip: sampling and cropping of clips.
+    views: views (clips x crops) of each video, over which probabilities are averaged.
   """
 
   mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -32,20 +32,20 @@ class Preprocessing:
   views: Views = dataclasses.field(default_factory=Views)
 
   def to_metadata(self) -> dict:
-    """JSON for a checkpoint."""
+    """Returns the fields that inference needs, as JSON for a checkpoint."""
     return {
       "mean": list(self.mean),
       "std": list(self.std),
-      "clip": {name: getattr(self.clip, name) for name in _CLIP_FACTS},
+      "clip": {name: getattr(self.clip, name) for name in _CLIP_FIELDS},
       "views": dataclasses.asdict(self.views),
     }
 
   @classmethod
   def from_metadata(cls, metadata: Mapping) -> "Preprocessing":
-    """Inverse of `to_metadata`.
+    """Builds the preprocessing from the result of `to_metadata`.
 
     Raises:
-      ValueError: metadata of something else.
+      ValueError: fields are missing, unknown or invalid.
     """
     try:
       return cls(
@@ -55,4 +55,4 @@ class Preprocessing:
         views=Views(**metadata["views"]),
       )
     except (KeyError, TypeError) as error:
-      raise ValueError(f"incomplete metadata about preprocessing: {error!r}") from error
+      raise ValueError(f"invalid preprocessing metadata: {error!r}") from error

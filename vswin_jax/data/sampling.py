@@ -1,10 +1,10 @@
-"""Which frames of a video make a clip: the reference's rules, frame positions from 0.
+"""Frame sampling: positions in a video, from 0, of the frames of clips, as in the reference code.
 
 Dense sampling takes `clip_length` frames `frame_interval` apart; uniform sampling takes one frame
 from each of `clip_length` equal segments. Videos that are too short repeat from their start.
 
-Time sampling spreads `clip_length` frames over a stretch of time, so many of the video's own frames
-(`span`, a fraction). Videos that are too short repeat their last frame.
+Time sampling spreads `clip_length` frames over `span` (a fraction) frames of the video. Videos that
+are too short repeat their last frame.
 """
 
 import fractions
@@ -15,16 +15,19 @@ import numpy as np
 
 
 def resample(num_frames: int, fps: fractions.Fraction, frame_rate: float) -> np.ndarray:
-  """Source frames of a video resampled to another frame rate: int `[resampled frames]`, at least 1.
+  """Resamples a video to another frame rate.
 
-  Frame i is source frame floor(i * fps / frame_rate), as torchvision's `VideoClips` counts, but
-  exactly: rounding never takes a neighbor. A higher rate repeats frames.
+  Frame i is source frame floor(i * fps / frame_rate), as in torchvision's `VideoClips`, but without
+  rounding errors. A higher rate repeats frames.
 
   Args:
-    num_frames: of the source, at least 1.
+    num_frames: frames of the source, at least 1.
     fps: frames per second of the source, positive.
     frame_rate: frames per second to resample to, positive; taken as the nearest fraction with a
       denominator of at most a million (29.97002997 is 30000/1001).
+
+  Returns:
+    Source frames, int `[resampled frames]`, at least 1.
   """
   step = _step_of(fps, frame_rate)
   count = max(num_frames * step.denominator // step.numerator, 1)
@@ -32,15 +35,12 @@ def resample(num_frames: int, fps: fractions.Fraction, frame_rate: float) -> np.
 
 
 def native_span(count: int, fps: fractions.Fraction, frame_rate: float) -> fractions.Fraction:
-  """Frames of a video that take as long as `count` frames at `frame_rate`, at least 1.
-
-  Args: as those of `resample`.
-  """
+  """Returns how many frames at `fps` last as long as `count` at `frame_rate`; at least 1."""
   return max(count * _step_of(fps, frame_rate), fractions.Fraction(1))
 
 
 def _step_of(fps: fractions.Fraction, frame_rate: float) -> fractions.Fraction:
-  """Frames of the source from one frame at `frame_rate` to the next."""
+  """Returns the frames of the source from one frame at `frame_rate` to the next."""
   rate = fractions.Fraction(frame_rate).limit_denominator(10**6)
   return fps / max(rate, fractions.Fraction(1, 10**6))
 
@@ -52,10 +52,7 @@ def dense_train(
   random: np.random.Generator,
   num_clips: int = 1,
 ) -> np.ndarray:
-  """Random dense clips: int `[num_clips, clip_length]`.
-
-  The video is divided into `num_clips` ranges of starts; each clip starts anywhere in its own.
-  """
+  """Samples dense clips at random in equal ranges of starts: int `[num_clips, clip_length]`."""
   span = clip_length * frame_interval
   range_length = (num_frames - span + 1) // num_clips
   if range_length > 0:
@@ -73,7 +70,7 @@ def dense_train(
 def dense_eval(
   num_frames: int, clip_length: int, frame_interval: int, num_clips: int = 1
 ) -> np.ndarray:
-  """Evenly spaced dense clips, each in the middle of its range: int `[num_clips, clip_length]`."""
+  """Samples dense clips in the middle of equal ranges of starts: int `[num_clips, clip_length]`."""
   span = clip_length * frame_interval
   range_length = (num_frames - span + 1) / num_clips
   if num_frames >= span:
@@ -86,9 +83,9 @@ def dense_eval(
 def dense_eval_to_ends(
   num_frames: int, clip_length: int, frame_interval: int, num_clips: int = 1
 ) -> np.ndarray:
-  """Dense clips from the beginning of a video to its end: int `[num_clips, clip_length]`.
+  """Samples dense clips from the first to the last frame: int `[num_clips, clip_length]`.
 
-  The rule of mmaction2 1.x and, but for the rounding of the starts, of torchvision.
+  As in mmaction2 1.x and, except for the rounding of the starts, torchvision.
   """
   last = max(num_frames - (clip_length - 1) * frame_interval - 1, 0)
   if num_clips == 1:
@@ -104,13 +101,13 @@ def _frames_from(starts, num_frames, clip_length, frame_interval) -> np.ndarray:
 
 
 def uniform_train(num_frames: int, clip_length: int, random: np.random.Generator) -> np.ndarray:
-  """One random frame of every segment (Something-Something): int `[1, clip_length]`."""
+  """Samples a random frame from each segment: int `[1, clip_length]`."""
   first, last = _segments(num_frames, clip_length)
   return random.integers(first, last, endpoint=True)[None]
 
 
 def uniform_eval(num_frames: int, clip_length: int) -> np.ndarray:
-  """The middle frame of every segment (Something-Something): int `[1, clip_length]`."""
+  """Samples the middle frame of each segment: int `[1, clip_length]`."""
   first, last = _segments(num_frames, clip_length)
   return ((first + last) // 2)[None]
 
@@ -125,7 +122,7 @@ def _segments(num_frames: int, clip_length: int) -> tuple[np.ndarray, np.ndarray
 def time_train(
   num_frames: int, clip_length: int, span: fractions.Fraction, random: np.random.Generator
 ) -> np.ndarray:
-  """A clip that starts anywhere in the video where it fits: int `[1, clip_length]`."""
+  """Samples a clip with a random start: int `[1, clip_length]`."""
   start = random.integers(max(int(num_frames - span), 0), endpoint=True)
   return time_clips([start], num_frames, clip_length, span)
 
@@ -133,9 +130,9 @@ def time_train(
 def time_eval(
   num_frames: int, clip_length: int, span: fractions.Fraction, num_clips: int = 1
 ) -> np.ndarray:
-  """Evenly spaced clips: int `[num_clips, clip_length]`.
+  """Samples evenly spaced clips: int `[num_clips, clip_length]`.
 
-  The first begins with the video; where one more would end with it, there is none.
+  They start at i / num_clips of the range of starts, so that none ends with the video.
   """
   last = max(num_frames - span, 0)
   starts = [int(last * i / num_clips) for i in range(num_clips)]
@@ -143,9 +140,11 @@ def time_eval(
 
 
 def time_parts(num_frames: int, span: fractions.Fraction) -> tuple[np.ndarray, np.ndarray]:
-  """Clips that follow each other: the first frames of clips and of parts, int `[clips]` both.
+  """Divides a video into consecutive parts with a clip each.
 
-  The last clip ends with the video, so it may begin before its part does.
+  Returns:
+    First frames of the clips and of the parts, int `[clips]` both. The last clip ends with the
+    video, so it may start before its part.
   """
   parts = np.array([int(i * span) for i in range(math.ceil(num_frames / span))])
   return np.minimum(parts, max(num_frames - int(span), 0)), parts
@@ -154,21 +153,21 @@ def time_parts(num_frames: int, span: fractions.Fraction) -> tuple[np.ndarray, n
 def time_clips(
   starts: Sequence[int], num_frames: int, clip_length: int, span: fractions.Fraction
 ) -> np.ndarray:
-  """Clips of time sampling from their first frames: int `[len(starts), clip_length]`."""
+  """Returns the frames of clips with the given starts: int `[len(starts), clip_length]`."""
   frames = np.asarray(starts)[:, None] + _spread(span - 1, clip_length)
   return np.minimum(frames, num_frames - 1)
 
 
 def whole_eval(num_frames: int, clip_length: int, span: fractions.Fraction) -> np.ndarray:
-  """Frames spread over the first `span` of a video, or all of it: int `[1, clip_length]`.
+  """Spreads frames over the first `span` of a video, or all of it: int `[1, clip_length]`.
 
-  A shorter one counts, as in the reference, one frame more than it has: its last one again.
+  As in the reference, a shorter video counts one frame more than it has: its last one again.
   """
   frames = _spread(min(fractions.Fraction(num_frames), span - 1), clip_length)
   return np.minimum(frames, num_frames - 1)[None]
 
 
 def _spread(last: fractions.Fraction, count: int) -> np.ndarray:
-  """Evenly spaced from 0 to `last`, rounded down; exactly, as `resample`: int `[count]`."""
+  """Returns evenly spaced frames from 0 to `last`, rounded down exactly: int `[count]`."""
   step = last / max(count - 1, 1)
   return np.array([i * step.numerator // step.denominator for i in range(count)])

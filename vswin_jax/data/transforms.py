@@ -1,6 +1,6 @@
-"""Geometry of frames: resizing and cropping uint8 frames `[height, width, 3]` and clips of them.
+"""Resizing and cropping of uint8 frames `[height, width, 3]`.
 
-Crop boxes are (top, left, height, width) in pixels. Every frame of a clip gets the same box.
+Crop boxes are (top, left, height, width) in pixels.
 """
 
 import math
@@ -10,21 +10,22 @@ import numpy as np
 
 Box = tuple[int, int, int, int]
 
-# Parallelism is over clips; OpenCV's own threads would fight over the cores.
+# Workers run in parallel; OpenCV's threads would only add overhead.
 cv2.setNumThreads(0)
 
 
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Bilinear resize of a frame, without antialiasing, as the reference's OpenCV does."""
+  """Resizes a frame bilinearly without antialiasing, as the reference does with OpenCV."""
   if frame.shape[:2] == (height, width):
     return frame
   return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def resize_short_side(frame: np.ndarray, size: int, round_down: bool = False) -> np.ndarray:
-  """Resizes a frame, keeping the aspect ratio, until the shorter side has `size` pixels.
+  """Resizes the shorter side of a frame to `size` pixels, keeping the aspect ratio.
 
-  The longer side is rounded to the nearest pixel, or down.
+  Args:
+    round_down: rounds the longer side down instead of to the nearest pixel.
   """
   height, width = frame.shape[:2]
   if round_down:
@@ -35,12 +36,12 @@ def resize_short_side(frame: np.ndarray, size: int, round_down: bool = False) ->
 
 
 def flip(frame: np.ndarray) -> np.ndarray:
-  """The frame with left and right exchanged."""
+  """Flips a frame horizontally."""
   return cv2.flip(frame, 1)
 
 
 def crop(frames: np.ndarray, box: Box) -> np.ndarray:
-  """The box of a frame, or of each frame of a clip."""
+  """Crops a frame, or each frame of a clip `[time, height, width, 3]`."""
   top, left, height, width = box
   return frames[..., top : top + height, left : left + width, :]
 
@@ -52,8 +53,12 @@ def random_resized_crop_box(
   area_range: tuple[float, float] = (0.08, 1.0),
   aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-  """A random box: area uniform in `area_range` of the frame, aspect ratio (width over height)
-  log-uniform; the central square when ten draws in a row do not fit."""
+  """Draws a box of random area and aspect ratio; the center square if ten draws do not fit.
+
+  Args:
+    area_range: range of the area, uniform, as a fraction of the frame.
+    aspect_ratio_range: range of width over height, log-uniform.
+  """
   attempts = 10
   areas = random.uniform(*area_range, attempts) * height * width
   ratios = np.exp(random.uniform(*np.log(aspect_ratio_range), attempts))
@@ -68,23 +73,25 @@ def random_resized_crop_box(
 
 
 def random_crop_box(height: int, width: int, size: int, random: np.random.Generator) -> Box:
-  """A square anywhere but at the very end of a side (the reference never draws its last place)."""
+  """Draws a square of `size`; like the reference, never at the end of a longer side."""
   top = int(random.integers(max(height - size, 1)))
   left = int(random.integers(max(width - size, 1)))
   return top, left, size, size
 
 
 def center_crop_box(height: int, width: int, size: int, round_up: bool = False) -> Box:
-  """The central square; one that would lie between pixels moves to the top left, or down right."""
+  """Returns the center square of `size`; half pixels are rounded down unless `round_up`."""
   return (height - size + round_up) // 2, (width - size + round_up) // 2, size, size
 
 
 def three_crop_boxes(height: int, width: int, size: int, round_up: bool = False) -> list[Box]:
-  """Square crops at both ends and in the middle of the longer side, in the order first, last,
-  middle. The shorter side must have `size` pixels.
+  """Returns square crops along the longer side, in the order first, last, middle.
 
-  If the middle is rounded down, the last lies as far from it as the first, as in OpenMMLab; if up,
-  it ends with the frame, as in PySlowFast.
+  The last crop starts at twice the offset of the middle, as in OpenMMLab, or with `round_up` ends
+  with the frame, as in PySlowFast.
+
+  Raises:
+    ValueError: the shorter side has not `size` pixels.
   """
   if size != min(height, width):
     raise ValueError(

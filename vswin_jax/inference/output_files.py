@@ -1,28 +1,32 @@
-"""What `vswin_jax.predict` prints and writes."""
+"""Output of `vswin_jax.predict`: printed labels, and files of timelines and features."""
 
 import csv
+import functools
+import io
 import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tqdm
 
 from vswin_jax.common.paths import local_path, replacing, write_table
 from vswin_jax.data.clips import CROPS, Views
-from vswin_jax.data.files import find_videos
 from vswin_jax.data.preprocessing import Preprocessing
+from vswin_jax.data.video_files import find_videos
 from vswin_jax.inference.loading import load_model
-from vswin_jax.inference.predictor import (
+from vswin_jax.inference.timeline import Timeline, iterate_timelines
+from vswin_jax.inference.video_model import (
   Prediction,
-  iterate_features,
+  iterate_outputs,
   iterate_predictions,
   top_classes,
-  with_views,
 )
-from vswin_jax.inference.timeline import Timeline, iterate_timelines
+
+_CSV_HEADER = ("video", "rank", "label", "probability")
+_TIMELINE_HEADER = ("start_seconds", "end_seconds", "rank", "label", "probability")
 
 
 def predict_files(
@@ -36,7 +40,7 @@ def predict_files(
   top: int,
   batch_size: int,
   num_workers: int,
-) -> int:
+) -> bool:
   """Labels videos, or writes their timelines or features.
 
   Args:
@@ -44,133 +48,132 @@ def predict_files(
     paths: files, folders and globs.
     kind: "table", "json" and "csv" print labels; "whole" writes timelines, "pooled" and "map"
       features into `output_dir`.
-    views: as in "4x3"; None: the model's own.
-    dtype: of the computation; None: the model's own.
-    top: classes to name.
+    views: clips x crops, as in "4x3"; None: those of the model.
+    dtype: dtype of the computation; None: that of the model.
+    top: number of classes to name.
 
   Returns:
-    The number of videos that could not be read, or not whole; each is reported on stderr.
+    Whether all videos were read completely; those that were not are reported on stderr.
 
   Raises:
-    CheckpointError: no model there.
-    ValueError: views that can't be cut.
+    CheckpointError: there is no model.
+    ValueError: invalid views.
   """
-  loaded = load_model(model, **({} if dtype is None else {"dtype": dtype}))
-  preprocessing = with_views(loaded.preprocessing, parse_views(views, loaded.preprocessing))
+  loaded = load_model(model, **({"dtype": dtype} if dtype else {}))
   videos = find_videos(paths)
-  arguments = (loaded, videos, preprocessing)
-  loading = {"batch_size": batch_size, "num_workers": num_workers}
-  if kind in _PRINTERS:
-    results = iterate_predictions(*arguments, **loading)
-    return _print_labels(_progress(results, len(videos)), _PRINTERS[kind], top)
+  options = {
+    "views": parse_views(views, loaded.preprocessing),
+    "batch_size": batch_size,
+    "num_workers": num_workers,
+  }
+  if kind in _FORMATS:
+    results = _progress(iterate_predictions(loaded, videos, **options), len(videos))
+    return _print_labels(results, kind, top)
   folder = local_path(output_dir)
   folder.mkdir(parents=True, exist_ok=True)
-  names = dict(zip(videos, _distinct_names(videos)))
   if kind == "whole":
-    timelines = iterate_timelines(*arguments, **loading, progress=_progress)
-    return _write_timelines(timelines, folder, names, top)
-  results = iterate_features(*arguments, kind, **loading)
-  return _write_features(_progress(results, len(videos)), folder, names)
+    timelines = iterate_timelines(loaded, videos, **options, progress=_progress)
+    results = (
+      (timeline.error, functools.partial(_write_timeline, timeline, top)) for timeline in timelines
+    )
+  else:
+    outputs = iterate_outputs(loaded, [(video, None) for video in videos], kind, **options)
+    results = (
+      (error, functools.partial(_write_features, features, video))
+      for (features, error), video in zip(_progress(outputs, len(videos)), videos)
+    )
+  success = True
+  for (error, write), video, name in zip(results, videos, _distinct_names(videos)):
+    errors, written = [error] if error else [], None
+    try:
+      written = write(folder / name)
+    except OSError as failure:
+      errors.append(str(failure))
+    for message in errors:
+      success = False
+      _print_error(video, message)
+    if written:
+      tqdm.tqdm.write(f"{video}: {written}")
+  return success
 
 
 def parse_views(text: str | None, preprocessing: Preprocessing) -> Views | None:
-  """Views from "CLIPSxCROPS".
+  """Returns the views that "CLIPSxCROPS" describes, or None for None.
 
   Raises:
-    ValueError: something else.
+    ValueError: any other text.
   """
   if text is None:
     return None
   parts = re.fullmatch(r"(\d+)x([135])", text)
   if parts is None or int(parts[1]) == 0:
-    raise ValueError(f"--views={text} is not understood; expected CLIPSxCROPS, as in 4x3 or 1x1")
+    raise ValueError(f"invalid --views={text}; expected CLIPSxCROPS, as in 4x3 or 1x1")
+  clips = int(parts[1])
   crops = next(name for name, count in CROPS.items() if count == int(parts[2]))
   own = preprocessing.views
   short_side = preprocessing.clip.size if crops == "three" else own.short_side
-  clips = int(parts[1])
-  # Several clips of a video are no whole ones.
-  whole_frames = own.whole_frames if clips == 1 else 0
-  return Views(clips, crops, short_side, whole_frames)
+  # Only a single clip can cover the whole video.
+  return Views(clips, crops, short_side, own.whole_frames if clips == 1 else 0)
 
 
 def _progress(results: Iterable, total: int) -> Iterator:
-  """Shows progress on stderr, if that is a terminal; leaves nothing there when done."""
+  """Shows progress on stderr if that is a terminal, and removes it at the end."""
   yield from tqdm.tqdm(results, total=total, leave=False, disable=not sys.stderr.isatty())
 
 
-def _say_failed(path: str, error: str) -> None:
+def _print_error(path: str, error: str) -> None:
   tqdm.tqdm.write(f"error: {path}: {error}", file=sys.stderr)
 
 
-def _print_labels(
-  predictions: Iterable[Prediction], write: Callable[[Prediction, int, bool], None], top: int
-) -> int:
-  failed = 0
-  is_first = True
+def _print_labels(predictions: Iterable[Prediction], kind: str, top: int) -> bool:
+  success, is_first = True, True
   for prediction in predictions:
     if prediction.error:
-      failed += 1
-      _say_failed(prediction.path, prediction.error)
+      success = False
+      _print_error(prediction.path, prediction.error)
       continue
-    with tqdm.tqdm.external_write_mode():
-      write(prediction, top, is_first)
-      sys.stdout.flush()
+    tqdm.tqdm.write(_FORMATS[kind](prediction, top, is_first))
+    sys.stdout.flush()
     is_first = False
-  return failed
+  return success
 
 
-def _print_table(prediction: Prediction, top: int, is_first: bool) -> None:
-  if not is_first:
-    print()
-  print(prediction.path)
+def _table(prediction: Prediction, top: int, is_first: bool) -> str:
+  lines = [prediction.path] if is_first else ["", prediction.path]
   for name, probability in prediction.top(top):
-    print(f"  {100 * probability:5.1f} %  {'#' * round(20 * probability):<20}  {name}")
+    lines.append(f"  {100 * probability:5.1f} %  {'#' * round(20 * probability):<20}  {name}")
+  return "\n".join(lines)
 
 
-def _print_json(prediction: Prediction, top: int, is_first: bool) -> None:
+def _json_line(prediction: Prediction, top: int, is_first: bool) -> str:
   del is_first
   best = [{"label": name, "probability": value} for name, value in prediction.top(top)]
-  print(json.dumps({"video": prediction.path, "top": best}))
+  return json.dumps({"video": prediction.path, "top": best})
 
 
-def _print_csv(prediction: Prediction, top: int, is_first: bool) -> None:
-  rows = csv.writer(sys.stdout, lineterminator="\n")
+def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
+  text = io.StringIO()
+  rows = csv.writer(text, lineterminator="\n")
   if is_first:
-    rows.writerow(["video", "rank", "label", "probability"])
+    rows.writerow(_CSV_HEADER)
   for rank, (name, probability) in enumerate(prediction.top(top), 1):
     rows.writerow([prediction.path, rank, name, f"{probability:.6f}"])
+  return text.getvalue().removesuffix("\n")
 
 
-_PRINTERS = {"table": _print_table, "json": _print_json, "csv": _print_csv}
+_FORMATS = {"table": _table, "json": _json_line, "csv": _csv_lines}
 
 
-def _write_timelines(
-  timelines: Iterable[Timeline], folder: pathlib.Path, names: dict[str, str], top: int
-) -> int:
+def _write_timeline(timeline: Timeline, top: int, stem: pathlib.Path) -> str | None:
   from vswin_jax.inference.timeline_plot import draw_timeline
 
-  failed = 0
-  for timeline in timelines:
-    if timeline.error:
-      failed += 1
-      _say_failed(timeline.path, timeline.error)
-    if np.isnan(timeline.probabilities).all():
-      continue
-    table, picture = (folder / f"{names[timeline.path]}.timeline.{end}" for end in ("csv", "png"))
-    try:
-      write_table(
-        table,
-        ("start_seconds", "end_seconds", "rank", "label", "probability"),
-        _timeline_rows(timeline, top),
-      )
-      with replacing(picture) as path:
-        draw_timeline(path, timeline)
-    except OSError as error:
-      failed += 1
-      _say_failed(timeline.path, str(error))
-      continue
-    tqdm.tqdm.write(f"{timeline.path}: {table}, {picture}")
-  return failed
+  if np.isnan(timeline.probabilities).all():
+    return None
+  table, picture = (stem.with_name(f"{stem.name}.timeline.{end}") for end in ("csv", "png"))
+  write_table(table, _TIMELINE_HEADER, _timeline_rows(timeline, top))
+  with replacing(picture) as path:
+    draw_timeline(path, timeline)
+  return f"{table}, {picture}"
 
 
 def _timeline_rows(timeline: Timeline, top: int) -> Iterator[tuple]:
@@ -181,27 +184,17 @@ def _timeline_rows(timeline: Timeline, top: int) -> Iterator[tuple]:
       yield f"{start:.3f}", f"{end:.3f}", rank, name, f"{probability:.6f}"
 
 
-def _write_features(results: Iterable[tuple], folder: pathlib.Path, names: dict[str, str]) -> int:
-  failed = 0
-  for video, features, error in results:
-    if error:
-      failed += 1
-      _say_failed(video, error)
-      continue
-    target = folder / f"{names[video]}.npz"
-    try:
-      with replacing(target) as path, path.open("wb") as file:
-        np.savez(file, features=features, video=video)
-    except OSError as error:
-      failed += 1
-      _say_failed(video, str(error))
-      continue
-    tqdm.tqdm.write(f"{video}: {target} {list(features.shape)}")
-  return failed
+def _write_features(features: np.ndarray | None, video: str, stem: pathlib.Path) -> str | None:
+  if features is None:
+    return None
+  target = stem.with_name(f"{stem.name}.npz")
+  with replacing(target) as path, path.open("wb") as file:
+    np.savez(file, features=features, video=video)
+  return f"{target} {list(features.shape)}"
 
 
 def _distinct_names(videos: list[str]) -> list[str]:
-  """A file name for each video; videos of one name in several folders are numbered."""
+  """Returns a file name per video, numbered where videos in several folders share a name."""
   names: dict[str, None] = {}
   for video in videos:
     stem = name = pathlib.Path(video).stem

@@ -1,20 +1,19 @@
-"""VTN on a video that is still going on: what it says of all frames so far, at any moment.
+"""Streaming inference with VTN: predictions over all frames received so far.
 
     stream = Stream(load_model("models/vtn_vit_b"))
     for frame in camera:  # uint8 [height, width, 3], RGB
       stream.add_frames(frame[None])
       print(stream.probabilities().argmax())
 
-Every frame goes through the backbone once. Every call of `probabilities` runs the temporal encoder
-over all frames kept: with ViT-B, that is less than a six-hundredth of the backbone's work on them,
-but more than its work on one new frame from some 700 frames on. Features take `4 * width` bytes a
-frame: 276 MB for an hour of 25 frames a second at 768 channels. `max_frames` bounds what is kept,
-and with it the memory and the time of a call.
+The backbone runs once per frame. Each call of `probabilities` runs the temporal encoder over all
+frames that are kept: with ViT-B, this is less than 1/600 of the backbone's work on them, but more
+than its work on one new frame from about 700 frames on. Features take `4 * width` bytes a frame:
+276 MB for an hour of 25 frames a second at 768 channels. `max_frames` limits the frames that are
+kept, and with them memory and time.
 """
 
 import collections
-import functools
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import numpy as np
@@ -23,45 +22,51 @@ from flax import nnx
 from vswin_jax.common.checks import check_at_least
 from vswin_jax.data.clips import central_view
 from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.models.outputs import class_probabilities, jitted_view_step
-from vswin_jax.models.parameters import merge_model, split_model
+from vswin_jax.inference.video_model import VideoModel
+from vswin_jax.models.outputs import class_probabilities
+from vswin_jax.models.parameters import merge_model
 from vswin_jax.models.vtn import VTN
 
 
 class Stream:
-  """The features of the frames so far, and the class probabilities that they amount to."""
+  """Frame features of one video, and the class probabilities over all of them."""
 
   def __init__(
     self,
-    model: nnx.Module,
+    model: VideoModel | VTN,
     preprocessing: Preprocessing | None = None,
     *,
     max_frames: int | None = None,
     frames_per_call: int = 8,
   ):
-    """Begins before the first frame.
+    """Starts a stream without frames.
 
     Args:
-      model: a VTN.
-      preprocessing: of frames; None: that of a loaded model. Only `add_frames` needs it.
-      max_frames: how many of the newest frames are kept; None: all.
-      frames_per_call: frames that the backbone computes at a time.
+      model: VTN from `load_model`, or a bare VTN. Streams of one `VideoModel` share its compiled
+        functions; each stream of a bare VTN compiles its own.
+      preprocessing: preprocessing of frames; None: that of the loaded model. `add_frames` needs
+        it for a bare VTN.
+      max_frames: number of newest frames to keep; None: all.
+      frames_per_call: frames per call of the backbone.
 
     Raises:
-      ValueError: another kind of model, or numbers that do not fit.
+      ValueError: another kind of model, or an invalid number.
     """
-    if not isinstance(model, VTN):
-      raise ValueError(f"only a VTN keeps features of frames; got a {type(model).__name__}")
+    if not isinstance(model, VideoModel):
+      model = VideoModel(model, preprocessing)
+    elif preprocessing is not None:
+      model = dataclasses.replace(model, preprocessing=preprocessing)
+    if not isinstance(model.network, VTN):
+      raise ValueError(f"a Stream needs a VTN, got a {type(model.network).__name__}")
     check_at_least(1, frames_per_call=frames_per_call)
     if max_frames is not None:
       check_at_least(1, max_frames=max_frames)
-    self._graph, self._params = split_model(model)
-    self._width = model.config.width
-    self._multi_label = getattr(model, "multi_label", False)
-    self._preprocessing = preprocessing or getattr(model, "preprocessing", None)
+    self._model = model
+    self._classify = model.jit("classify", lambda graph: _classify_step(graph, model.multi_label))
+    self._encode = model.view_step("frame_features") if model.preprocessing else None
     self._max_frames = max_frames
     self._frames_per_call = frames_per_call
-    # Frames and their positions, not yet encoded.
+    # Frames that are not encoded yet, with their positions.
     self._pending: list[tuple[np.ndarray, int]] = []
     # Blocks of (features, positions) of frames, in order.
     self._blocks: collections.deque[tuple[np.ndarray, np.ndarray]] = collections.deque()
@@ -69,64 +74,71 @@ class Stream:
 
   @property
   def num_frames(self) -> int:
-    """Frames that count now: all so far, or the newest `max_frames`."""
+    """Number of frames that predictions cover: all so far, or the newest `max_frames`."""
     frames = sum(len(positions) for _, positions in self._blocks) + len(self._pending)
     return frames if self._max_frames is None else min(frames, self._max_frames)
 
   def add_frames(self, frames: np.ndarray, position_ids: np.ndarray | None = None) -> None:
-    """Takes the next frames of the video.
+    """Adds the next frames of the video.
 
     Args:
-      frames: uint8 `[count, height, width, 3]`, RGB of any size; resized and cropped in the middle
-        as in an evaluation.
-      position_ids: int `[count]`, their numbers in the video; None: counting on from the last.
+      frames: uint8 `[count, height, width, 3]`, RGB of any size; resized and center-cropped as in
+        evaluation.
+      position_ids: int `[count]`, frame numbers; None: continues after the last frame.
 
     Raises:
-      ValueError: arrays that do not fit, or no preprocessing.
+      ValueError: wrong shapes or dtypes, or no preprocessing.
     """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
       raise ValueError(
         f"frames must be uint8 [count, height, width, 3], got {frames.dtype} {list(frames.shape)}"
       )
-    if self._preprocessing is None:
-      raise ValueError("this model came without a checkpoint: give the Stream a preprocessing")
-    position_ids = self._count_on(len(frames), position_ids)
-    spec, views = self._preprocessing.clip, self._preprocessing.views
+    if self._encode is None:
+      raise ValueError("frames of a bare VTN need a preprocessing: Stream(model, preprocessing)")
+    position_ids = self._checked_positions(len(frames), position_ids)
+    spec, views = self._model.preprocessing.clip, self._model.preprocessing.views
     for frame, position in zip(frames, position_ids):
       self._pending.append((central_view(frame, spec, views), position))
       if len(self._pending) == self._frames_per_call:
         self._encode_pending()
 
   def add_features(self, features: np.ndarray, position_ids: np.ndarray | None = None) -> None:
-    """Takes the features of the next frames: float `[count, width]`, from `VTN.frame_features`;
-    the rest as in `add_frames`."""
+    """Adds the features of the next frames.
+
+    Args:
+      features: float `[count, width]`, as `VTN.frame_features` gives them.
+      position_ids: as in `add_frames`.
+
+    Raises:
+      ValueError: wrong shapes or dtypes.
+    """
     features = np.asarray(features, np.float32)
-    if features.ndim != 2 or features.shape[1] != self._width:
-      raise ValueError(f"features must be [count, {self._width}], got {list(features.shape)}")
+    width = self._model.network.config.width
+    if features.ndim != 2 or features.shape[1] != width:
+      raise ValueError(f"features must be [count, {width}], got {list(features.shape)}")
     self._encode_pending()
-    self._keep(features, self._count_on(len(features), position_ids))
+    self._keep(features, self._checked_positions(len(features), position_ids))
 
   def probabilities(self) -> np.ndarray:
-    """What the model says of the frames so far: float32 `[num_classes]`, the softmax of the logits
-    that it gives for all of them in one pass, or their sigmoid if it gives several labels.
+    """Returns float32 class probabilities `[num_classes]` over the frames so far, as the model
+    gives them for all frames in one call.
 
     Raises:
       ValueError: there are no frames yet.
     """
     self._encode_pending()
     if not self._blocks:
-      raise ValueError("no frames yet")
+      raise ValueError("no frames yet; call add_frames first")
     features, positions = (np.concatenate(parts) for parts in zip(*self._blocks))
     self._blocks = collections.deque([(features, positions)])
-    # One of a few lengths, so that a growing video compiles seldom.
+    # Padded to one of a few lengths, each of which compiles once.
     padding = _padded_length(len(features)) - len(features)
     valid = np.arange(len(features) + padding) < len(features)
     features = np.pad(features, [(0, padding), (0, 0)])
-    run = _classifier(self._graph, self._multi_label)
-    return np.asarray(run(self._params, features, np.pad(positions, (0, padding)), valid))
+    return np.asarray(self._classify(features, np.pad(positions, (0, padding)), valid))
 
-  def _count_on(self, count: int, position_ids: np.ndarray | None) -> np.ndarray:
+  def _checked_positions(self, count: int, position_ids: np.ndarray | None) -> np.ndarray:
     if position_ids is None:
       position_ids = np.arange(self._next_position, self._next_position + count)
     position_ids = np.asarray(position_ids)
@@ -143,15 +155,14 @@ class Stream:
     if not self._pending:
       return
     count = len(self._pending)
-    # One of a few lengths, likewise.
+    # Padded to a power of two, for the same reason.
     length = min(1 << (count - 1).bit_length(), self._frames_per_call)
     frames, position_ids = zip(*self._pending)
     frames = np.stack([*frames, *[np.zeros_like(frames[0])] * (length - count)])
     positions = np.array(position_ids, np.int32)
-    encode = jitted_view_step(self._graph, "map", self._preprocessing.mean, self._preprocessing.std)
-    # One video, one view; the map of a frame is one vector.
-    features = encode(self._params, frames[None, None], np.resize(positions, (1, 1, length)))
-    self._keep(np.asarray(features)[0, 0, :count, 0, 0], positions)
+    # One video with one view.
+    features = self._encode(frames[None, None], np.resize(positions, (1, 1, length)))
+    self._keep(np.asarray(features)[0, 0, :count], positions)
     self._pending = []
 
   def _keep(self, features: np.ndarray, positions: np.ndarray) -> None:
@@ -164,21 +175,20 @@ class Stream:
     while surplus > 0:
       features, positions = self._blocks.popleft()
       if surplus < len(positions):
-        # Copies, so that what is dropped leaves the memory.
+        # Copies, so that the dropped frames are freed.
         self._blocks.appendleft((features[surplus:].copy(), positions[surplus:].copy()))
       surplus -= len(positions)
 
 
 def _padded_length(length: int) -> int:
-  """The next of lengths 32 or a quarter apart, whichever is more."""
+  """Returns the next multiple of 32 or of a quarter of the power of two below, if that is more."""
   step = max(32, 1 << max(length.bit_length() - 3, 0))
   return -(-length // step) * step
 
 
-@functools.lru_cache(maxsize=8)
-def _classifier(graph: nnx.GraphDef, multi_label: bool) -> Callable:
-  def classify(params: dict, *arrays: jax.Array) -> jax.Array:
+def _classify_step(graph: nnx.GraphDef, multi_label: bool):
+  def step(params: dict, *arrays: jax.Array) -> jax.Array:
     logits = merge_model(graph, params).classify(*(array[None] for array in arrays))
     return class_probabilities(logits, multi_label)[0]
 
-  return jax.jit(classify)
+  return step

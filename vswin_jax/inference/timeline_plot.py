@@ -1,4 +1,4 @@
-"""A timeline of labels as a picture: thumbnails, and the most probable classes along the video."""
+"""Plots of timelines: thumbnails above a heat map of the most probable classes over time."""
 
 import os
 import textwrap
@@ -17,13 +17,13 @@ def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int =
   """Draws a timeline into a PNG file.
 
   Args:
-    classes: rows: those that reach the highest probability anywhere, in the order of their peaks.
+    classes: number of classes to show: those with the highest peaks, in the order of their peaks.
   """
   shown = _classes_to_show(timeline.probabilities, classes)
   figure = Figure(figsize=(12, 2.2 + 0.4 * len(shown)), layout="constrained")
   strip, heat = figure.subplots(2, 1, height_ratios=(1.2, 0.4 * len(shown)))
   _draw_thumbnails(strip, timeline.path)
-  # A file name need not be text.
+  # File names need not be valid text.
   name = os.fsencode(os.path.basename(timeline.path)).decode(errors="replace")
   strip.set_title(name, loc="left", parse_math=False)
   edges = np.append(timeline.start, timeline.end[-1:])
@@ -58,7 +58,7 @@ def _draw_thumbnails(axes, path: str) -> None:
     indices = ((np.arange(count) + 0.5) * num_frames / count).astype(int)
     frames = decode_frames(path, indices)
   except VideoError:
-    return  # the timeline says what is wrong
+    return  # reported with the timeline
   side = min(frames.shape[1:3])
   frames = transforms.crop(frames, transforms.center_crop_box(*frames.shape[1:3], side))
   step = max(1, side // 180)

@@ -1,6 +1,5 @@
 """Outputs of a model for views of videos: probabilities and features."""
 
-import functools
 import types
 from collections.abc import Callable
 
@@ -66,11 +65,3 @@ def make_view_step(
     return jnp.moveaxis(jax.lax.map(one_view, views), 0, 1)
 
   return step
-
-
-@functools.lru_cache(maxsize=8)
-def jitted_view_step(
-  graph: nnx.GraphDef, output: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
-  """Returns `make_view_step`, jitted and cached, so that a model is compiled once."""
-  return jax.jit(make_view_step(graph, output, mean=mean, std=std))

@@ -1,4 +1,4 @@
-"""Decoding against plain decoding of every frame, on real and on awkward videos."""
+"""Decoding of real footage and H.264 variants, against decoding of all frames from the start."""
 
 import fractions
 import io
@@ -9,18 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.videos import (
-  FOOTAGE,
-  count_decoded,
-  moving_bars,
-)
+from tests.helpers.videos import FOOTAGE, count_decoded, moving_bars
 from vswin_jax.data.video import decoding
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.video.encoding import encode_mp4
 
 
 def all_frames(video: bytes) -> np.ndarray:
-  """Every frame a player would show, decoded from the start."""
+  """Decodes all frames that a player shows from the start."""
   with av.open(io.BytesIO(video)) as container:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -60,7 +56,7 @@ def test_any_frames_in_any_order(indices):
 
 
 def test_only_the_frames_from_a_keyframe_on_are_decoded(monkeypatch):
-  """Two frames far apart cost at most two groups of 12, not the whole video."""
+  """Two distant frames cost at most two groups of 12 frames."""
   decoded = count_decoded(monkeypatch)
   np.testing.assert_array_equal(decode_frames(GOP, [20, 80]), GOP_FRAMES[[20, 80]])
   assert set(GOP_TIMES[[20, 80]]) <= {frame.pts for frame in decoded}
@@ -68,7 +64,7 @@ def test_only_the_frames_from_a_keyframe_on_are_decoded(monkeypatch):
 
 
 def encode_h264(frames, **options) -> bytes:
-  """An mp4 file by x264, with dashes in the names of its options."""
+  """Returns an mp4 file encoded with options of x264, with underscores for dashes."""
   buffer = io.BytesIO()
   with av.open(buffer, "w", format="mp4") as container:
     stream = container.add_stream("libx264", rate=30)
@@ -104,8 +100,8 @@ def test_frames_that_nothing_refers_to_are_not_decoded(monkeypatch):
     {"bframes": 0, "keyint": 30, "scenecut": 100},
   ],
 )
-def test_what_is_left_out_changes_no_other_frame(options):
-  """Steps of 1 to 5 frames from anywhere, of a picture that moves over noise."""
+def test_skipped_frames_change_no_other_frame(options):
+  """Every 1st to 5th frame of noise that moves."""
   random = np.random.default_rng(0)
   noise = random.integers(0, 256, (20, 28, 3), np.uint8).repeat(4, 0).repeat(4, 1)
   frames = [np.roll(noise, (t, 3 * t), (0, 1))[:64, :96].copy() for t in range(80)]
@@ -120,7 +116,7 @@ def test_what_is_left_out_changes_no_other_frame(options):
 
 
 def remux(video: bytes, shift) -> bytes:
-  """Copies packets, times changed by `shift(pts, dts, time_base)`."""
+  """Copies packets, with timestamps changed by `shift(pts, dts)`."""
   buffer = io.BytesIO()
   with av.open(io.BytesIO(video)) as source, av.open(buffer, "w", format="mp4") as target:
     stream = target.add_stream_from_template(source.streams.video[0])
@@ -172,7 +168,7 @@ def test_frames_hidden_by_an_edit_list_are_not_counted():
     (GOP.replace(b"avc1", b"xxxx"), "no decoder for the video stream"),
   ],
 )
-def test_what_is_no_video_is_refused(video, message):
+def test_other_data_are_refused(video, message):
   with pytest.raises(VideoError, match=message):
     decode_frames(video, [0])
 
@@ -185,7 +181,7 @@ def test_damaged_frames_are_refused():
 
 
 def test_most_flipped_bytes_are_noticed():
-  """What the decoder flags as corrupt is refused; what it does not notice can't be."""
+  """Frames that the decoder flags as corrupt are refused; others go unnoticed."""
   start = GOP.index(b"mdat") + 4
   random = np.random.default_rng(0)
   refused = 0

@@ -1,4 +1,4 @@
-"""Decoding every kind of video file that people hold, against plain decoding of every frame."""
+"""Decoding of many codecs and containers, against decoding of all frames from the start."""
 
 import tracemalloc
 
@@ -17,17 +17,15 @@ from tests.helpers.video_kinds import (
   decode_plainly,
   encode,
   scene,
-)
-from tests.helpers.videos import (
-  count_decoded,
-)
+)  # fmt: skip
+from tests.helpers.videos import count_decoded
 from vswin_jax.data.clips import ClipSpec, train_clip
 from vswin_jax.data.video import decoding
 from vswin_jax.data.video.decoding import VideoError, decode_frames, frame_times, probe
 
 
 def copy(source, target, change=lambda number, packet: packet):
-  """Copies a file's packets, changed or left out (None) by `change`, and says where."""
+  """Copies a video, with packets changed or dropped (None) by `change`, and returns its path."""
   with av.open(str(source)) as origin, av.open(str(target), "w") as container:
     stream = container.add_stream_from_template(origin.streams.video[0])
     packets = (packet for packet in origin.demux(video=0) if packet.size)
@@ -44,12 +42,12 @@ def copy(source, target, change=lambda number, packet: packet):
 
 
 def check(path, count: int) -> None:
-  """The frames are those of plain decoding, `count` in number, in any order, for path and bytes."""
+  """Checks number, pixels and times of the frames, in any order, for path and bytes."""
   expected = decode_plainly(path)
   assert len(expected) == count
   random = np.random.default_rng(0)
   choices = [[count - 1], range(count), *(random.integers(count, size=(4, 5)))]
-  for video in (path, str(path), path.read_bytes()):
+  for video in (path, path.read_bytes()):
     metadata = probe(video)
     assert (metadata.num_frames, metadata.height, metadata.width) == expected.shape[:3]
     times = frame_times(video)
@@ -86,7 +84,7 @@ def test_one_frame(tmp_path, name):
 @pytest.mark.parametrize(
   "name", ["h264.mp4", "h264.mkv", "h264.avi", "mpeg4.avi", "mjpeg.avi", "h264.ts", "h264.flv"]
 )
-def test_of_a_path_only_what_is_needed_is_decoded(tmp_path, name, monkeypatch):
+def test_only_needed_frames_of_a_path_are_decoded(tmp_path, name, monkeypatch):
   path = encode(tmp_path / name, *KINDS[name], frames=scene(5 * GROUP))
   num_frames = probe(path).num_frames
   expected = decode_plainly(path)
@@ -123,7 +121,7 @@ def test_a_path_is_not_read_into_memory(tmp_path):
   assert most < path.stat().st_size / 4
 
 
-def test_names_that_ffmpeg_would_take_for_something_else(tmp_path):
+def test_file_names_are_no_urls_or_patterns(tmp_path):
   encode(tmp_path / "a.mp4", *KINDS["h264.mp4"])
   strange = (tmp_path / "a.mp4").rename(tmp_path / "file:a%03d?.m3u8")
   check_frames = decode_frames(strange, [3])
@@ -132,8 +130,8 @@ def test_names_that_ffmpeg_would_take_for_something_else(tmp_path):
 
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
-def test_frames_are_turned_and_mirrored_as_displayed(tmp_path, degrees, flips):
-  """The metadata turn counter-clockwise, then mirror."""
+def test_frames_are_rotated_and_mirrored_as_displayed(tmp_path, degrees, flips):
+  """The metadata rotate counterclockwise, then mirror."""
   for name in ("turned.mp4", "turned.mov", "turned.mkv"):
     path = encode(tmp_path / name, *KINDS["h264.mp4"], rotation=(degrees, *flips))
     expected = np.rot90(decode_plainly(path), degrees // 90, axes=(1, 2))
@@ -144,8 +142,8 @@ def test_frames_are_turned_and_mirrored_as_displayed(tmp_path, degrees, flips):
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180])
-def test_turned_frames_can_be_resized(tmp_path, degrees):
-  """OpenCV takes no views of arrays that run backwards."""
+def test_rotated_frames_can_be_resized(tmp_path, degrees):
+  """OpenCV takes no arrays with negative strides."""
   path = encode(tmp_path / "a.mp4", *KINDS["h264.mp4"], rotation=(degrees, False, False))
   expected = [cv2.resize(frame, (30, 20)) for frame in decode_frames(path, [4, 9])]
   resized = decode_frames(path, [4, 9], lambda frame: cv2.resize(frame, (30, 20)))
@@ -226,7 +224,7 @@ def test_a_cover_picture_is_no_video(tmp_path):
   [("h264.mp4", True), ("vp9.webm", True), ("h264.ts", True), ("h264.h264", False)],
 )
 def test_times_of_variable_frame_rate(tmp_path, name, stored):
-  """From a late start, with gaps; where no times are stored, they follow from the frame rate."""
+  """With a late start and gaps; without stored times, they follow from the frame rate."""
   ticks = 50 + np.cumsum(np.random.default_rng(0).integers(1, 4, COUNT))
   path = encode(tmp_path / name, *KINDS[name], times=ticks.tolist())
   check(path, COUNT)
@@ -235,13 +233,13 @@ def test_times_of_variable_frame_rate(tmp_path, name, stored):
     np.testing.assert_allclose(frame_times(video), expected, atol=6e-4)
 
 
-def test_frames_left_out_of_an_avi(tmp_path):
-  """Its frames have one length, so that gaps are filled with empty packets."""
+def test_skipped_frames_of_an_avi(tmp_path):
+  """All frames of an avi have one duration: gaps are filled with empty packets."""
   times = [number + 3 * (number > 12) for number in range(COUNT)]
   check(encode(tmp_path / "a.avi", *KINDS["mpeg4_in_order.avi"], times=times), COUNT)
 
 
-def test_frames_with_one_time(tmp_path):
+def test_frames_with_equal_times(tmp_path):
   def halve(_, packet):
     packet.pts = packet.dts = packet.pts // 2
     return packet
@@ -256,20 +254,20 @@ def test_frames_with_one_time(tmp_path):
 
 
 def test_frames_without_times_of_their_own(tmp_path):
-  """An avi's reordered frames, put in another container."""
+  """The frames of an avi in another container."""
   path = copy(encode(tmp_path / "a.avi", *KINDS["h264_in_order.avi"]), tmp_path / "a.mkv")
   check(path, COUNT)
 
 
 def hide_vp8(number, packet):
-  """Clears the bit that says "to be shown"."""
+  """Clears the bit that means "shown"."""
   data = bytearray(bytes(packet))
   data[0] &= ~0x10
   return bytes(data) if number in (5, 13) else packet
 
 
 def say_nothing_changed(number, packet):
-  """Ends an MPEG-4 packet after the bit that says "coded", cleared."""
+  """Ends an MPEG-4 packet after the bit that means "coded", cleared."""
   if number not in (6, 21):
     return packet
   bits = "".join(f"{byte:08b}" for byte in bytes(packet)[:12])
@@ -294,7 +292,7 @@ def test_packets_that_show_nothing_are_not_counted(tmp_path, name, copied, chang
 @pytest.mark.parametrize("name", ["hevc.mkv", "h264_open.mp4", "mpeg2.ts"])
 @pytest.mark.parametrize("first", [GROUP, 3])
 def test_files_cut_before_or_after_a_keyframe(tmp_path, name, first):
-  """Frames that refer to what was cut away are not shown."""
+  """Frames that refer to missing ones are not shown."""
   source = encode(tmp_path / f"source_{name}", *KINDS[name])
   path = copy(
     source,
@@ -309,7 +307,7 @@ def test_files_cut_before_or_after_a_keyframe(tmp_path, name, first):
 @pytest.mark.parametrize(
   "name", ["h264.mkv", "h264.ts", "h264.h264", "h264.avi", "mpeg4.avi", "mpeg2.mpg", "vp9.webm"]
 )
-def test_of_a_truncated_file_the_frames_before_remain(tmp_path, name):
+def test_truncated_files_keep_the_frames_before_the_end(tmp_path, name):
   whole = encode(tmp_path / name, *KINDS[name])
   expected = decode_plainly(whole)
   path = tmp_path / f"cut_{name}"
@@ -320,16 +318,15 @@ def test_of_a_truncated_file_the_frames_before_remain(tmp_path, name):
   num_frames = probe(path).num_frames
   assert 2 * GROUP <= num_frames < COUNT
   assert len(frame_times(path)) == num_frames
-  sound = range(num_frames - 3)  # a decoder may paint over the hole without a word
+  intact = range(num_frames - 3)  # decoders may conceal the last frames without an error
   for video in (path, path.read_bytes()):
-    np.testing.assert_array_equal(decode_frames(video, sound), expected[sound])
+    np.testing.assert_array_equal(decode_frames(video, intact), expected[intact])
     with pytest.raises(VideoError):
       decode_frames(video, range(COUNT))
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "mpeg4_in_order.avi", "mjpeg.avi"])
-def test_of_a_damaged_file_the_other_groups_remain(tmp_path, name):
-  """Frames of other groups than the damaged one are still those of the whole file."""
+def test_damaged_files_keep_the_other_groups_of_frames(tmp_path, name):
   path = encode(tmp_path / name, *KINDS[name], frames=scene(3 * GROUP))
   expected = decode_plainly(path)
   with av.open(str(path)) as container:
@@ -354,7 +351,7 @@ def test_of_a_damaged_file_the_other_groups_remain(tmp_path, name):
     ("a.ffconcat", b"ffconcat version 1.0\nfile a.mp4\n", "a.ffconcat: not a readable video: "),
   ],
 )
-def test_what_is_no_video_file_is_refused(tmp_path, name, content, message):
+def test_other_files_are_refused(tmp_path, name, content, message):
   path = tmp_path / name
   if content is not None:
     path.write_bytes(content)

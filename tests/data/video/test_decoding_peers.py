@@ -1,4 +1,4 @@
-"""The readers that the benchmark of the input pipeline compares do the same work."""
+"""The readers that benchmarks/input_pipeline.py compares return the same clips."""
 
 import importlib.util
 import pathlib

@@ -17,7 +17,7 @@ from vswin_jax.data.annotations.missing import likely_cause
 from vswin_jax.data.annotations.rows import Row
 from vswin_jax.data.annotations.splitting import digest, scene, validation_groups
 from vswin_jax.data.annotations.tree import FileTree, without_suffix
-from vswin_jax.data.files import VIDEO_SUFFIXES
+from vswin_jax.data.video_files import VIDEO_SUFFIXES
 
 _FEWEST_TO_EXPLAIN = 3
 

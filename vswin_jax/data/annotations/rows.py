@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from vswin_jax.data.annotations.common import AnnotationError
 from vswin_jax.data.annotations.sources import Source
 from vswin_jax.data.annotations.text_files import read_lines, suffix
-from vswin_jax.data.files import VIDEO_SUFFIXES
+from vswin_jax.data.video_files import VIDEO_SUFFIXES
 
 _NUMBERED = re.compile(r"(?P<path>.*?)(?P<labels>(?:\s+-?[0-9]+)+)")
 

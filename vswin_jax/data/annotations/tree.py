@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from vswin_jax.data.annotations.common import AnnotationError, split_within
-from vswin_jax.data.files import VIDEO_SUFFIXES
+from vswin_jax.data.video_files import VIDEO_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Video files opened: one stream, its packets, its frames as the decoder gives them."""
+"""Opening of video files: the video stream, its packets, and decoded frames."""
 
 import collections
 import contextlib
@@ -15,33 +15,33 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-# Titles and the like that are no UTF-8 must not matter; from 19 on PyAV sees to it by itself.
+# Accepts metadata, such as titles, that are not UTF-8, as PyAV does by itself since version 19.
 _OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# No codec reorders frames over more packets than this.
-_MOST_FRAMES_IN_HAND = 32
+# No codec reorders frames over more packets.
+_MAX_REORDERED = 32
 
 
 class VideoError(ValueError):
-  """A video that can't be decoded; the message says why, in one line."""
+  """Raised when a video can't be decoded; the message gives the reason in one line."""
 
 
 class NotAVideo(VideoError):
-  """A file of another kind."""
+  """Raised when a file is not a video."""
 
 
 class UnreadableFile(VideoError):
-  """A file that can't be read now, though perhaps later: rights, the network, the disk."""
+  """Raised when a file can't be read (permissions, network, disk); a later try may succeed."""
 
 
 class NoVideoStream(VideoError):
-  """A file with sound, or a picture of its cover, alone."""
+  """Raised when a file holds only sound or a cover picture."""
 
 
 def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
-  """Absolute path, size in bytes and time of the last change in ns: what a file's index hangs on.
+  """Returns (absolute path, bytes, modification time in ns), which identify a version of a file.
 
   Raises:
-    VideoError: no such file, a folder, an empty file.
+    VideoError: not a file, or an empty one.
   """
   path = os.path.abspath(os.fsdecode(path))
   try:
@@ -58,9 +58,10 @@ def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
 
 @contextlib.contextmanager
 def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
-  """Yields (container, video stream) of the bytes or the path of a video file.
+  """Opens a video file, given by its bytes or its path, and yields (container, video stream).
 
-  Failures to open, read or decode become a `VideoError` that names the file.
+  Raises:
+    VideoError: the file can't be opened, read or decoded; the message names it.
   """
   if isinstance(video, (bytes, bytearray, memoryview)):
     name, source = "", io.BytesIO(video)
@@ -70,7 +71,7 @@ def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
       name, source = f"{path}: ", io.FileIO(path)
     except OSError as error:
       raise UnreadableFile(f"{path}: {error.strerror}") from error
-    # FFmpeg would take a name for an address or a pattern, and its ending for the format.
+    # FFmpeg would interpret the name as a URL or a pattern, and its suffix as the format.
     source.name = ""
   with source:
     try:
@@ -95,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 
 def _choose_stream(container):
-  """The stream that a player shows: no cover picture, decodable, marked as default, first."""
+  """Returns the stream that a player shows: the first one, default and decodable ones first."""
   pictures = Disposition.attached_pic | Disposition.timed_thumbnails
   streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
   if not streams:
@@ -107,33 +108,34 @@ def _choose_stream(container):
   )
   if stream.codec_context is None:
     raise VideoError("no decoder for the video stream")
-  # Clips are decoded by many workers at once; threads inside a codec only add overhead.
+  # Workers decode in parallel; codec threads would only add overhead.
   stream.thread_type = "NONE"
   stream.codec_context.thread_count = 1
-  # Times that the file does not give would be guessed, and wrongly where frames are reordered.
+  # Generated timestamps are wrong where frames are reordered.
   container.flags &= ~Flags.gen_pts.value
   return stream
 
 
 def read_packets(container, stream) -> Iterator[av.Packet]:
-  """Packets of the stream from where the container stands; damage ends them as the file's end."""
+  """Yields the packets of the stream from the current position on; they end where damage begins."""
   try:
     for packet in container.demux(stream):
-      # An empty one stands for a frame that was left out, and a decoder takes it for the end.
+      # An empty packet marks a skipped frame; a decoder would treat it as the end.
       if packet.size:
         yield packet
-  except (av.FFmpegError, IndexError):  # PyAV's own, at the end, if streams turned up on the way
+  # PyAV raises IndexError at the end if streams appeared after the header.
+  except (av.FFmpegError, IndexError):
     return
 
 
 def decode_packets(packets: Iterable[av.Packet], stream) -> Iterator[tuple[av.VideoFrame, bool]]:
-  """Frames in the order of presentation, and whether each is sound.
+  """Yields frames in presentation order, each with whether it is intact.
 
-  After a packet that can't be decoded, no frame is until the next keyframe; those that the decoder
-  had in hand are, if their times show it.
+  After a packet that can't be decoded, frames are damaged until the next keyframe, except those
+  whose timestamps show that they came from earlier packets.
   """
   damaged = False
-  in_hand = collections.deque(maxlen=_MOST_FRAMES_IN_HAND)
+  earlier = collections.deque(maxlen=_MAX_REORDERED)
   for packet in itertools.chain(packets, [None]):
     try:
       frames = stream.codec_context.decode(packet)
@@ -141,15 +143,15 @@ def decode_packets(packets: Iterable[av.Packet], stream) -> Iterator[tuple[av.Vi
       damaged = True
       continue
     if not damaged and packet is not None:
-      in_hand.append(packet.pts)
+      earlier.append(packet.pts)
     for frame in frames:
       damaged = damaged and not frame.key_frame
-      hurt = damaged and (frame.pts is None or frame.pts not in in_hand)
-      yield frame, not (hurt or frame.is_corrupt)
+      is_late = frame.pts is None or frame.pts not in earlier
+      yield frame, not (frame.is_corrupt or (damaged and is_late))
 
 
 def upright(frame: av.VideoFrame, converter: VideoReformatter) -> av.VideoFrame:
-  """The frame, or one of RGB that is turned and mirrored as its metadata says."""
+  """Returns the frame, as a rotated and mirrored RGB frame where its metadata say so."""
   try:
     is_turned = frame.side_data.get(Type.DISPLAYMATRIX) is not None
   except ValueError:
@@ -160,27 +162,26 @@ def upright(frame: av.VideoFrame, converter: VideoReformatter) -> av.VideoFrame:
 
 
 def to_picture(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
-  """The frame as it is displayed, turned and mirrored as its metadata says.
+  """Returns the frame as displayed, rotated and mirrored as its metadata say.
 
   Args:
     frame: a decoded frame.
-    converter: one for all frames: setting up a conversion costs more than its work.
+    converter: shared by all frames, since its setup costs more than a conversion.
 
   Returns:
-    uint8 RGB `[height, width, 3]`, rows maybe padded; the pixels are those stored, whatever their
-    aspect ratio.
+    uint8 RGB `[height, width, 3]`, whose rows may be padded. The pixel aspect ratio is ignored.
   """
   pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
   try:
     matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-  except ValueError:  # PyAV refuses all side data if it does not know one of them
+  except ValueError:  # PyAV refuses all side data if one is of an unknown kind
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
   if matrix is None:
     return pixels
-  # A step to the right in the frame leads by (right_x, right_y) on the display.
+  # One step to the right in the frame is a step of (right_x, right_y) on the display.
   right_x, right_y, _, down_x, down_y = np.frombuffer(matrix, np.int32)[:5].tolist()
   if abs(right_y) > abs(right_x):
     pixels = pixels.swapaxes(0, 1)
     right_x, down_y = down_x, right_y
-  # OpenCV takes no turned views.
+  # OpenCV takes no views with negative strides.
   return np.ascontiguousarray(pixels[:: -1 if down_y < 0 else 1, :: -1 if right_x < 0 else 1])

@@ -1,10 +1,10 @@
-"""Frames out of encoded video, decoding no more than the frames asked for need.
+"""Random access to the frames of encoded video.
 
-A video is the bytes of a file or the path of one. Frames are counted as a player shows them. Where
-the packets of a file tell which frames there are, nothing else is read to count them, and decoding
-starts at the keyframe before those asked for. Where they don't (no timestamps, doubtful ones,
-packets without a frame), only decoding all of it tells. What that showed is remembered for a path;
-in the bytes of a file, frames are counted anew, from the first to the last one asked for.
+A video is given by its bytes or its path. Frames are counted in presentation order, as a player
+shows them. If the packets of a file determine its frames, only packets are read to count them, and
+decoding starts at the keyframe before the requested frames. Otherwise (missing or ambiguous
+timestamps, packets without a frame), the whole video is decoded to count its frames: once per path,
+and for bytes at each call up to the last requested frame.
 """
 
 import bisect
@@ -29,40 +29,37 @@ from vswin_jax.data.video.container import (
   to_picture,
 )
 
-# Decoding on through this many unwanted frames is cheaper than a seek.
+# Decoding this many unwanted frames is cheaper than a seek.
 _FRAMES_WORTH_A_SEEK = 8
 
-# Formats that give every packet its time, and find a keyframe again by it.
+# Formats in which every packet has a timestamp, by which a seek finds its keyframe.
 _INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 
-# Codecs with one frame in every packet, none of which needs more than the keyframe before it. Of
-# others a keyframe may be none (animated images), or a packet may repeat a frame or show nothing.
+# Codecs with one frame per packet, decodable from the keyframe before it. In others, keyframes may
+# depend on earlier frames (animated images), and packets may repeat a frame or show none.
 _ONE_FRAME_PER_PACKET = (
   *("h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp8", "vp9", "libvpx", "libvpx-vp9"),
   *("mpeg4", "mjpeg", "ffv1", "huffyuv", "ffvhuff", "rawvideo", "png", "qtrle", "prores"),
   *("dnxhd", "dvvideo"),
 )
 
-# Where times hold after a seek, so that frames known from decoding everything are found again.
+# Formats and codecs whose timestamps are the same after a seek as in decoding from the start.
 _SEEKABLE_FORMATS = (*_INDEXED_FORMATS, "mpegts", "flv", "asf")
 _SEEKABLE_CODECS = (
   *_ONE_FRAME_PER_PACKET,
   *("mpeg1video", "mpeg2video", "msmpeg4", "wmv2", "flv"),
 )
 
-# Codecs of which a decoder can leave out exactly those frames that no other one refers to.
-_CODECS_WITH_LEAVES = ("h264",)
+# Codecs whose decoder can skip exactly the frames that no other frame refers to.
+_CODECS_WITH_NONREF = ("h264",)
 
-# MPEG-4 packets of up to this many bytes may say "nothing changed", which is no frame.
+# MPEG-4 packets of up to this many bytes may mean "nothing changed", which is no frame.
 _MPEG4_EMPTY = 19
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoMetadata:
-  """What a video holds: presented frames, displayed size in pixels, average frame rate.
-
-  The frame rate is 0 / 1 if the file does not say.
-  """
+  """Number of presented frames, displayed size in pixels, and average frame rate (0/1: unknown)."""
 
   num_frames: int
   height: int
@@ -72,7 +69,7 @@ class VideoMetadata:
 
 
 class _Start(NamedTuple):
-  """A keyframe: position of the first frame shown from there, its time, the time to seek to."""
+  """Keyframe: position of the first frame shown from it, its timestamp, and the time to seek to."""
 
   position: int
   time: int
@@ -81,17 +78,16 @@ class _Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-  """Which frames a stream shows, and where decoding can start.
+  """Index of the frames and keyframes of a stream.
 
   Attributes:
-    num_frames: frames shown.
-    seconds: float64, presentation time of each.
-    clock: "pts" or "dts", the time by which frames and keyframes are known; "" if none tells them
-      apart.
-    positions: that time of a frame -> its position in the order of presentation.
-    starts: the keyframes, by position.
-    landings: time of a keyframe -> its position.
-    one_per_packet: whether every packet holds one frame and has its time.
+    num_frames: number of frames shown.
+    seconds: float64 `[num_frames]`, presentation times.
+    clock: "pts" or "dts", the timestamp that identifies frames and keyframes; "" if neither does.
+    positions: from the timestamp of a frame to its position in presentation order.
+    starts: keyframes, sorted by position.
+    landings: from the timestamp of a keyframe to its position.
+    one_per_packet: whether every packet holds one frame and has its timestamp.
   """
 
   num_frames: int
@@ -103,28 +99,32 @@ class _Index:
   one_per_packet: bool = False
 
 
+def _cached_by_file(read: Callable) -> Callable:
+  """Decorates `read(video)` to keep its results for paths, until the file changes."""
+
+  @functools.lru_cache(maxsize=8)
+  def read_file(path: str, size: int, modified: int):
+    del size, modified
+    return read(path)
+
+  @functools.wraps(read)
+  def cached(video):
+    return read_file(*file_key(video)) if isinstance(video, (str, os.PathLike)) else read(video)
+
+  return cached
+
+
+@_cached_by_file
 def probe(video: bytes | str | os.PathLike) -> VideoMetadata:
-  """Metadata of an encoded video, read without decoding more than one frame where that is possible.
+  """Reads the metadata of an encoded video, decoding a single frame where that is possible.
 
   Raises:
-    VideoError: no such file, no video stream, or no frames.
+    VideoError: there is no such file, no video stream, or no frame.
   """
-  if isinstance(video, (str, os.PathLike)):
-    return _probe_file(*file_key(video))
-  return _probe(video)
-
-
-@functools.lru_cache(maxsize=8)
-def _probe_file(path: str, size: int, changed: int) -> VideoMetadata:
-  del size, changed  # with them the path stands for one content
-  return _probe(path)
-
-
-def _probe(video) -> VideoMetadata:
   index = _index(video)
   with open_video(video) as (container, stream):
     rate = stream.average_rate or stream.guessed_rate
-    # The file's header may be wrong about the size, and PyAV does not show how it is turned.
+    # The size in the header may be wrong, and PyAV does not expose the rotation there.
     frames = decode_packets(read_packets(container, stream), stream)
     frame, _ = next(frames, (None, False))
     if frame is None:
@@ -140,12 +140,12 @@ def _probe(video) -> VideoMetadata:
 
 
 def frame_times(video: bytes | str | os.PathLike) -> np.ndarray:
-  """When each frame of a video is shown, in seconds after the first one: float64 `[num_frames]`.
+  """Returns presentation times in seconds since the first frame: float64 `[num_frames]`.
 
-  Where the file gives no usable timestamps: position over frame rate (25 if unknown).
+  Without usable timestamps, they follow from the frame rate (25 if unknown).
 
   Raises:
-    VideoError: as `probe`.
+    VideoError: as in `probe`.
   """
   return _index(video).seconds.copy()
 
@@ -157,24 +157,24 @@ def decode_frames(
 ) -> np.ndarray:
   """Decodes frames of an encoded video by their position in presentation order.
 
-  The positions are counted over the frames a player would show, so variable frame rates and
-  edit lists change nothing. Frames are turned and mirrored as the file says.
+  Positions count the frames that a player shows, whatever the frame rate or edit list. Frames are
+  rotated and mirrored as the file says.
 
   Args:
-    video: the bytes or the path of a video file; a file is not read whole into memory.
-    indices: frame positions, in any order, repetitions allowed.
-    transform: applied to each frame, uint8 RGB `[height, width, 3]` whose rows may be padded, as
-      it is decoded, so that memory is that of its results.
+    video: bytes or path of a video file; a file is not loaded into memory as a whole.
+    indices: frame positions, in any order, with repetitions.
+    transform: applied to each decoded frame, uint8 RGB `[height, width, 3]` whose rows may be
+      padded. Only its results are kept in memory.
 
   Returns:
-    uint8 RGB `[len(indices), height, width, 3]`, or the results of `transform`, stacked.
+    uint8 RGB `[len(indices), height, width, 3]`, or the stacked results of `transform`.
 
   Raises:
     VideoError: the video is damaged, or has no frame at one of the positions. Damage that the
-      decoder does not notice can't be told from a picture.
+      decoder does not report goes unnoticed.
   """
   if len(indices) == 0:
-    raise VideoError("no frames were asked for")
+    raise VideoError("no frames were requested")
   pictures = _Pictures(list(map(int, indices)), transform)
   index = _index(video) if isinstance(video, (str, os.PathLike)) else None
   with open_video(video) as (container, stream):
@@ -189,7 +189,7 @@ def decode_frames(
 
 
 class _Pictures:
-  """The array of the frames asked for, as it fills."""
+  """Array of the requested frames while they are decoded."""
 
   def __init__(self, indices: Sequence[int], transform):
     self.array: np.ndarray | None = None
@@ -198,11 +198,10 @@ class _Pictures:
     for place, position in enumerate(indices):
       self._places.setdefault(position, []).append(place)
     self._transform = transform
-    # One for all frames: setting up the conversion costs more than its work.
     self._reformatter = VideoReformatter()
 
   def missing(self) -> list[int]:
-    """Positions of the frames still to come, sorted."""
+    """Returns the sorted positions of the frames that are not decoded yet."""
     return sorted(self._places)
 
   def add(self, position: int, frame: av.VideoFrame) -> None:
@@ -223,20 +222,9 @@ def _check_range(wanted: list[int], num_frames: int | None) -> None:
     raise VideoError(f"frames {wanted[0]} to {wanted[-1]} were asked for, {there_are}")
 
 
+# Consecutive clips of one long video share its index.
+@_cached_by_file
 def _index(video) -> _Index:
-  if isinstance(video, (bytes, bytearray, memoryview)):
-    return _read_index(video)
-  return _read_file_index(*file_key(video))
-
-
-# Clips of one long video are decoded one after another.
-@functools.lru_cache(maxsize=8)
-def _read_file_index(path: str, size: int, changed: int) -> _Index:
-  del size, changed
-  return _read_index(path)
-
-
-def _read_index(video) -> _Index:
   with open_video(video) as (container, stream):
     index = _index_packets(container, stream)
   if index is None:
@@ -246,9 +234,9 @@ def _read_index(video) -> _Index:
 
 
 def _index_packets(container, stream) -> _Index | None:
-  """The index of a stream that its packets tell; None if only its frames can tell.
+  """Builds the index of a stream from its packets; None if that takes its frames.
 
-  A keyframe that an edit list hides is still where decoding starts.
+  Decoding can start at keyframes that an edit list hides.
   """
   codec = stream.codec_context.name
   if container.format.name not in _INDEXED_FORMATS or codec not in _ONE_FRAME_PER_PACKET:
@@ -270,7 +258,7 @@ def _index_packets(container, stream) -> _Index | None:
       broken.add(packet.pts)
   shown = len(times)
   times = np.unique(times)
-  # Frames before the first keyframe can't be decoded; of two with one time only one is found.
+  # Frames before the first keyframe can't be decoded; equal timestamps are ambiguous.
   if len(times) != shown or (shown and times[0] < keyframes[0]):
     return None
   while len(times) and int(times[-1]) in broken:
@@ -285,7 +273,7 @@ def _index_packets(container, stream) -> _Index | None:
 
 
 def _index_frames(container, stream) -> _Index:
-  """The index of a stream from decoding all of it; what a damaged end spoils is left out."""
+  """Builds the index of a stream by decoding all of it, without frames of a damaged end."""
   keyframes, frames, num_frames = [], [], 0
 
   def noting_keyframes(packets):
@@ -295,15 +283,15 @@ def _index_frames(container, stream) -> _Index:
       yield packet
 
   packets = noting_keyframes(read_packets(container, stream))
-  for frame, sound in decode_packets(packets, stream):
+  for frame, is_intact in decode_packets(packets, stream):
     frames.append((frame.pts, frame.dts, frame.key_frame))
-    num_frames = len(frames) if sound else num_frames
+    num_frames = len(frames) if is_intact else num_frames
   if not num_frames:
     raise VideoError("the video has no frames")
   pts, dts, begins = zip(*frames)
   seconds = _seconds(pts, stream)[:num_frames]
   if container.format.name in _SEEKABLE_FORMATS and stream.codec_context.name in _SEEKABLE_CODECS:
-    if _tell_apart(pts):
+    if _are_distinct(pts):
       places = dict(zip(pts, range(len(pts))))
       starts = [
         (places[shown], shown, shown if decoded is None else decoded)
@@ -311,10 +299,10 @@ def _index_frames(container, stream) -> _Index:
         if shown in places
       ]
       return _seekable_index(num_frames, seconds, "pts", pts, starts)
-    # Frames that the decoder still holds at the end have no time of decoding.
+    # Frames that the decoder outputs at the end have no dts.
     dts = dts[: len(dts) - dts.count(None)]
-    # Only this format stores the times of decoding; elsewhere they are guessed, anew after a seek.
-    if container.format.name == "avi" and _tell_apart(dts) and len(keyframes) == sum(begins):
+    # Other formats store no dts: FFmpeg guesses them, differently after a seek.
+    if container.format.name == "avi" and _are_distinct(dts) and len(keyframes) == sum(begins):
       firsts = [position for position, first in enumerate(begins) if first]
       starts = [(position, time, time) for position, (_, time) in zip(firsts, keyframes)]
       return _seekable_index(num_frames, seconds, "dts", dts, starts)
@@ -333,7 +321,7 @@ def _seekable_index(num_frames, seconds, clock, times, starts) -> _Index:
   )
 
 
-def _tell_apart(times: Sequence[int | None]) -> bool:
+def _are_distinct(times: Sequence[int | None]) -> bool:
   return None not in times and len(set(times)) == len(times)
 
 
@@ -347,22 +335,22 @@ def _seconds(times: Sequence[int | None], stream) -> np.ndarray:
 
 
 def _decode_seeking(container, stream, index, pictures) -> None:
-  """Decodes the missing `pictures`, from the keyframes before them.
+  """Decodes the missing `pictures` from the keyframes before them.
 
-  Ends early at a frame that is not met, sound, where the index says.
+  Stops at the first frame that is damaged or not where the index says.
   """
   for start, goals in _runs(index, pictures.missing()):
-    shown = _frames_from(container, stream, index, start, goals)
+    frames = _frames_from(container, stream, index, start, goals)
     for goal in goals:
-      later = (one for one in shown if one[0] >= goal)
-      position, frame, sound = next(later, (None, None, False))
-      if position != goal or not sound:
+      later = (item for item in frames if item[0] >= goal)
+      position, frame, is_intact = next(later, (None, None, False))
+      if position != goal or not is_intact:
         return
       pictures.add(position, frame)
 
 
 def _runs(index, wanted) -> list[tuple[_Start, list[int]]]:
-  """The frames `wanted` (sorted) in groups, and the keyframe that each is decoded from."""
+  """Groups the sorted positions `wanted` by the keyframe that they are decoded from."""
   runs = []
   for goal in wanted:
     place = bisect.bisect_right(index.starts, goal, key=lambda start: start.position) - 1
@@ -376,9 +364,9 @@ def _runs(index, wanted) -> list[tuple[_Start, list[int]]]:
 def _frames_from(
   container, stream, index, start, goals
 ) -> Iterator[tuple[int, av.VideoFrame, bool]]:
-  """(position, frame, soundness) from a keyframe on; nothing if it is not where the index says.
+  """Yields (position, frame, whether it is intact) from a keyframe on.
 
-  Frames that are not among `goals` may be left out.
+  Yields nothing if the keyframe is not where the index says. May skip frames outside `goals`.
   """
   try:
     container.seek(start.seek_time, stream=stream, backward=True)
@@ -393,35 +381,35 @@ def _frames_from(
     return
   if landing > start.position:
     return
-  # A keyframe that an edit list hides is not among the frames; any other has to come first.
+  # The first frame must be the keyframe, unless an edit list hides it.
   begun = index.clock == "pts" and packet.pts not in index.positions
   position = None
   packets = itertools.chain([packet], packets)
   if index.one_per_packet:
     packets = _needed(packets, stream, index, set(goals))
-  for frame, sound in decode_packets(packets, stream):
+  for frame, is_intact in decode_packets(packets, stream):
     time = getattr(frame, index.clock)
     if time is not None:
       position = index.positions.get(time)
-    elif position is not None:  # held by the decoder until the end
+    elif position is not None:  # output by the decoder at the end
       position += 1
     if position is None or (not begun and position < landing):
       continue
     if not begun and (position > landing or _is_gradual(frame)):
       return
     begun = True
-    yield position, frame, sound
+    yield position, frame, is_intact
 
 
 def _needed(packets, stream, index, goals) -> Iterator[av.Packet]:
-  """Packets up to the last one of the frames `goals`.
+  """Yields packets up to the last of the frames `goals`.
 
-  Of the others the decoder is told to leave out what nothing refers to.
+  The decoder skips other frames that none refers to.
   """
   codec = stream.codec_context
   for packet in packets:
     position = index.positions.get(packet.pts)
-    if codec.name in _CODECS_WITH_LEAVES:
+    if codec.name in _CODECS_WITH_NONREF:
       needed = position in goals or packet.is_keyframe
       codec.skip_frame = "DEFAULT" if needed else "NONREF"
     yield packet
@@ -431,12 +419,12 @@ def _needed(packets, stream, index, goals) -> Iterator[av.Packet]:
 
 
 def _is_gradual(frame: av.VideoFrame) -> bool:
-  """Whether this keyframe only begins to refresh the picture, part by part."""
+  """Returns whether this keyframe only begins a gradual refresh of the picture."""
   return frame.pict_type in (PictureType.P, PictureType.B) and not frame.interlaced_frame
 
 
 def _decode_in_order(container, stream, index, pictures) -> None:
-  """Decodes the missing `pictures` from the start of the stream on.
+  """Decodes the missing `pictures` from the start of the stream.
 
   Raises:
     VideoError: one of them is damaged or missing.
@@ -446,12 +434,12 @@ def _decode_in_order(container, stream, index, pictures) -> None:
   positions = index.positions if index and index.clock == "pts" else None
   num_frames = 0
   frames = decode_packets(read_packets(container, stream), stream)
-  for count, (frame, sound) in enumerate(frames):
-    num_frames = count + 1 if sound else num_frames
+  for count, (frame, is_intact) in enumerate(frames):
+    num_frames = count + 1 if is_intact else num_frames
     position = count if positions is None else positions.get(frame.pts)
     if position not in remaining:
       continue
-    if not sound:
+    if not is_intact:
       raise VideoError(f"damaged video: frame {position} can't be decoded")
     pictures.add(position, frame)
     remaining.remove(position)
