@@ -176,6 +176,13 @@ def test_tpu_loops():
   ]
 
 
+@pytest.mark.parametrize("terms", ["%constant.2, %counter.1", "%copy.2, %constant.2"])
+def test_tpu_loops_with_other_additions(terms):
+  copy = "  %copy.2 = u32[]{:T(128)} copy(%counter.1)\n  %add.1"
+  text = TPU_LOOPS.replace("%counter.1, %constant.2", terms).replace("  %add.1", copy)
+  assert read_loops(text) == [3]
+
+
 @pytest.mark.parametrize(
   "words, instead",
   [

@@ -288,9 +288,10 @@ def _trip_count(
     start = _constant(surrounding, initial.operand_names[index])
     updated = _source(body, _root(body), "tuple")
     addition = _source(body, updated.operand_names[index], "add")
-    counter, amount = addition.operand_names
-    if body[counter].opcode != "get-tuple-element":
-      counter, amount = amount, counter
+    # In either order.
+    counter, amount = sorted(
+      addition.operand_names, key=lambda name: _source(body, name).opcode == "constant"
+    )
     step, end = _constant(body, amount), _constant(condition, bound)
     if _state_index(body, counter) != index or step < 1 or "direction=LT" not in test.attributes:
       return None
@@ -303,16 +304,16 @@ def _root(computation: _Computation) -> str:
   return next(name for name, instruction in computation.items() if instruction.is_root)
 
 
-def _source(computation: _Computation, name: str, opcode: str) -> _Instruction:
+def _source(computation: _Computation, name: str, opcode: str = "") -> _Instruction:
   """Returns the instruction of a name, or of the value that it copies.
 
   Raises:
-    LookupError: it has another opcode, or is not in the computation.
+    LookupError: it is not in the computation, or has another opcode than the one given.
   """
   instruction = computation[name]
   while instruction.opcode in ("copy", "bitcast"):
     instruction = computation[instruction.operand_names[0]]
-  if instruction.opcode != opcode:
+  if opcode and instruction.opcode != opcode:
     raise LookupError(f"{name} is {instruction.opcode}, not {opcode}")
   return instruction
 
