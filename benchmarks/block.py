@@ -1,8 +1,8 @@
-"""Speed of the implementations of window attention inside a block, side by side in one run.
+"""Speed of the implementations of window attention inside a block.
 
-Prints, for forward and for forward with gradient, milliseconds, the ratio to the first
-implementation (medians over interleaved repetitions, so that a drifting machine hits all alike) and
-the temporary memory of the compiled program.
+Prints milliseconds of the forward pass and of the gradient, the ratio to the first implementation,
+and the temporary memory of the compiled program. Times are medians over repetitions that alternate
+between the implementations, so that changes of the machine affect all of them.
 
   python -m benchmarks.block                 # stage 1 of Video Swin-T, one clip of 16 frames
   python -m benchmarks.block --dtype=bfloat16 --batch=8 --frames=32
@@ -22,7 +22,7 @@ from vswin_jax.models.video_swin import Block, VideoSwinConfig
 
 
 def block_functions(arguments, attention):
-  """Jitted forward and gradient of a shifted block, and their arguments."""
+  """Returns the jitted forward pass and gradient of a shifted block, and their arguments."""
   config = VideoSwinConfig(
     embed_dim=96,
     dtype=arguments.dtype,

@@ -1,8 +1,8 @@
-"""VTN's temporal encoder here and as HuggingFace's Longformer in PyTorch, side by side in one run.
+"""VTN's temporal encoder against HuggingFace's Longformer in PyTorch.
 
-One forward pass of one video's features, float32 on the processor: seconds (medians of repetitions
-that alternate between the two), peak memory beyond that of the idle process with its weights, and
-the ratios. Needs PyTorch and transformers.
+One forward pass of one video's features, float32 on the CPU: seconds (medians of repetitions that
+alternate between the two), peak memory beyond that of the idle process with its weights, and the
+ratios. Needs PyTorch and transformers.
 
   python -m benchmarks.temporal_encoder --frames=250,1000,4000,16000
 """
@@ -73,17 +73,17 @@ def make_theirs(frames: int):
 
 
 def memory(name: str) -> int:
-  """Bytes that this process has ("VmRSS"), or had at most ("VmHWM"); Linux."""
+  """Returns the current ("VmRSS") or peak ("VmHWM") bytes of this process on Linux."""
   with open("/proc/self/status") as status:
     line = next(line for line in status if line.startswith(name))
   return 1024 * int(line.split()[1])
 
 
 def work(make, frames: int, connection) -> None:
-  """Runs once for every message; at the end tells the memory that the runs took."""
+  """Runs once per message and sends the seconds; at the end sends the bytes that the runs took."""
   run = make(frames)
   idle = memory("VmRSS")
-  # Forgets the peak of what came before.
+  # Resets the peak.
   with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
   while connection.recv():
@@ -94,7 +94,7 @@ def work(make, frames: int, connection) -> None:
 
 
 def measure(frames: int, repetitions: int) -> dict[str, tuple[float, int]]:
-  """Seconds and bytes of each side."""
+  """Returns the seconds and bytes of each side."""
   context = multiprocessing.get_context("spawn")
   sides = {}
   for name, make in (("ours", make_ours), ("theirs", make_theirs)):

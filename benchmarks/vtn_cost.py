@@ -1,9 +1,8 @@
-"""Parameters and multiply-accumulates of the VTN variants: by the paper's count and as computed.
+"""Parameters and multiply-accumulates of the VTN variants, by the paper's count and as computed.
 
-The paper's count is of linear layers and convolutions only, over every token (of a Swin, which the
-paper does not have, of all products); what is computed
-includes the products of attention, but of the last ViT block and the last temporal layer only what
-the class token needs.
+The paper counts linear layers and convolutions over all tokens; for Swin backbones, which it does
+not have, all products count. The computed number includes the products of attention, but only those
+for the class token in the last ViT block and the last temporal layer.
 
   python -m benchmarks.vtn_cost [--frames=250]
 """
@@ -24,10 +23,10 @@ PUBLISHED = {"vtn_vit_b": (4218, 114.0)}
 
 
 def published_macs(config: VTNConfig, backbone_macs: int, frames: int) -> int:
-  """Multiply-accumulates of linear layers and convolutions.
+  """Returns the multiply-accumulates of linear layers and convolutions.
 
   Args:
-    backbone_macs: of a frame, for backbones without blocks of tokens of one width.
+    backbone_macs: per frame, for backbones other than ViT.
   """
   backbone = config.named_backbone()
   if isinstance(backbone, ViTConfig):

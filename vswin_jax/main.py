@@ -30,7 +30,7 @@ _MODE = flags.DEFINE_enum(
   "train",
   ["train", "eval", "compile"],
   "train: train or resume, then evaluate; eval: only evaluate; compile: estimate memory and time "
-  "of the training step on devices you don't have.",
+  "of the training step on a slice you don't have.",
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "For --mode=eval: a run, or converted weights, to evaluate in --workdir."
@@ -38,13 +38,13 @@ _CHECKPOINT = flags.DEFINE_string(
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
   "",
-  "For --mode=compile: v5e:8x8, v4-128, 2*v5e:16x16, h100:1x1x8, or several of them.",
+  "For --mode=compile: v5e:8x8, v4-128, 2*v5e:16x16, h100:1x1x8, or a comma-separated list.",
 )
 _EFFORT = flags.DEFINE_enum(
-  "effort", "full", ["quick", "full"], "For --mode=compile: of the compiler's optimization."
+  "effort", "full", ["quick", "full"], "For --mode=compile: optimization effort of the compiler."
 )
 _SEARCH = flags.DEFINE_bool(
-  "search", True, "For --mode=compile: look for the largest batch that fits."
+  "search", True, "For --mode=compile: search for the maximum batch size."
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
@@ -85,14 +85,15 @@ def _compile() -> None:
   from vswin_jax.aot.environment import prepare_environment
 
   prepare_environment()
-  from vswin_jax.aot import compile, topologies
+  from vswin_jax.aot.compile import compile_config
+  from vswin_jax.aot.topologies import TargetError
   from vswin_jax.experiment.run import USER_ERRORS
 
   with one_line_errors(
-    "what was compiled is in the workdir, if one was given",
-    (*USER_ERRORS, topologies.TargetError),
+    "results so far are in --workdir, if it was given",
+    (*USER_ERRORS, TargetError),
   ):
-    results = compile.run(
+    results = compile_config(
       _CONFIG.value,
       _TOPOLOGY.value,
       workdir=_WORKDIR.value,

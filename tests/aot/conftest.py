@@ -1,10 +1,10 @@
 import jax
 import pytest
 
-from vswin_jax.aot import compile
+from vswin_jax.aot import compile as aot_compile
 
 
 @pytest.fixture
 def cpu_devices(monkeypatch):
-  """Devices of the CPU stand in for the chips of a machine."""
-  monkeypatch.setattr(compile, "devices_of", lambda target: jax.devices()[: target.num_devices])
+  """Devices of the CPU in place of those of a target."""
+  monkeypatch.setattr(aot_compile, "devices_of", lambda target: jax.devices()[: target.num_devices])

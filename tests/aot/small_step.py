@@ -1,4 +1,4 @@
-"""A config whose training step compiles in seconds, and what compiling may give."""
+"""A config whose training step compiles in seconds, and a result of compiling."""
 
 from ml_collections import config_dict
 
@@ -7,11 +7,7 @@ from vswin_jax.experiment.recipes import quickstart_config
 
 
 def small_config(**values) -> config_dict.ConfigDict:
-  """A model of few operations on the generated clips.
-
-  Args:
-    values: of the config, by its keys with dots.
-  """
+  """Returns the config of a tiny model on the generated clips; `values` by dotted keys."""
   config = quickstart_config("video_swin_t")
   changes = {
     "model.embed_dim": 8,
@@ -27,17 +23,17 @@ def small_config(**values) -> config_dict.ConfigDict:
 
 
 def fake_result(**values) -> Result:
-  """10 ms of operations, 10 ms of memory, a thousand steps.
+  """Returns a result with 10 ms of computing, 10 ms of memory and a thousand steps.
 
   Args:
-    values: fields that are others.
+    values: fields to replace.
   """
   fields = {
     "model": "video_swin_t",
     "topology": "v5e:2x2",
-    "num_devices": 4,
     "batch_size": 16,
     "wanted_batch_size": 16,
+    "grad_accum_steps": 1,
     "fsdp": 1,
     "rematerialization": "none",
     "epochs": 30.0,
@@ -45,10 +41,8 @@ def fake_result(**values) -> Result:
     "effort": "quick",
     "seconds": 60.0,
     "memory": 2**30,
-    "needed": None,
     "arguments": 2**28,
     "flops": 197e10,
     "bytes_accessed": 819e7,
-    "collectives": (),
   }
   return Result(**fields | values)

@@ -1,4 +1,4 @@
-"""What is known of data sets, with and without their files."""
+"""Data set metadata, with and without files."""
 
 import pytest
 
@@ -23,27 +23,27 @@ def test_known_data_sets_need_no_files(name, classes, least, most, tmp_path):
   assert not metadata.multi_label
 
 
-def test_prepared_data_sets_say_themselves(tiny_data_dir):
+def test_prepared_data_sets(tiny_data_dir):
   metadata = dataset_metadata("tiny_motion", str(tiny_data_dir), "train")
   assert (metadata.num_classes, metadata.num_videos, metadata.multi_label) == (6, 48, False)
   assert str(tiny_data_dir) in metadata.source
 
 
-def test_what_is_there_and_can_not_be_read_is_said(tmp_path, tiny_data_dir, monkeypatch):
+def test_unreadable_data_sets(tmp_path, tiny_data_dir, monkeypatch):
   with pytest.raises(DatasetError, match="has no split 'trian'; it has train"):
     dataset_metadata("tiny_motion", str(tiny_data_dir), "trian")
   (tmp_path / "kinetics400" / "1.0.0").mkdir(parents=True)
   with pytest.raises(DatasetError, match="can't read the data set 'kinetics400'") as error:
     dataset_metadata("kinetics400", str(tmp_path), "train")
-  assert "knows without the data" not in str(error.value)
+  assert "kinetics600" not in str(error.value)
   monkeypatch.setenv("HOME", str(tmp_path))
   with pytest.raises(DatasetError, match="can't read the data set"):
     dataset_metadata("kinetics400", "~", "train")
 
 
-def test_others_end_in_one_line(tmp_path):
+def test_unknown_data_sets(tmp_path):
   with pytest.raises(DatasetError) as error:
     dataset_metadata("my_videos", str(tmp_path), "train")
   assert "no data set 'my_videos'" in str(error.value)
-  assert "knows without the data only kinetics400, kinetics600" in str(error.value)
+  assert "only for kinetics400, kinetics600" in str(error.value)
   assert "\n" not in str(error.value)

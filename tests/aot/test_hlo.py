@@ -1,4 +1,4 @@
-"""Collectives of compiled programs against those that were written, and against lines by hand."""
+"""Collectives and loops of compiled programs, and of HLO text written by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ def mesh():
 
 
 def compiled_text(function, mesh, shape):
-  """The program of a function of the parts of an array, which all devices share."""
+  """Returns the program of a function that is mapped over the shards of an array."""
   spec = P(("a", "b"))
   argument = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
   mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=P(), check_vma=False)
   return jax.jit(mapped).lower(argument).compile().as_text()
 
 
-def test_every_kind_of_a_compiled_program(mesh):
+def test_every_kind_of_collective(mesh):
   def work(x):
     x = jax.lax.psum(x, "b")
     gathered = jax.lax.all_gather(x, "a")
@@ -52,7 +52,7 @@ def test_every_kind_of_a_compiled_program(mesh):
   ]
 
 
-def test_loops_count_as_often_as_they_run(mesh):
+def test_collectives_in_loops_count_per_iteration(mesh):
   def work(x):
     def body(carry, _):
       return jax.lax.psum(carry * 0.1, "a"), None
@@ -67,7 +67,7 @@ def test_loops_count_as_often_as_they_run(mesh):
 
 
 def test_gradients_of_replicated_parameters_are_summed_once(mesh):
-  """A data-parallel gradient sends as many bytes as there are parameters, in one form or other."""
+  """A data-parallel gradient sums as many bytes as there are parameters."""
   everywhere, parts = NamedSharding(mesh, P()), NamedSharding(mesh, P(("a", "b")))
   weights = {
     "kernel": jax.ShapeDtypeStruct((32, 48), jnp.float32, sharding=everywhere),
@@ -81,7 +81,7 @@ def test_gradients_of_replicated_parameters_are_summed_once(mesh):
   assert sum(one.operand_bytes for one in found) == (32 * 48 + 48) * 4
 
 
-# As the compiler of TPUs writes them.
+# In the form of the TPU compiler.
 TPU_PROGRAM = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 
@@ -115,7 +115,7 @@ replica_groups=[2,2]<=[4], to_apply=%add
 """
 
 
-def test_lines_of_the_tpu_compiler():
+def test_tpu_program():
   assert read_loops(TPU_PROGRAM) == []
   found = read_collectives(TPU_PROGRAM, slices=2, slice_size=4)
   whole, part, small = 1024 * 1024 * 2, 256 * 1024 * 2, 8 * 128 * 4
@@ -130,7 +130,7 @@ def test_lines_of_the_tpu_compiler():
   ]
 
 
-# As it writes a product of which a ring of devices hold the parts: no word of how often it runs.
+# A product sharded over a ring of devices; the compiler does not write the iterations.
 TPU_LOOPS = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 
@@ -167,13 +167,20 @@ condition=%condition, body=%body
 """
 
 
-def test_loops_of_the_tpu_compiler():
+def test_tpu_loops():
   """The counter is 1, 3 and 5."""
   size = 8 * 128 * 4
   assert read_loops(TPU_LOOPS) == [3]
   assert read_collectives(TPU_LOOPS) == [
     Collective("collective-permute", False, 2, 3, 3 * size, 3.0 * size)
   ]
+
+
+@pytest.mark.parametrize("terms", ["%constant.2, %counter.1", "%copy.2, %constant.2"])
+def test_tpu_loops_with_other_additions(terms):
+  copy = "  %copy.2 = u32[]{:T(128)} copy(%counter.1)\n  %add.1"
+  text = TPU_LOOPS.replace("%counter.1, %constant.2", terms).replace("  %add.1", copy)
+  assert read_loops(text) == [3]
 
 
 @pytest.mark.parametrize(
@@ -187,18 +194,18 @@ def test_loops_of_the_tpu_compiler():
     ("constant(2)", "constant(0)"),
   ],
 )
-def test_loops_that_no_one_knows_count_once(words, instead):
+def test_unknown_loops_count_once(words, instead):
   assert words in TPU_LOOPS
   text = TPU_LOOPS.replace(words, instead)
   assert read_loops(text) == [None]
   assert read_collectives(text)[0].count == 1
 
 
-def test_loops_that_run_once_are_none():
+def test_loops_of_one_iteration_are_left_out():
   assert read_loops(TPU_LOOPS.replace("constant(7)", "constant(3)")) == []
 
 
-def test_loops_in_loops_multiply():
+def test_nested_loops():
   inner = TPU_LOOPS.replace("%condition", "%outer_condition").replace("%body", "%outer_body")
   outer_condition = inner[inner.index("%outer_condition (") : inner.index("ENTRY")]
   outer_body = inner[inner.index("%outer_body (") : inner.index("%outer_condition (")]
@@ -225,7 +232,7 @@ condition=%condition, body=%body
   "pairs, across",
   [("{{0,1},{1,0},{2,3},{3,2}}", False), ("{{0,1},{1,2},{2,3},{3,0}}", True), ("{{0,2}}", True)],
 )
-def test_permutations_go_across_slices_if_any_pair_does(pairs, across):
+def test_permutations_across_slices(pairs, across):
   text = TPU_LOOPS.replace("{{0,1},{1,2},{2,3},{3,0}}", pairs)
   assert read_collectives(text, slice_size=2)[0].across_slices == across
 
@@ -246,9 +253,11 @@ def test_permutations_go_across_slices_if_any_pair_does(pairs, across):
     ("mesh['a'=2,'b'=4] {'b':(1)2}", [0, 2]),
     ("mesh['a'=2,'b'=4] {'b':(2)2}", [0, 1]),
     ("mesh['a'=2,'b'=4], device_ids=([2,4]<=[4,2]T(1,0)) {'a'}", [0, 1]),
+    ("mesh['a'=4,'b'=2,'c'=1], device_ids=([2,4]T(1,0)) {'b'}", [0, 4]),
+    ("mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", [0, 2]),
   ],
 )
-def test_groups(groups, members):
+def test_group_members(groups, members):
   assert group_members(groups, partitions=8) == members
 
 
@@ -257,7 +266,7 @@ def test_groups(groups, members):
 )
 @pytest.mark.parametrize("devices", [2, 3, 8])
 def test_wire_bytes_are_those_of_a_ring(kind, devices):
-  """Played through: in each round of a ring every device sends one part to its neighbor."""
+  """In each round of a ring every device sends one part to its neighbor."""
   part = 60
   rounds = {"all-reduce": 2 * (devices - 1)}.get(kind, devices - 1)
   # An all-to-all over links of its own sends each part once.
@@ -284,6 +293,6 @@ def test_type_bytes(text, size):
   assert type_bytes(text) == size
 
 
-def test_other_texts_are_refused():
+def test_other_texts():
   with pytest.raises(ValueError, match="ENTRY"):
     read_collectives("module @jit_step {}")

@@ -1,6 +1,5 @@
-"""The training step of a config compiled for machines that are not at hand: what it needs there.
+"""Ahead-of-time compilation of a training step for accelerators that you don't have.
 
-Nothing is run: memory, operations and collectives are what the compiler says, times are estimates
-that follow from them. `environment.prepare_environment` goes before any computation, then
-`running.run`.
+Memory, operations and collectives are the compiler's; times are estimates from published peaks.
+Call `environment.prepare_environment` before any computation, then `compile.compile_config`.
 """

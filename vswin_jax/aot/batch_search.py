@@ -1,61 +1,48 @@
-"""The largest number of clips a device that fits into its memory."""
+"""Search for the maximum batch size that fits into a device's memory."""
 
-import dataclasses
 from collections.abc import Callable
 
 
-@dataclasses.dataclass(frozen=True)
-class Largest:
-  """Attributes:
-  clips: a device; 0: not even one fits.
-  is_largest: one more was seen not to fit.
-  """
-
-  clips: int
-  is_largest: bool
-
-
-def largest_that_fits(
+def max_fitting(
   peak_memory: Callable[[int], int | None],
   available: int,
-  known: dict[int, int | None] | None = None,
+  known: dict[int, int | None],
   max_tries: int = 8,
-  most: int | None = None,
-) -> Largest:
-  """Searches with few tries: memory grows almost evenly with the number of clips, so two sizes tell
-  about where the limit is, and what is said in the end was tried.
+  limit: int | None = None,
+) -> tuple[int, bool]:
+  """Searches for the largest number of clips per device that fits, with few compilations.
+
+  Memory grows almost linearly with the number of clips, so two sizes predict the limit. The result
+  was compiled itself.
 
   Args:
-    peak_memory: bytes for a number of clips a device, also if they are too many; None: more than
-      the device has.
+    peak_memory: returns the bytes for a number of clips per device; None: more than available.
     available: bytes of a device.
-    known: what is known before, as from `peak_memory`.
-    max_tries: calls of `peak_memory`.
-    most: clips, above which nothing is tried; None: no end.
+    known: results of `peak_memory` from before.
+    max_tries: maximum number of calls of `peak_memory`.
+    limit: maximum number of clips to try; None: no limit.
+
+  Returns:
+    The number of clips (0: not even one fits), and whether one more is known not to fit.
   """
-  tried = dict(known or {})
-
-  def fits(clips: int) -> bool:
-    return tried[clips] is not None and tried[clips] <= available
-
-  for _ in range(max_tries):
-    low = max((clips for clips in tried if fits(clips)), default=0)
-    high = min((clips for clips in tried if not fits(clips)), default=None)
-    if high == low + 1:
-      return Largest(low, True)
-    if most is not None and low >= most:
-      break
-    guess = max(low + 1, _guess(tried, low, high, available))
+  tried = dict(known)
+  for attempt in range(max_tries + 1):
+    fitting = [clips for clips, size in tried.items() if size is not None and size <= available]
+    low = max(fitting, default=0)
+    high = min(tried.keys() - fitting, default=None)
+    is_done = high == low + 1 or (limit is not None and low >= limit)
+    if is_done or attempt == max_tries:
+      return low, high == low + 1
+    guess = max(low + 1, _predict(tried, low, high, available))
     if high is not None and guess >= high:
       guess = (low + high) // 2
-    guess = guess if most is None else min(guess, most)
+    if limit is not None:
+      guess = min(guess, limit)
     tried[guess] = peak_memory(guess)
-  low = max((clips for clips in tried if fits(clips)), default=0)
-  return Largest(low, low + 1 in tried and not fits(low + 1))
 
 
-def _guess(tried: dict[int, int | None], low: int, high: int | None, available: int) -> int:
-  """Where memory that grows evenly would end, with `low` clips that fit and `high` that do not."""
+def _predict(tried: dict[int, int | None], low: int, high: int | None, available: int) -> int:
+  """Predicts the maximum by a line through two sizes; `low` fits, `high` does not."""
   if not low:
     return 1
   smaller = max((clips for clips in tried if clips < low), default=None)
@@ -63,6 +50,6 @@ def _guess(tried: dict[int, int | None], low: int, high: int | None, available: 
   if first is None:
     return 2 * low
   growth = (tried[second] - tried[first]) / (second - first)
-  # The first few can look as if memory did not grow.
+  # Memory of the first few clips may hardly grow.
   most = 4 * low
   return min(low + int((available - tried[low]) / growth), most) if growth > 0 else 2 * low

@@ -1,30 +1,39 @@
-"""From a config and the names of machines to what compiling for them says."""
+"""Compiles the training step of a config for targets, and reports memory, work and collectives."""
 
 import dataclasses
+import json
 import pathlib
+import re
+import time
 from collections.abc import Callable, Collection
 
 import jax
+import jax.numpy as jnp
 from ml_collections import config_dict
 
-from vswin_jax.aot.batch_search import largest_that_fits
-from vswin_jax.aot.compiler import Compiled, compile_step
+from vswin_jax.aot.batch_search import max_fitting
 from vswin_jax.aot.dataset_metadata import DatasetMetadata, dataset_metadata
 from vswin_jax.aot.devices import devices_of
 from vswin_jax.aot.hlo import read_collectives, read_loops
-from vswin_jax.aot.results import NOTE, Result, describe, describe_search, table, write_row
+from vswin_jax.aot.results import NOTE, Result, describe, describe_search, table
 from vswin_jax.aot.topologies import Target, parse_targets
+from vswin_jax.common.checks import check_choices
 from vswin_jax.common.paths import file_path, local_path
 from vswin_jax.experiment.config import ConfigError, read_settings
 from vswin_jax.experiment.initialization import override_config
 from vswin_jax.experiment.plan import Plan, make_mesh, make_plan
 from vswin_jax.models.catalog import model_config
+from vswin_jax.models.cost import count_program_macs
 from vswin_jax.models.vtn import VTNConfig
+from vswin_jax.training import sharding
 
 RESULTS_FILE = "compile.jsonl"
+EFFORTS = ("quick", "full")
+# Options of the TPU compiler: several times faster, slightly more memory, other bytes accessed.
+_QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
 
-def run(
+def compile_config(
   config: config_dict.ConfigDict,
   topologies: str,
   *,
@@ -32,132 +41,99 @@ def run(
   effort: str = "full",
   search: bool = True,
   overridden_keys: Collection[str] = (),
-  say: Callable[[str], None] = print,
+  write: Callable[[str], None] = print,
 ) -> list[Result]:
-  """Compiles the training step of a config for one machine, or for several with a table.
+  """Compiles the training step of a config for one target, or for several with a table.
 
   Args:
-    topologies: names as `parse_target` reads them, with commas between.
-    workdir: where results are added to `RESULTS_FILE`, a line as soon as the step is compiled and
-      one more after what is tried besides; None: nowhere.
-    effort: of the compiler for what is asked for, "quick" or "full"; what is tried besides, the
-      largest batch and what would fit, takes the quick one.
-    search: for the largest number of clips a device.
-    overridden_keys: keys of `config` that hold against the weights that it starts from.
-    say: is given what there is to read, when it is known.
+    topologies: comma-separated names, as in `parse_target`.
+    workdir: a folder for `RESULTS_FILE`, which gets one line per result: after the step is
+      compiled, and again after the search. None: no file.
+    effort: of the compiler for the step, "quick" or "full"; the search always uses "quick".
+    search: for the maximum batch size. Steps that do not fit are always followed by a search.
+    overridden_keys: keys of `config` that take precedence over the initial weights.
+    write: receives the text of the report as it becomes available.
 
   Returns:
-    A result for each machine, also where the compiler failed, which has an `error`.
+    A result per target; `error` is set where the compiler failed.
 
   Raises:
-    TargetError: an unknown machine, or no compiler for it.
-    ConfigError: values that do not fit.
-    DatasetError: a data set that is neither prepared nor known.
-    CheckpointError: weights that can't be read.
+    TargetError: a target is unknown, or its compiler is not installed.
+    ConfigError: the config does not fit the target or the data set.
+    DatasetError: the data set is neither prepared nor known.
+    CheckpointError: the initial weights can't be read.
   """
+  check_choices(EFFORTS, effort=effort)
   targets = parse_targets(topologies)
-  config = settle_model(config, overridden_keys)
+  config = _with_model(config, overridden_keys)
   metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
-  # All before the first is compiled: what does not fit the last is not said after hours.
-  plans = [plan_for(config, target, metadata) for target in targets]
+  # Before the first compilation, so that an error of the last target doesn't come hours later.
+  plans = [plan_for_target(config, target, metadata) for target in targets]
   rows = None
   if workdir is not None:
-    folder = local_path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = folder / RESULTS_FILE
+    rows = local_path(workdir) / RESULTS_FILE
+    rows.parent.mkdir(parents=True, exist_ok=True)
+
+  def report(result: Result, text: str) -> None:
+    write(text)
+    if rows is not None:
+      with rows.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dataclasses.asdict(result)) + "\n")
+
+  write(f"{config.data.name}: {metadata.num_videos:,} training videos ({metadata.source})\n")
   results = []
   for target, plan in zip(targets, plans, strict=True):
-    result = compile_plan(plan, target, metadata, config.train.batch_size, effort)
-    _keep(result, rows, say, describe)
+    result = compile_plan(plan, target, effort)
+    result = dataclasses.replace(result, wanted_batch_size=config.train.batch_size)
+    report(result, describe(result))
     if not result.error and (search or not result.fits):
-      result = search_largest(config, target, metadata, result)
+      result = search_batch_size(config, target, metadata, result)
       if not result.fits:
         result = add_advice(config, target, metadata, result)
-      _keep(result, rows, say, describe_search)
-    say("")
+      report(result, describe_search(result))
+    write("")
     results.append(result)
   if len(results) > 1:
-    say(f"{table(results)}\n\n{NOTE}")
+    write(f"{table(results)}\n")
+  write(NOTE)
   return results
 
 
-def _keep(
-  result: Result,
-  rows: pathlib.Path | None,
-  say: Callable[[str], None],
-  words: Callable[[Result], str],
-) -> None:
-  say(words(result))
-  if rows is not None:
-    write_row(rows, result)
-
-
-def settle_model(
-  config: config_dict.ConfigDict, overridden_keys: Collection[str] = ()
+def _with_model(
+  config: config_dict.ConfigDict, overridden_keys: Collection[str]
 ) -> config_dict.ConfigDict:
-  """The config with the model of the weights that it starts from, if it names none itself.
-
-  Args:
-    overridden_keys: keys of `config` that hold against what the weights say.
-
-  Raises:
-    ConfigError: neither a model nor weights are given.
-  """
+  """Returns the config with the model of its initial weights if it names none."""
   if config.model.name is not None:
     return config
   if config.init_from in (None, "random"):
     raise ConfigError(
-      "which model? This config takes it from the weights that it starts from; give "
-      "--config.init_from=DIR of converted weights or of a run, or --config.model.name"
+      "this config takes its model from the initial weights; give --config.init_from=DIR "
+      "(converted weights or a run) or --config.model.name"
     )
   source = file_path(config.init_from)
   return override_config(config, source, mode="train", overridden_keys=overridden_keys)
 
 
-def compile_for(
-  config: config_dict.ConfigDict,
-  target: Target,
-  metadata: DatasetMetadata,
-  *,
-  clips_per_device: int | None = None,
-) -> Result:
-  """Compiles the training step for a machine, with quick effort.
-
-  Args:
-    clips_per_device: None: as many as the config says, or the next number that can be divided.
-
-  Raises:
-    TargetError, ConfigError: as `run`.
-  """
-  plan = plan_for(config, target, metadata, clips_per_device)
-  return compile_plan(plan, target, metadata, config.train.batch_size)
-
-
-def compile_plan(
-  plan: Plan,
-  target: Target,
-  metadata: DatasetMetadata,
-  wanted_batch_size: int,
-  effort: str = "quick",
-) -> Result:
-  """Compiles the training step of a plan from `plan_for`."""
-  compiled = compile_step(plan, effort)
-  jax.clear_caches()  # no step is compiled twice, and the programs are large
-  return result_of(plan, target, metadata, wanted_batch_size, compiled)
-
-
-def plan_for(
+def plan_for_target(
   config: config_dict.ConfigDict,
   target: Target,
   metadata: DatasetMetadata,
   clips_per_device: int | None = None,
 ) -> Plan:
-  """The plan of a config on a machine, with a batch that its devices can share."""
+  """Returns the training plan of a config on the devices of a target.
+
+  Args:
+    clips_per_device: None: those of the config's batch size, rounded up to the next one that is
+      divisible among the devices.
+
+  Raises:
+    TargetError, ConfigError: see `compile_config`.
+  """
   devices = devices_of(target)
   config = config.copy_and_resolve_references()
   if clips_per_device is None:
-    shares = len(devices) * config.train.grad_accum_steps
-    config.train.batch_size = -(-config.train.batch_size // shares) * shares
+    divisor = len(devices) * config.train.grad_accum_steps
+    config.train.batch_size = -(-config.train.batch_size // divisor) * divisor
   else:
     config.train.batch_size = clips_per_device * len(devices)
   settings = read_settings(config.lock())
@@ -170,75 +146,141 @@ def plan_for(
   )
 
 
-def result_of(
-  plan: Plan, target: Target, metadata: DatasetMetadata, wanted_batch_size: int, compiled: Compiled
-) -> Result:
-  config = plan.settings
-  loops = read_loops(compiled.text) if compiled.text else []
-  return Result(
-    model=config.model["name"],
-    topology=target.name,
-    num_devices=target.num_devices,
-    batch_size=config.train.batch_size,
-    wanted_batch_size=wanted_batch_size,
-    fsdp=config.mesh.fsdp,
-    rematerialization=config.model.get("rematerialization") or "none",
-    epochs=config.train.epochs,
-    num_steps=plan.num_steps,
-    effort=compiled.effort,
-    seconds=compiled.seconds,
-    memory=compiled.memory,
-    needed=compiled.needed,
-    arguments=compiled.arguments,
-    flops=compiled.flops,
-    bytes_accessed=compiled.bytes_accessed,
-    collectives=tuple(read_collectives(compiled.text, target.slices, target.slice_size))
-    if compiled.text
-    else (),
-    loops=len(loops),
-    unknown_loops=loops.count(None),
-    product_flops=compiled.product_flops,
-    grad_accum_steps=config.train.grad_accum_steps,
-    num_videos=metadata.num_videos,
-    videos_source=metadata.source,
-    error=compiled.error,
-  )
-
-
-def search_largest(
-  config: config_dict.ConfigDict,
-  target: Target,
-  metadata: DatasetMetadata,
-  result: Result,
-  known: dict[int, int | None] | None = None,
-) -> Result:
-  """The result with the largest number of clips a device that fit, found with quick effort.
-
-  A number that does not compile for another reason than memory counts as too large, and is said.
+def compile_plan(plan: Plan, target: Target, effort: str = "quick") -> Result:
+  """Compiles the training step of a plan from `plan_for_target`; runs nothing.
 
   Args:
-    known: bytes by clips a device that are known besides; None: more than there are.
+    effort: one of `EFFORTS`; only the TPU compiler distinguishes them.
+  """
+  settings, mesh = plan.settings, plan.mesh
+  start = time.monotonic()
+  traced = trace_step(plan)
+  on_tpu = mesh.devices.flat[0].platform == "tpu"
+  try:
+    compiled = traced.lower().compile(_QUICK if effort == "quick" and on_tpu else None)
+  except jax.errors.JaxRuntimeError as error:
+    message = str(error)
+    if lacks_memory(message):
+      needed = needed_memory(message)
+      # Messages round the number.
+      fields = {"memory": None if needed is None else max(needed, target.chip.memory + 1)}
+    else:
+      fields = {"error": " ".join(message.split())[:200]}
+  else:
+    fields = _program_fields(compiled, target)
+  result = Result(
+    model=settings.model["name"],
+    topology=target.name,
+    batch_size=settings.train.batch_size,
+    wanted_batch_size=settings.train.batch_size,
+    grad_accum_steps=settings.train.grad_accum_steps,
+    fsdp=settings.mesh.fsdp,
+    rematerialization=settings.model.get("rematerialization", "none"),
+    epochs=settings.train.epochs,
+    num_steps=plan.num_steps,
+    effort=effort,
+    seconds=time.monotonic() - start,
+    product_flops=product_flops(traced, mesh.size),
+    **fields,
+  )
+  jax.clear_caches()  # the programs are large, and none is compiled twice
+  return result
+
+
+def _program_fields(compiled: jax.stages.Compiled, target: Target) -> dict:
+  text, memory = compiled.as_text(), compiled.memory_analysis()
+  costs = compiled.cost_analysis() or {}
+  loops = read_loops(text)
+  return {
+    "memory": memory.peak_memory_in_bytes,
+    "arguments": memory.argument_size_in_bytes,
+    "flops": costs.get("flops"),
+    "bytes_accessed": costs.get("bytes accessed"),
+    "collectives": tuple(read_collectives(text, target.slices, target.slice_size)),
+    "loops": len(loops),
+    "unknown_loops": loops.count(None),
+  }
+
+
+def trace_step(plan: Plan) -> jax.stages.Traced:
+  """Returns the training step of a plan, traced for the shapes of its state and batch."""
+  settings = plan.settings
+  size, clip = settings.train.batch_size, settings.clip
+  labels = (size, plan.model_options["num_classes"]) if plan.multi_label else (size,)
+  shapes = {
+    "video": ((size, clip.num_frames, clip.size, clip.size, 3), jnp.uint8),
+    "position_ids": ((size, clip.num_frames), jnp.int32),
+    "label": (labels, jnp.int32),
+    "failed": ((size,), jnp.int32),
+  }
+  place = sharding.batch_sharding(plan.mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    for name, (shape, dtype) in shapes.items()
+  }
+  return plan.jitted_train_step().trace(plan.state_shapes(), batch)
+
+
+def product_flops(traced: jax.stages.Traced, num_devices: int) -> float | None:
+  """Returns the operations per device of the matrix products and convolutions of a step.
+
+  All iterations of loops count, and what rematerialization computes twice. None: the length of a
+  loop depends on values.
+  """
+  try:
+    return 2 * count_program_macs(traced.jaxpr) / num_devices
+  except ValueError:
+    return None
+
+
+def lacks_memory(message: str) -> bool:
+  """Returns whether a compiler failed because the device memory is too small.
+
+  The small memories of a core (vmem, smem) can be too small for any number of clips.
+  """
+  if "RESOURCE_EXHAUSTED" not in message:
+    return False
+  space = re.search(r"in memory space (\w+)", message)
+  if space:
+    return space[1].lower() == "hbm"
+  return bool(re.search(r"memory on HBM|available HBM|out of memory", message, re.IGNORECASE))
+
+
+def needed_memory(message: str) -> int | None:
+  """Returns the bytes that a program needs by the message of a compiler; None: not in there."""
+  needed = re.search(r"used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message, re.IGNORECASE)
+  needed = needed or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
+  units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+  return int(float(needed[1]) * units[needed[2]]) if needed else None
+
+
+def search_batch_size(
+  config: config_dict.ConfigDict, target: Target, metadata: DatasetMetadata, result: Result
+) -> Result:
+  """Returns the result with the maximum number of clips per device, found with quick effort.
+
+  A number of clips that fails to compile for another reason than memory counts as too large, and is
+  listed in `failed`.
   """
   parts = config.train.grad_accum_steps
   failed = {}
 
   def peak_memory(clips: int) -> int | None:
-    size, why = _try(config, target, metadata, clips * parts)
-    if why:
-      failed[clips] = f"{clips * parts} clips a chip: {why}"
-    return size
+    memory, error = _try(config, target, metadata, clips * parts)
+    if error:
+      failed[clips] = f"{clips * parts} clips per chip: {error}"
+    return memory
 
-  # The run must have a step.
+  # A run has at least one step.
   clips = config.train.epochs * metadata.num_videos * config.train.repeats
-  most = int(clips) // (target.num_devices * parts)
-  memory = {**(known or {}), result.clips_per_device: _size(result)}
-  tried = {clips // parts: size for clips, size in memory.items()}
-  found = largest_that_fits(peak_memory, target.chip.memory, tried, most=most)
+  limit = int(clips) // (target.num_devices * parts)
+  known = {result.clips_per_device // parts: result.memory}
+  largest, is_largest = max_fitting(peak_memory, target.chip.memory, known, limit=limit)
   return dataclasses.replace(
     result,
-    largest=found.clips * parts,
-    is_largest=found.is_largest and found.clips + 1 not in failed,
-    failed=(*result.failed, *failed.values()),
+    largest=largest * parts,
+    is_largest=is_largest and largest + 1 not in failed,
+    failed=tuple(failed.values()),
   )
 
 
@@ -246,72 +288,56 @@ def _try(
   config: config_dict.ConfigDict,
   target: Target,
   metadata: DatasetMetadata,
-  clips_per_device: int | None,
+  clips_per_device: int | None = None,
 ) -> tuple[int | None, str]:
-  """Bytes of a step, also of one that needs more than there are if the compiler says how many; and
-  why it did not compile, if that was something else."""
+  """Returns the memory of a step, None if unknown, and an error unrelated to memory."""
   try:
-    result = compile_for(config, target, metadata, clips_per_device=clips_per_device)
+    plan = plan_for_target(config, target, metadata, clips_per_device)
   except ConfigError as error:
     return None, str(error)
-  return _size(result), result.error
-
-
-def _size(result: Result) -> int | None:
-  """Bytes at the peak, also if they are more than there are; None: more, no one says how many."""
-  if result.memory is None and result.needed is not None:
-    # Messages give rounded numbers.
-    return max(result.needed, result.target.chip.memory + 1)
-  return result.memory
+  result = compile_plan(plan, target)
+  return result.memory, result.error
 
 
 def add_advice(
   config: config_dict.ConfigDict, target: Target, metadata: DatasetMetadata, result: Result
 ) -> Result:
-  """The result of a step that does not fit, with flags that were compiled and do.
+  """Returns the result of a step that does not fit with flags that make it fit, each compiled.
 
   Args:
-    result: from `search_largest`.
+    result: from `search_batch_size`.
   """
   advice, failed = [], []
 
   def helps(changes: dict) -> bool:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
-    size, why = _try(changed, target, metadata, None)
+    memory, error = _try(changed, target, metadata)
     flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
-    if why:
-      failed.append(f"{flags}: {why}")
-    fits = size is not None and size <= target.chip.memory
+    if error:
+      failed.append(f"{flags}: {error}")
+    fits = memory is not None and memory <= target.chip.memory
     if fits:
-      advice.append(f"{flags} ({size / 2**30:.2f} GiB)")
+      advice.append(f"{flags} ({memory / 2**30:.2f} GiB)")
     return fits
 
-  # The sum over the parts takes memory too, so more parts may be needed.
-  kept = any(helps({"train.grad_accum_steps": parts}) for parts in _parts(config, result)[:2])
-  more = []
+  # The sum of the gradients takes memory too, so the next number of steps is tried as well.
+  clips = result.clips_per_device
+  at_once = result.largest // config.train.grad_accum_steps
+  steps = [n for n in range(2, clips + 1) if clips % n == 0 and clips // n <= at_once]
+  helped = [any(helps({"train.grad_accum_steps": n}) for n in steps[:2])]
+  changes = []
   recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
   if result.rematerialization != recompute:
-    more.append({"model.rematerialization": recompute})
+    changes.append({"model.rematerialization": recompute})
   if config.mesh.fsdp < target.slice_size:
-    more.append({"mesh.fsdp": target.slice_size})
-  helped = [kept, *map(helps, more)]
-  if len(more) > 1 and not any(helped):
-    helps(more[0] | more[1])
+    changes.append({"mesh.fsdp": target.slice_size})
+  helped += map(helps, changes)
+  if len(changes) > 1 and not any(helped):
+    helps(changes[0] | changes[1])
   if result.largest:
-    batch_size = result.largest * result.num_devices
     advice.append(
-      f"--config.train.batch_size={batch_size} ({result.largest} clips a chip; changes the recipe, "
-      "whose rates go with its batch)"
+      f"--config.train.batch_size={result.largest * target.num_devices} ({result.largest} clips "
+      "per chip; this changes the recipe, whose learning rate belongs to its batch size)"
     )
   return dataclasses.replace(result, advice=tuple(advice), failed=(*result.failed, *failed))
-
-
-def _parts(config: config_dict.ConfigDict, result: Result) -> list[int]:
-  """Numbers of parts, the fewest first, into which the clips of a device can be cut so that a part
-  is no larger than what fits."""
-  at_once = (result.largest or 0) // config.train.grad_accum_steps
-  clips = result.clips_per_device
-  return [
-    parts for parts in range(2, clips + 1) if clips % parts == 0 and clips // parts <= at_once
-  ]

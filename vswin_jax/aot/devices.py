@@ -1,4 +1,4 @@
-"""Devices of machines that are not at hand, from their compilers."""
+"""Devices of compilation targets, as their compilers describe them."""
 
 import importlib.metadata
 import importlib.util
@@ -6,9 +6,9 @@ import importlib.util
 import jax
 from jax.experimental import topologies
 
-from vswin_jax.aot.topologies import Target, TargetError, chips_per_host
+from vswin_jax.aot.topologies import Target, TargetError
 
-# An H100 as XLA describes it; the compiler needs all of this.
+# XLA's description of an H100; the compiler needs all fields.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -37,39 +37,32 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 _CUDA_PLUGIN = "jax-cuda13-plugin"
-# Module of the compiler and the extra that installs it.
+# The compiler's module, and the extra that installs it.
 _COMPILERS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda13_plugin", "cuda-compile")}
 
 
 def devices_of(target: Target) -> list[jax.Device]:
-  """Devices to lay a mesh over, and to compile for; nothing runs on them.
+  """Returns the devices of a target, to build a mesh and to compile for; they can't run programs.
 
   Raises:
-    TargetError: there is no compiler for them here, or it knows no such machine.
+    TargetError: the compiler is not installed, or does not know the target.
   """
   try:
     return list(_topology(target).devices)
   except (RuntimeError, ValueError, NotImplementedError) as error:
-    text = " ".join(str(error).split())
-    module, extra = _COMPILERS[target.chip.platform]
+    chip = target.chip
+    module, extra = _COMPILERS[chip.platform]
     if importlib.util.find_spec(module) is None:
       raise TargetError(
-        f"there is no compiler for {target.chip.name} here: pip install -e '.[{extra}]'"
+        f"the compiler for {chip.name} is not installed; run: pip install -e '.[{extra}]'"
       ) from error
-    if target.chip.platform == "cuda" and (found := _version(_CUDA_PLUGIN)) != jax.__version__:
+    wanted = jax.__version__
+    if chip.platform == "cuda" and (found := importlib.metadata.version(_CUDA_PLUGIN)) != wanted:
       raise TargetError(
-        f"the compiler for {target.chip.name} must be of the same version as jax, which is "
-        f"{jax.__version__}; {_CUDA_PLUGIN} is {found}: pip install "
-        f"'{_CUDA_PLUGIN}=={jax.__version__}' 'jax-cuda13-pjrt=={jax.__version__}'"
+        f"{_CUDA_PLUGIN} is {found}, expected {wanted}, the version of jax; run: pip install "
+        f"'{_CUDA_PLUGIN}=={wanted}' 'jax-cuda13-pjrt=={wanted}'"
       ) from error
-    raise TargetError(f"topology {target.name!r}: {text[:300]}") from error
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
+    raise TargetError(f"topology {target.name!r}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _topology(target: Target):
@@ -78,7 +71,9 @@ def _topology(target: Target):
     return topologies.get_topology_desc(
       platform="cuda", target_config=_H100, topology=f"{target.slices}x{hosts}x{gpus}"
     )
-  options = {"chips_per_host_bounds": chips_per_host(target)}
+  # Slices of one host differ from the usual 2 x 2 chips per host.
+  hosts = {(1, 1): (1, 1, 1), (1, 1, 1): (1, 1, 1), (2, 4): (2, 4, 1)}
+  options = {"chips_per_host_bounds": hosts.get(target.grid, (2, 2, 1))}
   if target.chip.name == "v4":
     options["chip_config_name"] = "megacore"  # two cores work as one device
   if target.slices > 1:

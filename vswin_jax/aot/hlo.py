@@ -1,19 +1,14 @@
-"""Collectives of a compiled program, read from its HLO text.
+"""Collectives and loops of a compiled program, read from its HLO text.
 
-What a device sends is counted as in a ring of the n devices of a group: 2 (n-1)/n of the size for
-an all-reduce, (n-1)/n of the whole for an all-gather, a reduce-scatter and an all-to-all, all of it
-for a permutation. Padding of layouts is not counted.
-
-A loop runs as often as the compiler says. That of TPUs says nothing, so its loops are read: a
-counter that starts at a constant, grows by a constant and ends below a constant.
+Bytes communicated are those of a ring of the n devices of a group: 2 (n-1)/n of the size for an
+all-reduce, (n-1)/n of the whole array for an all-gather, a reduce-scatter and an all-to-all, all of
+it for a permutation. Padding of layouts is not counted.
 """
 
 import collections
 import dataclasses
-import itertools
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -26,19 +21,31 @@ KINDS = (
   "collective-permute",
   "collective-broadcast",
 )
+_INSTRUCTION = re.compile(
+  r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<opcode>[a-z][\w\-]*)"
+  r"\((?P<operands>.*?)\)(?:, (?P<attributes>.*))?$"
+)
+_CALLED = re.compile(
+  r"\b(?:body|condition|calls|to_apply|branch_computations|true_computation|false_computation)="
+  r"(\{.*?\}|%?[\w.\-]+)"
+)
+_GROUPS = re.compile(
+  r"replica_groups=(mesh\[.*?\](?:, ?device_ids=\(.*?\)+)? \{.*?\}"
+  r"|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|\{\})"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """Collectives of one kind and group size, together.
+  """All collectives of one kind, network and group size in a step.
 
   Attributes:
     kind: one of `KINDS`.
-    across_slices: over the network between slices, not within one.
-    group: devices that take part in one of them.
-    count: how often in a step.
-    operand_bytes: of one device in a step.
-    wire_bytes: sent by one device in a step.
+    across_slices: whether it uses the network between slices.
+    group: number of devices that take part in one collective.
+    count: executions per step.
+    operand_bytes: per device and step.
+    wire_bytes: sent by one device per step.
   """
 
   kind: str
@@ -56,64 +63,73 @@ class _Instruction:
   opcode: str
   operands: str
   attributes: str
-  root: bool = False
+  is_root: bool
+
+  @property
+  def operand_names(self) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", self.operands)
+
+
+_Computation = dict[str, _Instruction]
 
 
 def read_collectives(text: str, slices: int = 1, slice_size: int = 0) -> list[Collective]:
-  """The collectives of a program, one entry for each kind, network and group size.
+  """Returns the collectives of a program, one entry for each kind, network and group size.
 
-  Those in loops count as often as the loop runs, where `read_loops` knows it, else once; of
-  branches all count.
+  A collective in a loop counts once per iteration if `read_loops` knows the number of iterations,
+  otherwise once. All branches of a conditional count.
 
   Args:
-    text: of the optimized program, as `compiled.as_text()` gives it.
-    slices: of the machine. The program for TPUs is that of one slice, and hands what goes between
-      slices to the host; the one for GPUs is that of all.
-    slice_size: devices of a slice; 0: all of the program's.
+    text: the optimized program, from `compiled.as_text()`.
+    slices: number of slices. A program for TPUs is that of one slice, with transfers to other
+      slices as sends to the host; a program for GPUs spans all slices.
+    slice_size: devices of a slice; 0: all devices of the program.
 
   Raises:
-    ValueError: the text is no such program.
+    ValueError: the text is not a compiled program.
   """
-  computations, entry = _computations(text)
-  partitions = int(_found(r"num_partitions=(\d+)", text, "1"))
+  computations, entry = _parse(text)
+  partitions = int(_find(r"num_partitions=(\d+)", text) or 1)
   slice_size = slice_size or partitions
-  sums = collections.defaultdict(lambda: [0, 0, 0.0])
-  for name, times in _uses(computations, entry).items():
-    instructions = computations[name]
-    types = {one.name: one.type for one in instructions}
-    for one in instructions:
-      found = _collective(one, types, partitions, slices, slice_size)
+  totals = collections.defaultdict(lambda: [0, 0, 0.0])
+  for name, times in _executions(computations, entry).items():
+    computation = computations[name]
+    for instruction in computation.values():
+      found = _collective(instruction, partitions, slices, slice_size)
       if found is None:
         continue
-      kind, across, group, size = found
-      # The compiler of TPUs writes it as this and a slice, in a fusion that is one operation.
+      kind, across, group = found
+      # The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
       if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
-      totals = sums[kind, across, group]
-      totals[0] += times
-      totals[1] += times * size
-      totals[2] += times * wire_bytes(kind, size, group)
-  return [Collective(*key, count, size, wire) for key, (count, size, wire) in sorted(sums.items())]
+      operands = instruction.operand_names
+      if instruction.opcode == "send":
+        operands = operands[:1]  # the other one is a token
+      size = sum(type_bytes(computation[name].type) for name in operands)
+      total = totals[kind, across, group]
+      total[0] += times
+      total[1] += times * size
+      total[2] += times * wire_bytes(kind, size, group)
+  return [Collective(*key, *total) for key, total in sorted(totals.items())]
 
 
 def read_loops(text: str) -> list[int | None]:
-  """How often each loop of a program runs, of those that run more than once; None: the text does
-  not tell."""
-  computations, _ = _computations(text)
-  trips = [
-    _trip_count(one, instructions, computations)
-    for instructions in computations.values()
-    for one in instructions
-    if one.opcode == "while"
+  """Returns the iterations of each loop that runs more than once; None where they are unknown."""
+  computations, _ = _parse(text)
+  counts = [
+    _trip_count(instruction, computation, computations)
+    for computation in computations.values()
+    for instruction in computation.values()
+    if instruction.opcode == "while"
   ]
-  return [count for count in trips if count is None or count > 1]
+  return [count for count in counts if count is None or count > 1]
 
 
 def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
-  """Bytes that each device of a ring sends.
+  """Returns the bytes that each device sends in a ring of `group` devices.
 
   Args:
-    operand_bytes: of one device: of an all-gather its own part, else the whole array.
+    operand_bytes: per device: its own part for an all-gather, otherwise the whole array.
   """
   if group < 2:
     return 0.0
@@ -129,24 +145,29 @@ def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
 
 
 def type_bytes(type_text: str) -> int:
-  """Bytes of an HLO type, such as `(f32[8,128]{1,0}, bf16[2])`."""
+  """Returns the bytes of an HLO type, such as `(f32[8,128]{1,0}, bf16[2])`."""
   bits = 0
   for dtype, shape in re.findall(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]", type_text):
     sizes = [int(size.removeprefix("<=")) for size in shape.split(",") if size]
-    bits += _bits(dtype) * math.prod(sizes)
+    width = 8 if dtype == "pred" else int(_find(r"[a-z]+(\d+)", dtype) or 0)
+    bits += width * math.prod(sizes)
   return bits // 8
 
 
 def group_members(groups: str, partitions: int) -> list[int]:
-  """The devices of the first group of a `replica_groups` attribute, in any of its forms: lists
-  `{{0,1},{2,3}}`, counted `[2,4]<=[4,2]T(1,0)`, or axes of a mesh `mesh['a'=2,'b'=4] {'b'}`."""
+  """Returns the devices of the first group of a `replica_groups` attribute.
+
+  Args:
+    groups: lists `{{0,1},{2,3}}`, an iota `[2,4]<=[4,2]T(1,0)`, or axes of a mesh
+      `mesh['a'=2,'b'=4] {'b'}`.
+    partitions: devices of the program, which form one group if none is listed.
+  """
   if groups.startswith("mesh["):
     return _mesh_group(groups)
   if groups.startswith("["):
-    return _counted(groups).tolist()[0]
-  first = re.match(r"\{\{([\d, ]*)\}", groups)
-  members = [int(number) for number in re.findall(r"\d+", first[1])] if first else []
-  return members or list(range(partitions))
+    return _iota(groups)[0].tolist()
+  first = _find(r"\{\{([\d, ]*)\}", groups)
+  return [int(number) for number in re.findall(r"\d+", first)] or list(range(partitions))
 
 
 def _mesh_group(groups: str) -> list[int]:
@@ -154,235 +175,161 @@ def _mesh_group(groups: str) -> list[int]:
     r"mesh\[(.*?)\](?:, ?device_ids=\((.*)\))? \{(.*)\}", groups
   ).groups()
   sizes = {name: int(size) for name, size in re.findall(r"([\w']+)=(\d+)", axes)}
-  devices = np.arange(math.prod(sizes.values()))
-  if ids and "<=" in ids:
-    devices = _counted(ids).reshape(-1)
-  elif ids:
-    devices = np.array([int(number) for number in re.findall(r"\d+", ids.split("]")[-1])])
-  devices = devices.reshape(tuple(sizes.values()))
-  # An axis, or a part of one: the part's size, and the product of the parts before it.
+  if not ids:
+    devices = np.arange(math.prod(sizes.values()))
+  elif ids.startswith("["):
+    devices = _iota(ids)
+  else:
+    devices = np.array(ids.split(","), int)
+  # 'b':(2)4 is a part of size 4 of the axis b, whose parts before it have the product 2.
   parts = {
-    name: (int(before or 1), int(size or sizes[name]))
-    for name, before, size in re.findall(r"([\w']+)(?::\((\d+)\)(\d+))?", chosen)
+    name: (int(before or 1), int(part or sizes[name]))
+    for name, before, part in re.findall(r"([\w']+)(?::\((\d+)\)(\d+))?", chosen)
   }
-  index = []
-  for name, whole in sizes.items():
-    before, size = parts.get(name, (1, 1))
-    after = whole // (before * size)
-    index.append([number * after for number in range(size)])
-  return devices[np.ix_(*index)].reshape(-1).tolist()
+  shape, index = [], []
+  for name, size in sizes.items():
+    before, part = parts.get(name, (1, 1))
+    shape += [before, part, size // (before * part)]
+    index += [0, slice(None), 0]
+  return devices.reshape(shape)[tuple(index)].reshape(-1).tolist()
 
 
-def _counted(text: str) -> np.ndarray:
-  """Numbers in the order that `[2,4]<=[4,2]T(1,0)` says, in the first shape."""
-  shape, source, order = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
-  shape, source = (tuple(map(int, part.split(","))) for part in (shape, source))
-  numbers = np.arange(math.prod(source)).reshape(source)
+def _iota(text: str) -> np.ndarray:
+  """Returns the array of `[8]<=[4,2]T(1,0)`: 4 x 2 device ids, transposed, as a list of 8.
+
+  In a mesh the part before "<=" is left out; the axes of the mesh are the shape.
+  """
+  shape, source, order = re.match(
+    r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text
+  ).groups()
+  sizes = tuple(map(int, source.split(",")))
+  numbers = np.arange(math.prod(sizes)).reshape(sizes)
   if order:
     numbers = numbers.transpose(tuple(map(int, order.split(","))))
-  return numbers.reshape(shape)
+  return numbers.reshape(tuple(map(int, shape.split(",")))) if shape else numbers
 
 
 def _collective(
-  one: _Instruction, types: dict[str, str], partitions: int, slices: int, slice_size: int
-):
-  """Kind, whether across slices, group size and operand bytes; None of other instructions."""
-  kind = one.opcode.removesuffix("-start")
-  if kind not in (*KINDS, "send"):
-    return None
-  size = sum(type_bytes(types.get(name, "")) for name in _operand_names(one))
+  instruction: _Instruction, partitions: int, slices: int, slice_size: int
+) -> tuple[str, bool, int] | None:
+  """Returns the kind, whether it crosses slices and the group size; None for other instructions."""
+  kind, attributes = instruction.opcode.removesuffix("-start"), instruction.attributes
   if kind == "send":
-    transfer = _found(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+    transfer = _find(r'_xla_megascale_transfer_type="(\w+)"', attributes)
     kind = transfer.lower().replace("_", "-")
-    return (kind if kind in KINDS else "collective-permute", True, slices, size) if kind else None
+    return (kind if kind in KINDS else "collective-permute", True, slices) if kind else None
+  if kind not in KINDS:
+    return None
   if kind == "collective-permute":
-    pairs = re.findall(
-      r"\{(\d+),(\d+)\}", _found(r"source_target_pairs=(\{.*?\}\})", one.attributes)
-    )
+    pairs = re.findall(r"\{(\d+),(\d+)\}", _find(r"source_target_pairs=(\{.*?\}\})", attributes))
     across = any(int(source) // slice_size != int(goal) // slice_size for source, goal in pairs)
-    return kind, across, 2 if pairs else 1, size
-  groups = _found(
-    r"replica_groups=(mesh\[.*?\](?:, ?device_ids=\(.*?\)+)? \{.*?\}"
-    r"|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|\{\})",
-    one.attributes,
-  )
-  members = group_members(groups, partitions)
-  return kind, len({member // slice_size for member in members}) > 1, len(members), size
+    return kind, across, 2 if pairs else 1
+  members = group_members(_find(_GROUPS, attributes), partitions)
+  return kind, len({member // slice_size for member in members}) > 1, len(members)
 
 
-def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-  """The instructions of every computation by its name, and the name of the first to run."""
-  found: dict[str, list[_Instruction]] = {}
+def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+  """Returns the instructions of each computation by name, and the name of the entry computation."""
+  computations: dict[str, _Computation] = {}
   entry, current = "", None
   for line in text.splitlines():
     if not line.startswith(" "):
       header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
-      current = found.setdefault(header[2], []) if header else None
+      current = computations.setdefault(header[2], {}) if header else None
       if header and header[1]:
         entry = header[2]
-    elif current is not None:
-      instruction = _instruction(line)
-      if instruction:
-        current.append(instruction)
+    elif current is not None and (match := _INSTRUCTION.match(line)):
+      fields = match.groupdict(default="")
+      is_root = bool(fields.pop("root"))
+      current[match["name"]] = _Instruction(**fields, is_root=is_root)
   if not entry:
-    raise ValueError("the text of a compiled program has an ENTRY; this has none")
-  return found, entry
+    raise ValueError("the text of a compiled program must have an ENTRY computation")
+  return computations, entry
 
 
-def _instruction(line: str) -> _Instruction | None:
-  head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-  if not head:
-    return None
-  rest = line[head.end() :]
-  end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
-  kind = re.match(r" ?([a-z][\w\-]*)\(", rest[end:])
-  if not kind:
-    return None
-  start = end + kind.end() - 1
-  stop = _closing(rest, start)
-  operands = rest[start + 1 : stop - 1]
-  return _Instruction(head[2], rest[:end], kind[1], operands, rest[stop:], bool(head[1]))
-
-
-def _closing(text: str, start: int) -> int:
-  """The place after the parenthesis that closes the one at `start`."""
-  depth = 0
-  for match in re.compile(r"[()]").finditer(text, start):
-    depth += 1 if match[0] == "(" else -1
-    if not depth:
-      return match.end()
-  return len(text)
-
-
-def _operand_names(one: _Instruction) -> list[str]:
-  """Names of the operands; of what is sent, without the token."""
-  names = re.findall(r"%([\w.\-]+)", one.operands)
-  return (names or re.findall(r"(?:^|[ ,])([\w.\-]+)(?=,|$)", one.operands))[
-    : 1 if one.opcode == "send" else None
-  ]
-
-
-def _uses(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
-  """How often each computation runs in one of the whole program."""
-  times: dict[str, int] = collections.defaultdict(int)
+def _executions(computations: dict[str, _Computation], entry: str) -> dict[str, int]:
+  """Returns how often each computation runs in one run of the program."""
+  executions: dict[str, int] = collections.defaultdict(int)
   waiting = [(entry, 1)]
   while waiting:
     name, count = waiting.pop()
-    times[name] += count
-    instructions = computations[name]
-    for one in instructions:
-      often = _trip_count(one, instructions, computations) if one.opcode == "while" else 1
-      waiting += [
-        (called, count * (1 if often is None else often))
-        for called in _calls(one)
-        if called in computations
-      ]
-  return times
-
-
-def _calls(one: _Instruction) -> Iterator[str]:
-  """The computations that an instruction runs."""
-  if one.opcode == "while":
-    for part in ("body", "condition"):
-      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes)
-  elif one.opcode == "conditional":
-    branches = _found(r"branch_computations=\{(.*?)\}", one.attributes)
-    yield from re.findall(r"[\w.\-]+", branches)
-    for part in ("true", "false"):
-      yield _found(rf"{part}_computation=%?([\w.\-]+)", one.attributes)
-  elif one.opcode in ("fusion", "call", "async-start"):
-    # What waits for an asynchronous call names it once more.
-    for part in ("calls", "to_apply"):
-      yield _found(rf"\b{part}=%?([\w.\-]+)", one.attributes)
+    executions[name] += count
+    for instruction in computations[name].values():
+      # The end of an asynchronous call names the computation again.
+      if instruction.opcode.endswith(("-done", "-update")):
+        continue
+      times = 1
+      if instruction.opcode == "while":
+        times = _trip_count(instruction, computations[name], computations)
+      for called in _CALLED.findall(instruction.attributes):
+        names = computations.keys() & set(re.findall(r"[\w.\-]+", called))
+        waiting += [(name, count * (1 if times is None else times)) for name in names]
+  return executions
 
 
 def _trip_count(
-  loop: _Instruction,
-  around: list[_Instruction],
-  computations: dict[str, list[_Instruction]],
+  loop: _Instruction, surrounding: _Computation, computations: dict[str, _Computation]
 ) -> int | None:
-  """How often a loop runs; None if it is not seen.
+  """Returns the iterations of a loop; None if they are unknown.
 
-  Args:
-    around: the computation with the loop in it.
+  The TPU compiler does not write them. They follow if a counter in the loop state starts at a
+  constant, grows by a constant, and is compared with a constant by "<".
   """
-  known = _found(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  known = _find(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
     return int(known)
-  parts = {
-    part: {
-      one.name: one
-      for one in computations.get(_found(rf"\b{part}=%?([\w.\-]+)", loop.attributes), ())
-    }
-    for part in ("condition", "body")
-  }
-  test, result = (
-    next((one for one in parts[part].values() if one.root), None) for part in ("condition", "body")
-  )
-  if test is None or test.opcode != "compare" or "direction=LT" not in test.attributes:
-    return None
-  counter, bound = _operand_names(test)
-  place = _tuple_index(parts["condition"], counter)
-  if place is None:
-    return None
-  outside = {one.name: one for one in around}
-  start = _constant(outside, _tuple_part(outside.get(_operand_names(loop)[0]), place))
-  end = _constant(parts["condition"], bound)
-  step = _step(parts["body"], _tuple_part(result, place), place)
-  if start is None or end is None or not step or step < 1:
+  condition = computations[_find(r"\bcondition=%?([\w.\-]+)", loop.attributes)]
+  body = computations[_find(r"\bbody=%?([\w.\-]+)", loop.attributes)]
+  try:
+    test = _source(condition, _root(condition), "compare")
+    counter, bound = test.operand_names
+    index = _state_index(condition, counter)
+    initial = _source(surrounding, loop.operand_names[0], "tuple")
+    start = _constant(surrounding, initial.operand_names[index])
+    updated = _source(body, _root(body), "tuple")
+    addition = _source(body, updated.operand_names[index], "add")
+    # In either order.
+    counter, amount = sorted(
+      addition.operand_names, key=lambda name: _source(body, name).opcode == "constant"
+    )
+    step, end = _constant(body, amount), _constant(condition, bound)
+    if _state_index(body, counter) != index or step < 1 or "direction=LT" not in test.attributes:
+      return None
+  except (LookupError, ValueError):  # another form
     return None
   return max(0, -(-(end - start) // step))
 
 
-def _step(body: dict[str, _Instruction], name: str, place: int) -> int | None:
-  """What a loop adds to its counter, the part of its state at `place`."""
-  addition = _source(body, name)
-  if addition is None or addition.opcode != "add":
-    return None
-  for counter, amount in itertools.permutations(_operand_names(addition)):
-    if _tuple_index(body, counter) == place:
-      return _constant(body, amount)
-  return None
+def _root(computation: _Computation) -> str:
+  return next(name for name, instruction in computation.items() if instruction.is_root)
 
 
-def _source(instructions: dict[str, _Instruction], name: str) -> _Instruction | None:
-  """The instruction of a name, or of what it copies."""
-  one = instructions.get(name)
-  while one is not None and one.opcode in ("copy", "bitcast"):
-    one = instructions.get(_operand_names(one)[0])
-  return one
+def _source(computation: _Computation, name: str, opcode: str = "") -> _Instruction:
+  """Returns the instruction of a name, or of the value that it copies.
+
+  Raises:
+    LookupError: it is not in the computation, or has another opcode than the one given.
+  """
+  instruction = computation[name]
+  while instruction.opcode in ("copy", "bitcast"):
+    instruction = computation[instruction.operand_names[0]]
+  if opcode and instruction.opcode != opcode:
+    raise LookupError(f"{name} is {instruction.opcode}, not {opcode}")
+  return instruction
 
 
-def _constant(instructions: dict[str, _Instruction], name: str) -> int | None:
-  one = _source(instructions, name)
-  if one is None or one.opcode != "constant" or not re.fullmatch(r"-?\d+", one.operands):
-    return None
-  return int(one.operands)
+def _constant(computation: _Computation, name: str) -> int:
+  return int(_source(computation, name, "constant").operands)
 
 
-def _tuple_index(instructions: dict[str, _Instruction], name: str) -> int | None:
-  """Which part of the argument of a computation a name is."""
-  one = _source(instructions, name)
-  if one is None or one.opcode != "get-tuple-element":
-    return None
-  whole = instructions.get(_operand_names(one)[0])
-  if whole is None or whole.opcode != "parameter":
-    return None
-  return int(_found(r"\bindex=(\d+)", one.attributes))
+def _state_index(computation: _Computation, name: str) -> int:
+  """Returns the index of a value in the loop state."""
+  part = _source(computation, name, "get-tuple-element")
+  _source(computation, part.operand_names[0], "parameter")
+  return int(_find(r"\bindex=(\d+)", part.attributes))
 
 
-def _tuple_part(one: _Instruction | None, place: int) -> str:
-  """The name of a part of a tuple; empty if it is not made here."""
-  return _operand_names(one)[place] if one is not None and one.opcode == "tuple" else ""
-
-
-def _found(pattern: str, text: str, otherwise: str = "") -> str:
+def _find(pattern: str | re.Pattern, text: str) -> str:
+  """Returns the first group of the first match; empty if there is none."""
   match = re.search(pattern, text)
-  return match[1] if match else otherwise
-
-
-def _bits(dtype: str) -> int:
-  if dtype == "pred":
-    return 8
-  width = re.match(r"[a-z]+(\d+)", dtype)
-  return int(width[1]) if width else 0
+  return match[1] if match else ""

@@ -1,89 +1,82 @@
-"""What compiling for a machine gave: numbers, the row of a file, lines to read, tables."""
+"""Compilation results, as text and tables."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Sequence
 
 from vswin_jax.aot.hlo import Collective
 from vswin_jax.aot.roofline import Estimate, estimate
 from vswin_jax.aot.topologies import Target, parse_target
 
-_GIB = 2**30
 NOTE = (
-  "Not measured: computing can't take less time, the rest are estimates. Bytes count as moved\n"
-  "also where they stay in faster memory; links are those that every chip of the slice has."
+  "Nothing here is measured. Computing can't take less time; other times are estimates, which\n"
+  "count all bytes accessed as if they were in device memory. *: the batch size, rounded up to be\n"
+  "divisible among the chips. +: at least; the compiler counts one iteration of a loop, or nothing."
 )
 
+_LARGEST = "max clips per chip"
 _COLUMNS = (
   "config",
-  "machine",
-  "clips a step (a chip)",
+  "target",
+  "clips per step (per chip)",
   "memory GiB",
-  "largest a chip",
+  _LARGEST,
   "GFLOP",
-  "GB moved",
-  "MB sent",
-  "computing at least, ms",
-  "step, ms (estimate)",
-  "scaling efficiency (estimate)",
-  "the same if it only computes",
-  "epochs: at least, estimate",
+  "GB accessed",
+  "MB communicated",
+  "compute ms, lower bound",
+  "step ms, estimate",
+  "scaling efficiency, estimate",
+  "scaling efficiency, compute only",
+  "epochs: lower bound, estimate",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A training step compiled for a machine; numbers of one device unless said otherwise.
+  """A training step compiled for a target; numbers of one device unless said otherwise.
 
   Attributes:
-    topology: the machine, as `parse_target` reads it.
+    topology: name of the target, see `parse_target`.
     batch_size: clips of a step over all devices.
-    wanted_batch_size: the config's; another if it could not be divided.
+    wanted_batch_size: the config's, which differs if it is not divisible among the devices.
     fsdp: devices that share one copy of the state.
-    epochs: of the config; `num_steps` steps.
+    num_steps: steps of the `epochs` of the config.
     effort: of the compiler.
-    seconds: that compiling took.
-    memory: bytes at the peak; None: more than there are, `needed` if the compiler says, or there is
-      an `error`.
+    seconds: of compiling.
+    memory: bytes at the peak, possibly more than there are; None: unknown and more than there are,
+      or there is an `error`.
     arguments: bytes of state and batch, part of `memory`.
-    flops: None if the compiler counts none; likewise `bytes_accessed`.
-    product_flops: of matrix products and convolutions, before compilation; None: not counted.
-    loops: parts of the program of which the compiler counts the operations and bytes of one run.
-    unknown_loops: of these, such as collectives are counted once of as well.
-    grad_accum_steps: parts of a batch, one after the other.
-    num_videos: of the training split; None: not kept.
-    videos_source: where that number is from, in words.
-    largest: clips a device that fit; None: not searched for.
-    is_largest: one more was seen not to fit.
-    advice: what was compiled and fits where this does not.
+    flops: the compiler's count; None: it counts nothing. The same holds for `bytes_accessed`.
+    product_flops: of matrix products and convolutions, before compilation; None: unknown.
+    loops: number of loops, of which the compiler counts operations and bytes of one iteration.
+    unknown_loops: loops with an unknown number of iterations, so that collectives in them count
+      once.
+    largest: maximum clips per device that fit; None: not searched for.
+    is_largest: whether one more clip is known not to fit.
+    advice: flags that make a step fit that does not.
     failed: what was tried and did not compile for another reason than memory, and why.
-    error: why the step itself did not compile, if not for want of memory.
+    error: why the step itself did not compile, if not for lack of memory.
   """
 
   model: str
   topology: str
-  num_devices: int
   batch_size: int
   wanted_batch_size: int
+  grad_accum_steps: int
   fsdp: int
   rematerialization: str
   epochs: float
   num_steps: int
   effort: str
   seconds: float
-  memory: int | None
-  needed: int | None
-  arguments: int | None
-  flops: float | None
-  bytes_accessed: float | None
-  collectives: tuple[Collective, ...]
+  memory: int | None = None
+  arguments: int | None = None
+  flops: float | None = None
+  bytes_accessed: float | None = None
+  product_flops: float | None = None
+  collectives: tuple[Collective, ...] = ()
   loops: int = 0
   unknown_loops: int = 0
-  product_flops: float | None = None
-  grad_accum_steps: int = 1
-  num_videos: int | None = None
-  videos_source: str = ""
   largest: int | None = None
   is_largest: bool = False
   advice: tuple[str, ...] = ()
@@ -100,30 +93,24 @@ class Result:
 
   @property
   def clips_per_device(self) -> int:
-    return self.batch_size // self.num_devices
-
-  @property
-  def sent(self) -> float:
-    """Bytes that a device sends in a step."""
-    return sum(one.wire_bytes for one in self.collectives)
+    return self.batch_size // self.target.num_devices
 
   @property
   def counts_all(self) -> bool:
-    """Whether the compiler counts operations and bytes, and of the whole step."""
+    """Whether the compiler's counts of operations and bytes are those of the whole step."""
     return bool(self.flops and self.bytes_accessed and not self.loops)
 
   @property
   def least_flops(self) -> float | None:
-    """The compiler's count of operations if it is that of the whole step, else the larger of it and
-    that of the products before compilation: both leave something out."""
+    """The compiler's count if it is that of the whole step, otherwise the larger one of it and
+    `product_flops`, both of which leave something out."""
     if self.counts_all:
       return self.flops
     return max(filter(None, (self.flops, self.product_flops)), default=None)
 
   @property
   def estimate(self) -> Estimate | None:
-    """None if nothing counts the operations of the whole step; without the times of what is not
-    counted."""
+    """Times of what is counted; None: nothing counts the operations of the whole step."""
     if not self.counts_all and not self.product_flops:
       return None
     return estimate(
@@ -134,201 +121,121 @@ class Result:
     )
 
 
-def write_row(path: pathlib.Path, result: Result, **more) -> None:
-  """Adds a line to a file of JSON lines: the result, with what else is to be kept."""
-  with path.open("a", encoding="utf-8") as file:
-    file.write(json.dumps({**dataclasses.asdict(result), **more}) + "\n")
-
-
-def read_row(row: dict) -> Result:
-  """A result from a line of `write_row`; what else was kept is left out."""
-  names = {field.name for field in dataclasses.fields(Result)}
-  values = {name: value for name, value in row.items() if name in names}
-  values["collectives"] = tuple(Collective(**one) for one in row["collectives"])
-  return Result(**values | {name: tuple(row.get(name, ())) for name in ("advice", "failed")})
-
-
 def describe(result: Result) -> str:
-  """A block of lines: what compiling gave, without `describe_search`."""
-  chip = result.target.chip
-  head = (
-    f"{result.model} on {result.target.describe()}: {result.batch_size} clips a step, "
-    f"{result.clips_per_device} a chip"
-  )
-  if result.error:
-    return f"{head}\nnot compiled: {result.error}"
-  lines = [f"{head}; compiled in {result.seconds:.0f} s, {result.effort} effort"]
-  if result.batch_size != result.wanted_batch_size:
-    parts = f" with {result.grad_accum_steps} parts each" if result.grad_accum_steps > 1 else ""
+  """Returns the results of compiling a step, one property per line, without the search."""
+  lines = [f"{result.model} on {result.target.describe()}, {result.effort} effort"]
+  columns = _columns(result)
+  for name in ("config", "target", _LARGEST):
+    del columns[name]
+  if result.fits:
+    columns["state and batch GiB"] = _gib(result.arguments)
+    times = result.estimate
+    for name in ("memory", "links", "network"):
+      seconds = getattr(times, name, None)
+      if seconds is not None:
+        columns[f"{name} ms, estimate"] = _ms(seconds)
+    if times is not None and times.step is not None:
+      columns["step ms without overlap"] = _ms(times.step[1])
+  columns["seconds to compile"] = f"{result.seconds:.0f}"
+  lines += [f"  {name:34}{value}" for name, value in columns.items()]
+  for one in result.collectives:
+    across = "slices" if one.across_slices else "chips"
     lines.append(
-      f"train.batch_size={result.wanted_batch_size} can't be divided among {result.num_devices} "
-      f"chips{parts}; the smallest that can, and is as large, is {result.batch_size}: "
-      f"--config.train.batch_size={result.batch_size}"
+      f"  {one.count} {one.kind} over {one.group} {across}: operands "
+      f"{one.operand_bytes / 1e6:,.1f} MB, sent {one.wire_bytes / 1e6:,.1f} MB"
     )
-  if not result.fits:
-    size = result.needed or result.memory
-    needs = f"needs {_gib(size)} GiB a chip, there are {_gib(chip.memory)}"
-    lines.append(f"does not fit: {needs if size else _gib(chip.memory) + ' GiB are too few'}")
-    return "\n".join(lines)
-  lines.append(
-    f"memory       {_gib(result.memory)} of {_gib(chip.memory)} GiB a chip, of which "
-    f"{_gib(result.arguments)} are state and batch: fits"
-  )
-  lines += [f"             {_collective(one)}" for one in result.collectives]
-  return "\n".join([*lines, *_describe_times(result)])
-
-
-def describe_search(result: Result) -> str:
-  """What was tried besides: the largest batch, and what fits if the step does not."""
-  lines = []
-  if result.largest is not None:
-    lines.append(f"largest      {_largest(result)}")
-  if not result.fits:
-    lines.append(f"what fits    {'; '.join(result.advice) or 'nothing that was tried does'}")
-  lines += [f"not compiled {line}" for line in result.failed]
-  if lines and result.effort != "quick":
-    lines.append("             (tried with quick effort: full effort may need other memory)")
+  if result.batch_size != result.wanted_batch_size:
+    lines.append(
+      f"  train.batch_size={result.wanted_batch_size} is not divisible among "
+      f"{result.target.num_devices} chips; compiled with --config.train.batch_size="
+      f"{result.batch_size}"
+    )
+  if result.error:
+    lines.append(f"  error: {result.error}")
   return "\n".join(lines)
 
 
-def _describe_times(result: Result) -> list[str]:
-  if not result.least_flops:
-    return ["no operations are counted for this machine: no times are estimated"]
-  more = "" if result.counts_all else "more than "
-  work = f"{more}{result.least_flops / 1e9:,.4g} GFLOP a chip and step"
-  if result.bytes_accessed:
-    work += f", {more}{result.bytes_accessed / 1e9:.3g} GB read and written in its memory"
-  lines = [f"work         {work}"]
-  times = result.estimate
-  if not result.counts_all:
-    lines.append(f"not counted  {_not_counted(result)}")
-  if times is None:
-    return lines
-  known = {
-    "computing at least": times.compute,
-    "memory": times.memory,
-    "links": times.links,
-    "network between slices": times.network,
-  }
-  alone = ", ".join(f"{name} {_ms(time)}" for name, time in known.items() if time is not None)
-  lines.append(f"each alone   {alone}")
-  if times.overlapped is not None:
-    lines.append(
-      f"a step       about {_ms(times.overlapped)} if collectives are hidden, "
-      f"{_ms(times.in_turn)} if none is"
-    )
-  if times.compute_efficiencies is not None:
-    first = "" if times.efficiencies is None else f"{efficiency_range(times.efficiencies)}; "
-    lines.append(
-      f"scaling      efficiency {first}{efficiency_range(times.compute_efficiencies)} of a step "
-      "that only computes"
-    )
-  epochs = f"{result.epochs:g} epochs"
-  if result.num_videos:
-    epochs += f" of {result.num_videos:,} videos ({result.videos_source})"
-  least, about = _run_times(result, times)
-  run = f"{result.num_steps:,} steps, {epochs}: at least {least}"
-  if about:
-    run += f", about {about}"
-  return [*lines, f"the run      {run}", NOTE]
-
-
-def _not_counted(result: Result) -> str:
-  """What the compiler leaves out, and what is taken for it."""
-  instead = "no times follow"
-  if result.product_flops:
-    instead = "operations are those of products before compilation"
-  if not result.loops:
-    return f"the compiler counts nothing: {instead}"
-  collectives = "collectives count as often as they run"
-  if result.unknown_loops:
-    unknown = f"how often {result.unknown_loops} of them run is not known"
-    collectives = f"{unknown}: collectives count once"
-  return (
-    f"the compiler counts one run of each loop ({result.loops} in all): {instead}; {collectives}"
-  )
-
-
-def _run_times(result: Result, times: Estimate) -> tuple[str, str]:
-  """Of all steps: at least, and about; empty if not known."""
-  about = "" if times.overlapped is None else _time(result.num_steps * times.overlapped)
-  return _time(result.num_steps * times.compute), about
+def describe_search(result: Result) -> str:
+  """Returns the maximum batch size, and flags that make the step fit if it does not."""
+  lines = [f"  {_LARGEST:34}{_columns(result)[_LARGEST]}"]
+  if not result.fits:
+    lines += [f"  fits with {flags}" for flags in result.advice or ("nothing that was tried",)]
+  lines += [f"  not compiled: {attempt}" for attempt in result.failed]
+  if result.effort != "quick":
+    lines.append("  (searched with quick effort; full effort may need other memory)")
+  return "\n".join(lines)
 
 
 def table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
-  """A Markdown table, a row for each result, without columns in which nothing stands.
+  """Returns a Markdown table with a row for each result.
 
   Args:
-    names: of the results, in the first column; None: their models.
+    names: of the results, for the first column; None: their models.
   """
-  names = names or [one.model for one in results]
-  rows = [[name, *_cells(result)] for result, name in zip(results, names, strict=True)]
-  kept = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows)]
-  lines = [_COLUMNS, ["---"] * len(_COLUMNS), *rows]
-  return "\n".join(f"| {' | '.join(line[place] for place in kept)} |" for line in lines)
+  rows = [_columns(result) for result in results]
+  for row, result, name in zip(rows, results, names or [one.model for one in results], strict=True):
+    row["config"] = name
+    if not result.fits:
+      row["memory GiB"] = f"**{row['memory GiB']}**"
+  kept = [column for column in _COLUMNS if any(row.get(column, "-") for row in rows)]
+  lines = [kept, ["---"] * len(kept), *[[row.get(name, "-") for name in kept] for row in rows]]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(result: Result) -> list[str]:
-  chip = result.target.chip
-  raised = "" if result.batch_size == result.wanted_batch_size else "*"
-  clips = f"{result.batch_size}{raised} ({result.clips_per_device})"
+def _columns(result: Result) -> dict[str, str]:
+  """Returns the cells of a table row by column, without those of unknown values."""
+  available = _gib(result.target.chip.memory)
+  rounded = "" if result.batch_size == result.wanted_batch_size else "*"
   largest = "" if result.largest is None else f"{result.largest}{'' if result.is_largest else '+'}"
+  columns = {
+    "config": result.model,
+    "target": result.topology,
+    "clips per step (per chip)": f"{result.batch_size}{rounded} ({result.clips_per_device})",
+    "memory GiB": f"{_gib(result.memory) if result.memory else 'more'} > {available}",
+    _LARGEST: largest,
+  }
   if result.error:
-    return [result.topology, clips, "**not compiled**", largest, *["-"] * 8]
+    columns["memory GiB"] = "not compiled"
   if not result.fits:
-    size = result.needed or result.memory
-    memory = f"**{_gib(size) if size else 'more'} > {_gib(chip.memory)}**"
-    return [result.topology, clips, memory, largest, *["-"] * 8]
-  cells = [result.topology, clips, f"{_gib(result.memory)} of {_gib(chip.memory)}", largest]
+    return columns
+  columns["memory GiB"] = f"{_gib(result.memory)} of {available}"
   more = "" if result.counts_all else "+"
-  counts = ((result.least_flops, ",.4g"), (result.bytes_accessed, ".3g"))
-  cells += [f"{count / 1e9:{form}}{more}" if count else "-" for count, form in counts]
-  cells.append(f"{result.sent / 1e6:,.0f}{'+' if result.unknown_loops else ''}")
+  if result.least_flops:
+    columns["GFLOP"] = f"{result.least_flops / 1e9:,.4g}{more}"
+  if result.bytes_accessed:
+    columns["GB accessed"] = f"{result.bytes_accessed / 1e9:.3g}{more}"
+  sent = sum(one.wire_bytes for one in result.collectives)
+  columns["MB communicated"] = f"{sent / 1e6:,.0f}{'+' if result.unknown_loops else ''}"
   times = result.estimate
   if times is None:
-    return [*cells, *["-"] * 5]
-  least, about = _run_times(result, times)
-  return [
-    *cells,
-    f"{times.compute * 1e3:.3g}",
-    "-" if times.overlapped is None else f"{times.overlapped * 1e3:.3g}",
-    efficiency_range(times.efficiencies),
-    efficiency_range(times.compute_efficiencies),
-    f"{result.epochs:g}: {least}, {about or '-'}",
-  ]
+    return columns
+  epochs = f"{result.epochs:g}: {_duration(result.num_steps * times.compute)}"
+  columns["compute ms, lower bound"] = _ms(times.compute)
+  if times.step is not None:
+    columns["step ms, estimate"] = _ms(times.step[0])
+    columns["scaling efficiency, estimate"] = efficiency_range(times.efficiency)
+  if times.compute_efficiency is not None:
+    columns["scaling efficiency, compute only"] = efficiency_range(times.compute_efficiency)
+  about = "-" if times.step is None else _duration(result.num_steps * times.step[0])
+  columns["epochs: lower bound, estimate"] = f"{epochs}, {about}"
+  return columns
 
 
-def efficiency_range(efficiencies: tuple[float, float] | None) -> str:
-  """A cell of a table, or words: a pair of `Estimate`; "-" if it is not known."""
-  return "-" if efficiencies is None else "{:.1%} - {:.1%}".format(*efficiencies)
-
-
-def _largest(result: Result) -> str:
-  if not result.largest:
-    return "not even one clip a chip fits"
-  next_one = f"{result.largest + 1} do not" if result.is_largest else "more were not tried"
-  total = result.largest * result.num_devices
-  return f"{result.largest} clips a chip fit, {total} in all; {next_one}"
-
-
-def _collective(one: Collective) -> str:
-  where = "slices" if one.across_slices else "chips"
-  return (
-    f"{one.count} {one.kind} over {one.group} {where}: {one.operand_bytes / 1e6:,.1f} MB, "
-    f"{one.wire_bytes / 1e6:,.1f} MB sent by a chip"
-  )
+def efficiency_range(efficiency: tuple[float, float] | None) -> str:
+  """Returns "94.6% - 100.0%" for an efficiency of `Estimate`, "-" for None."""
+  return "-" if efficiency is None else "{:.1%} - {:.1%}".format(*efficiency)
 
 
 def _gib(size: float) -> str:
-  return f"{size / _GIB:.2f}"
+  return f"{size / 2**30:.2f}"
 
 
-def _time(seconds: float) -> str:
+def _ms(seconds: float) -> str:
+  return f"{seconds * 1e3:.3g}"
+
+
+def _duration(seconds: float) -> str:
   for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
     if seconds >= 2 * size:
       return f"{seconds / size:.3g} {unit}"
   return f"{seconds:.3g} s"
-
-
-def _ms(seconds: float) -> str:
-  return f"{seconds * 1e3:.3g} ms"

@@ -1,10 +1,8 @@
-"""How long a step may take, from the compiler's counts and a chip's published peaks.
+"""Time estimates of a training step, from the compiler's counts and a chip's published peaks.
 
-Nothing here is measured. Only the time of computing at the peak can't be undercut; bytes count
-whether or not they stay in faster memory, so their time is an estimate that may be far too long. A
-real step takes longer than computing does: no program reaches the peak, and a network has latency,
-which large numbers of small messages show. The two ends given are those of what collectives do
-beside the computation: all of them hidden behind it, or none.
+Nothing is measured. The time of computing at the peak is a lower bound. The time of memory is an
+estimate that may be far too long, since bytes count whether or not they stay in faster memory. A
+real step can take longer than both: programs do not reach the peak, and networks have latency.
 """
 
 import dataclasses
@@ -16,15 +14,14 @@ from vswin_jax.aot.topologies import Target
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds of one step on one device, each at the peak of one part of the machine; `compute` is a
-  bound, the others are estimates. What follows from a time that is not known is None too.
+  """Seconds of a step on one device, for each part of the machine at its peak.
 
   Attributes:
-    compute: all operations at the peak of bfloat16.
-    memory: all bytes read and written at the bandwidth of the device's memory; None: not known.
-    links: what the device sends within its slice, over as many links as every chip has; None: not
-      known, and neither is `network`.
-    network: what it sends to other slices.
+    compute: lower bound: all operations at the bfloat16 peak.
+    memory: all bytes accessed at the bandwidth of the device's memory; None: unknown.
+    links: bytes communicated in the slice, over as many links as every chip has; None: unknown,
+      and so is `network`.
+    network: bytes communicated to other slices.
   """
 
   compute: float
@@ -33,41 +30,32 @@ class Estimate:
   network: float | None
 
   @property
-  def alone(self) -> float | None:
-    """Without collectives: what binds of computation and memory."""
+  def step(self) -> tuple[float, float] | None:
+    """Seconds of a step if all collectives overlap with computation, and if none does."""
+    return self._with_collectives(self._alone)
+
+  @property
+  def efficiency(self) -> tuple[float, float] | None:
+    """Scaling efficiency: time without collectives over `step`, without and with overlap."""
+    return self._efficiency(self._alone)
+
+  @property
+  def compute_efficiency(self) -> tuple[float, float] | None:
+    """A lower bound of `efficiency`: that of a step that never waits for memory."""
+    return self._efficiency(self.compute)
+
+  @property
+  def _alone(self) -> float | None:
     return None if self.memory is None else max(self.compute, self.memory)
 
-  @property
-  def overlapped(self) -> float | None:
-    """With every collective hidden as far as it can be."""
-    if self.alone is None or self.links is None:
-      return None
-    return max(self.alone, self.links, self.network)
-
-  @property
-  def in_turn(self) -> float | None:
-    """With nothing else going on during a collective."""
-    if self.alone is None or self.links is None:
-      return None
-    return self.alone + self.links + self.network
-
-  @property
-  def efficiencies(self) -> tuple[float, float] | None:
-    """Predicted scaling efficiency, a step without collectives to one with them: when nothing is
-    hidden, and when all is."""
-    return self._efficiencies(self.alone)
-
-  @property
-  def compute_efficiencies(self) -> tuple[float, float] | None:
-    """The same of a step that computes at the peak and never waits for memory: the least that it
-    can be."""
-    return self._efficiencies(self.compute)
-
-  def _efficiencies(self, alone: float | None) -> tuple[float, float] | None:
+  def _with_collectives(self, alone: float | None) -> tuple[float, float] | None:
     if alone is None or self.links is None:
       return None
-    apart = self.links + self.network
-    return alone / (alone + apart), alone / max(alone, self.links, self.network)
+    return max(alone, self.links, self.network), alone + self.links + self.network
+
+  def _efficiency(self, alone: float | None) -> tuple[float, float] | None:
+    step = self._with_collectives(alone)
+    return None if step is None else (alone / step[1], alone / step[0])
 
 
 def estimate(
@@ -76,20 +64,21 @@ def estimate(
   bytes_accessed: float | None,
   collectives: Iterable[Collective] | None,
 ) -> Estimate:
-  """Args:
-  flops: of a step on one device; likewise `bytes_accessed`, None if not known.
-  collectives: None: not known.
+  """Returns the time estimate of a step.
+
+  Args:
+    flops: operations of one device per step.
+    bytes_accessed: read and written by one device per step; None: unknown.
+    collectives: None: unknown.
   """
   chip = target.chip
+  links = network = None
+  if collectives is not None:
+    sent = {False: 0.0, True: 0.0}
+    for collective in collectives:
+      sent[collective.across_slices] += collective.wire_bytes
+    # A single chip has no links.
+    links = sent[False] / target.link_bandwidth if sent[False] else 0.0
+    network = sent[True] / chip.network_bandwidth
   memory = None if bytes_accessed is None else bytes_accessed / chip.memory_bandwidth
-  if collectives is None:
-    return Estimate(flops / chip.flops, memory, links=None, network=None)
-  collectives = list(collectives)
-  between = sum(one.wire_bytes for one in collectives if one.across_slices)
-  within = sum(one.wire_bytes for one in collectives if not one.across_slices)
-  return Estimate(
-    compute=flops / chip.flops,
-    memory=memory,
-    links=within / target.link_bandwidth if within else 0.0,
-    network=between / chip.network_bandwidth,
-  )
+  return Estimate(flops / chip.flops, memory, links, network)
