@@ -113,7 +113,7 @@ def test_an_id_with_two_templates_is_left_out(tmp_path):
     ({"train.json": "[]"}, "it lists no videos"),
     ({"train.json": "[[" * 100_000}, "not valid JSON: maximum recursion depth"),
     ({"train.json": '[{"id": "1", "template": "x"}, 3]'}, "entry 2: expected an object, got 3"),
-    ({"train.json": '[{"id": "1"}]'}, "entry 1: no label of '1'"),
+    ({"train.json": '[{"id": "1"}]'}, "entry 1: no label of '1.webm'"),
     ({"train.json": '[{"id": "1", "template": 2}]'}, "entry 1: expected text as id and template"),
     (
       {"train.json": '[{"id": "1", "template": "Holding [something] next of [something]"}]'},

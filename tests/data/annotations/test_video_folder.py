@@ -76,7 +76,7 @@ def test_notes_name_three_of_many_other_files(tmp_path):
   (tmp_path / "a/gone.mp4").symlink_to(tmp_path / "nothing")
   annotations = _read(tmp_path)
   # What may be a video stays a problem.
-  assert annotations.problems == ((f"{tmp_path}/a/gone.mp4", "a link to nothing"),)
+  assert annotations.problems == ((f"{tmp_path}/a/gone.mp4", "a broken link"),)
   assert len(annotations.other_files) == 5
   (note,) = [note for note in annotations.notes if "suffix" in note]
   assert note.startswith("5 files") and note.endswith(
@@ -325,10 +325,22 @@ def test_repeated_lines(tmp_path):
     ("x.csv", "path,class\na.mp4,x\n", "line 2: no label of 'a.mp4'"),
     ("x.csv", "name,label\na.mp4,x\n", "line 1: expected the columns path,label"),
     ("x.csv", "a.mp4,x\nb.mp4\n", "line 2: expected 2 columns"),
-    ("x.csv", "a.mp4,x\nb, c.mp4,x\n", "line 2: expected 2 columns, .*quote .* contain ','"),
-    ("x.csv", "a.mp4;x\nb; c.mp4;x\n", "line 2: expected 2 columns, .*quote .* contain ';'"),
-    ("x.csv", "a.mp4;x\nb.mp4,x\n", "line 2: expected 2 columns, .*got 1"),
-    ("x.csv", "a.mp4\tx\nb\t.mp4\tx\n", "line 2: expected 2 columns, .*quote .* contain '.*t'"),
+    (
+      "x.csv",
+      "a.mp4,x\nb, c.mp4,x\n",
+      "line 2: expected 2 columns as in the first line, .*quote .* contain ','",
+    ),
+    (
+      "x.csv",
+      "a.mp4;x\nb; c.mp4;x\n",
+      "line 2: expected 2 columns as in the first line, .*quote .* contain ';'",
+    ),
+    ("x.csv", "a.mp4;x\nb.mp4,x\n", "line 2: expected 2 columns as in the first line, .*got 1"),
+    (
+      "x.csv",
+      "a.mp4\tx\nb\t.mp4\tx\n",
+      "line 2: expected 2 columns as in the first line, .*quote .* contain '.*t'",
+    ),
     ("x.csv", "path,label\n,x\n", "line 2: expected text as path"),
     ("x.csv", "path,label,split\na.mp4,x,train\nb.mp4,x,\n", "line 3: the split of 'b.mp4' is un"),
     ("x.csv", "path,label,split\na.mp4,x,\nb.mp4,x,val\n", "line 2: the split of 'a.mp4' is un"),
@@ -380,7 +392,7 @@ def test_groups_in_two_given_splits_are_noted(tmp_path):
   )
   notes = _read(tmp_path, path, group_pattern="(.*)_").notes
   assert "1 groups of videos are in more than one split, such as 'm'" in notes
-  assert not any("groups" in note for note in _read(tmp_path, path).notes)
+  assert not any("groups of" in note for note in _read(tmp_path, path).notes)
   with pytest.raises(AnnotationError, match=r"finds no group in 'm_1\.mp4'"):
     _read(tmp_path, path, group_pattern="(x)")
 
