@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
 
 def _prepare() -> None:
   from vswin_jax.data.annotations import (
-    Options,
+    AnnotationOptions,
     default_name,
     read_annotations,
     read_class_names,
@@ -91,7 +91,7 @@ def _prepare() -> None:
   from vswin_jax.data.video.transcoding import Transcoding
   from vswin_jax.data.worker_processes import usable_cores
 
-  options = Options(
+  options = AnnotationOptions(
     split_number=_SPLIT_NUMBER.value,
     validation_share=_VALIDATION_SHARE.value,
     group_pattern=_GROUP_PATTERN.value,

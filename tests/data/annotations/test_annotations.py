@@ -1,4 +1,4 @@
-"""What all data sets have in common: choices, names of splits, the summary."""
+"""Parts shared by all data sets: options, split names, class names, the summary."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.data.annotations.trees import touch, write
 from vswin_jax.data.annotations import (
   DATASETS,
   AnnotationError,
-  Options,
+  AnnotationOptions,
   default_name,
   read_annotations,
   read_class_names,
@@ -32,22 +32,24 @@ def test_data_sets():
     ({"split_number": 4}, "unknown split_number '4'; choose one of 1, 2, 3"),
     ({"validation_share": 1.0}, "validation_share must be at least 0 and below 1"),
     ({"group_pattern": "("}, r"group_pattern '\(':"),
-    ({"group_pattern": "abc"}, "group_pattern 'abc' has no group"),
-    ({"class_names": ("a", "b", "a")}, "class_names hold 'a' twice"),
-    ({"class_names": ("a", "")}, "class_names hold no class, or an empty name"),
-    ({"class_names": ()}, "class_names hold no class, or an empty name"),
+    ({"group_pattern": "abc"}, "group_pattern 'abc': expected"),
+    ({"class_names": ("a", "b", "a")}, "class_names must be distinct"),
+    ({"class_names": ("a", "")}, "class_names must be distinct, non-empty names"),
+    ({"class_names": ()}, "class_names must be distinct, non-empty names"),
   ],
 )
-def test_choices_that_make_no_sense(options, error):
+def test_invalid_options(options, error):
   with pytest.raises(ValueError, match=error):
-    Options(**options)
+    AnnotationOptions(**options)
 
 
-def test_data_sets_with_classes_of_their_own(tmp_path):
+def test_options_of_video_folder_only(tmp_path):
   with pytest.raises(ValueError, match="class_names can't be chosen for ucf101"):
-    read_annotations("ucf101", tmp_path, options=Options(class_names=("a",)))
+    read_annotations("ucf101", tmp_path, options=AnnotationOptions(class_names=("a",)))
+  with pytest.raises(ValueError, match="group_pattern can't be chosen for hmdb51"):
+    read_annotations("hmdb51", tmp_path, options=AnnotationOptions(group_pattern="(a)"))
   with pytest.raises(ValueError, match="multi_label can't be chosen for kinetics400"):
-    read_annotations("kinetics400", tmp_path, options=Options(multi_label=True))
+    read_annotations("kinetics400", tmp_path, options=AnnotationOptions(multi_label=True))
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -95,7 +97,7 @@ def test_summary(tmp_path):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_default_names(dataset):
-  name = default_name(dataset, Options(split_number=2))
+  name = default_name(dataset, AnnotationOptions(split_number=2))
   assert name == {"ucf101": "ucf101_split2", "hmdb51": "hmdb51_split2"}.get(dataset, dataset)
 
 
@@ -107,9 +109,9 @@ def test_names_of_classes(tmp_path):
 @pytest.mark.parametrize(
   ("text", "error"),
   [
-    ("a\n\nb\n", "names.txt, line 2: blank; expected the name of a class in every line"),
+    ("a\n\nb\n", "names.txt, line 2: blank; expected a class name in every line"),
     ("\na\n", "names.txt, line 1: blank"),
-    ("\n", "names.txt: it is empty"),
+    ("\n", "names.txt, line 1: blank"),
     (b"a\n\xff\n", "names.txt, line 2: not UTF-8"),
     (None, "names.txt: No such file or directory; expected a text file"),
   ],
@@ -131,21 +133,21 @@ def test_names_of_classes_that_are_unclear(tmp_path, text, error):
     ("video_folder", {"train.csv": "a,b,c\n"}),
   ],
 )
-def test_errors_in_files_that_nobody_named_say_how_to_name_others(tmp_path, dataset, files):
+def test_errors_in_files_found_automatically_name_the_option(tmp_path, dataset, files):
   paths = [write(tmp_path / name, text) for name, text in files.items()]
   videos = touch(tmp_path / "videos", "a.mp4").parent / "videos"
-  hint = rf"\({paths[0]} was found by itself; to read other files, name them: --annotations=FILE\)"
+  hint = rf"\(annotation files found in {tmp_path}; to read others, name them with --annotations\)"
   with pytest.raises(AnnotationError, match=hint) as caught:
     read_annotations(dataset, videos)
   assert "\n" not in str(caught.value)
   for given in (paths, [str(tmp_path)]):
     with pytest.raises(AnnotationError, match=paths[0]) as caught:
       read_annotations(dataset, videos, given)
-    assert "found by itself" not in str(caught.value)
+    assert "found in" not in str(caught.value)
 
 
 def test_a_file_for_two_splits(tmp_path):
   touch(tmp_path, "a.mp4")
   file = write(tmp_path / "list.csv", "path,label\na.mp4,run\n")
-  with pytest.raises(AnnotationError, match="is given for validation and for test; a file belongs"):
+  with pytest.raises(AnnotationError, match="different labels or splits of a"):
     read_annotations("video_folder", tmp_path, [f"validation={file}", f"test={file}"])

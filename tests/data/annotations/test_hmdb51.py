@@ -3,7 +3,7 @@
 import pytest
 
 from tests.data.annotations.trees import files_of, labels_of, touch, write
-from vswin_jax.data.annotations import AnnotationError, Options, read_annotations
+from vswin_jax.data.annotations import AnnotationError, AnnotationOptions, read_annotations
 
 FILES = {
   "wave_test_split1.txt": "a_wave_u_0.avi 1 \nb_wave#1.avi 2 \nc_wave.avi 0 \n",
@@ -35,22 +35,20 @@ def test_splits(tmp_path, folder):
     "brush_hair/a": None,
     "brush_hair/b": "hmdb51/brush_hair/b.avi",
   }
-  assert "left out, in no part of split 1: 1" in annotations.notes
-  second = read_annotations("hmdb51", videos, options=Options(split_number=2))
+  second = read_annotations("hmdb51", videos, options=AnnotationOptions(split_number=2))
   assert labels_of(second) == {
     "train": {"brush_hair/a": (0,)},
     "validation": {"wave/a_wave_u_0": (1,)},
   }
 
 
-def test_another_number_of_classes_is_told(tmp_path):
+def test_another_number_of_classes_is_noted(tmp_path):
   for number in range(51):
     write(tmp_path / f"class{number:02d}_test_split1.txt", "a.avi 1\n")
   write(tmp_path / "class00_test_split2.txt", "a.avi 1\n")
-  assert not any("full data set" in one for one in read_annotations("hmdb51", tmp_path).notes)
-  few = read_annotations("hmdb51", tmp_path, options=Options(split_number=2))
-  note = "the classes are 1, not the 51 of hmdb51: their indices are not those of the full data set"
-  assert note in few.notes
+  assert not any("of the full" in one for one in read_annotations("hmdb51", tmp_path).notes)
+  few = read_annotations("hmdb51", tmp_path, options=AnnotationOptions(split_number=2))
+  assert any("files of 1 classes, not 51: class indices differ" in one for one in few.notes)
 
 
 def test_a_video_listed_twice_with_different_parts_is_left_out(tmp_path):
@@ -60,7 +58,7 @@ def test_a_video_listed_twice_with_different_parts_is_left_out(tmp_path):
   ((path, reason),) = annotations.problems
   lists = f"{tmp_path}/wave_test_split1.txt"
   assert path == f"{tmp_path}/wave/a.avi"
-  assert reason == f"{lists}, line 1 and {lists}, line 2: wave/a is in train and in validation"
+  assert reason == f"{lists}, line 1 and {lists}, line 2: different labels or splits of wave/a"
 
 
 @pytest.mark.parametrize("line", ["a.avi 3", "a.avi", "1"])
@@ -76,7 +74,7 @@ def test_nothing_found(tmp_path):
   with pytest.raises(AnnotationError, match=r"no files such as brush_hair_test_split1\.txt"):
     read_annotations("hmdb51", videos)
   with pytest.raises(AnnotationError, match=r"no files such as .*_split3"):
-    options = Options(split_number=3)
+    options = AnnotationOptions(split_number=3)
     read_annotations("hmdb51", videos, [str(tmp_path / "lists")], options)
   with pytest.raises(AnnotationError, match="give them without SPLIT="):
     read_annotations("hmdb51", videos, [f"train={tmp_path}/lists/wave_test_split1.txt"])

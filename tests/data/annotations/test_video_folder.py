@@ -1,15 +1,15 @@
-"""A user's own videos, in folders of classes and in lists."""
+"""A user's own videos, in class folders and in lists."""
 
 import json
 
 import pytest
 
 from tests.data.annotations.trees import files_of, labels_of, touch, write
-from vswin_jax.data.annotations import AnnotationError, Options, read_annotations
+from vswin_jax.data.annotations import AnnotationError, AnnotationOptions, read_annotations
 
 
 def _read(root, *annotations, **options):
-  return read_annotations("video_folder", root, annotations, Options(**options))
+  return read_annotations("video_folder", root, annotations, AnnotationOptions(**options))
 
 
 def _all_labels(annotations):
@@ -32,14 +32,15 @@ def test_folders_of_classes(tmp_path):
   assert all(video.exists for found in annotations.splits.values() for video in found)
   assert annotations.problems == ()
   assert annotations.other_files == (
+    (f"{tmp_path}/README.txt", ".txt: not the name of a video file"),
     (f"{tmp_path}/a b/1.txt", ".txt: not the name of a video file"),
     (f"{tmp_path}/b/Thumbs.db", ".db: not the name of a video file"),
     (f"{tmp_path}/d/x.rm", ".rm: not the name of a video file"),
   )
-  others = f"{tmp_path}/a b/1.txt, {tmp_path}/b/Thumbs.db, {tmp_path}/d/x.rm"
-  assert f"left out, no videos by their suffix: 3, such as {others}" in annotations.notes
-  assert f"{tmp_path}/d holds no videos: left out" in annotations.notes
-  stray = f"left out, in no class folder: 1, such as {tmp_path}/stray.mp4"
+  others = f"{tmp_path}/README.txt, {tmp_path}/a b/1.txt, {tmp_path}/b/Thumbs.db"
+  note = f"4 files without the suffix of a video are skipped, such as {others}"
+  assert note in annotations.notes
+  stray = f"1 videos in no class folder are skipped, such as {tmp_path}/stray.mp4"
   assert stray in annotations.notes
 
 
@@ -67,18 +68,20 @@ def test_folders_of_splits(tmp_path, names):
     "test": {f"{test}/c/2": (2,)},
   }
   assert annotations.problems == ()
-  assert any("in no class folder: 1" in note for note in annotations.notes)
+  assert any("1 videos in no class folder" in note for note in annotations.notes)
 
 
-def test_many_other_files_are_told_by_three(tmp_path):
+def test_notes_name_three_of_many_other_files(tmp_path):
   touch(tmp_path, "b/1.mp4", "a/1.mp4", *(f"a/{number}.srt" for number in range(5)))
   (tmp_path / "a/gone.mp4").symlink_to(tmp_path / "nothing")
   annotations = _read(tmp_path)
   # What may be a video stays a problem.
-  assert annotations.problems == ((f"{tmp_path}/a/gone.mp4", "a link to nothing"),)
+  assert annotations.problems == ((f"{tmp_path}/a/gone.mp4", "a broken link"),)
   assert len(annotations.other_files) == 5
   (note,) = [note for note in annotations.notes if "suffix" in note]
-  assert note.endswith(f": 5, such as {', '.join(f'{tmp_path}/a/{one}.srt' for one in range(3))}")
+  assert note.startswith("5 files") and note.endswith(
+    f"such as {', '.join(f'{tmp_path}/a/{one}.srt' for one in range(3))}"
+  )
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("train/a", "train/b", "val/a")])
@@ -88,8 +91,7 @@ def test_files_beside_class_folders_are_not_read(tmp_path, names, stray):
   path = write(tmp_path / stray, "of something else")
   annotations = _read(videos)
   assert annotations.class_names == ("a", "b")
-  (note,) = [note for note in annotations.notes if path in note]
-  assert note.startswith("not read, since the videos are in class folders: ")
+  assert path not in " ".join(annotations.notes)
   # In the folder of videos they are meant.
   write(videos / "train.csv", "a/1.mp4,x\n")
   assert _read(videos).class_names == ("x",)
@@ -115,7 +117,7 @@ def test_given_classes_of_folders(tmp_path):
   annotations = _read(tmp_path, class_names=("walk", "sit", "run"))
   assert annotations.class_names == ("walk", "sit", "run")
   assert _all_labels(annotations) == {"run/1": (2,), "walk/1": (0,)}
-  with pytest.raises(AnnotationError, match="unknown class 'run'; did you mean 'runs'"):
+  with pytest.raises(AnnotationError, match="unknown label 'run'; did you mean 'runs'"):
     _read(tmp_path, class_names=("walk", "runs"))
 
 
@@ -131,10 +133,10 @@ def test_names_that_differ_in_the_suffix_alone(tmp_path):
 @pytest.mark.parametrize(
   ("files", "error"),
   [
-    ((), "no videos in class folders"),
-    (("1.mp4",), "no videos in class folders"),
-    (("train/1.mp4", "val/2.mp4"), "no class folders in train, val"),
-    (("train/a/1.mp4", "other/b/2.mp4"), "train hold splits, but other holds videos, too"),
+    ((), "no clear class folders, with no videos; expected class/video"),
+    (("1.mp4",), "no clear class folders, with 1.mp4"),
+    (("train/1.mp4", "val/2.mp4"), "no clear class folders, with train/1.mp4"),
+    (("train/a/1.mp4", "other/b/2.mp4"), "no clear class folders, with other/b/2.mp4"),
   ],
 )
 def test_folders_that_are_unclear(tmp_path, files, error):
@@ -142,8 +144,8 @@ def test_folders_that_are_unclear(tmp_path, files, error):
     _read(touch(tmp_path, *files))
 
 
-TRAIN = {"a/x 1.mp4": "run", "b.mp4": "sit"}
-VALIDATION = {"c.mp4": "run"}
+TRAIN = [{"path": "a/x 1.mp4", "label": "run"}, {"path": "b.mp4", "label": "sit"}]
+VALIDATION = [{"path": "c.mp4", "label": "run"}]
 EXPECTED = {"train": {"a/x 1": (0,), "b": (1,)}, "validation": {"c": (0,)}}
 
 
@@ -197,7 +199,7 @@ def test_numbers_are_indices(tmp_path):
   assert _read(tmp_path, path).class_names == ("10", "9", "x")
 
 
-def test_labels_that_nobody_has(tmp_path):
+def test_no_video_has_a_label(tmp_path):
   path = write(tmp_path / "x.csv", "path,label\na.mp4,\n")
   with pytest.raises(AnnotationError, match="line 2: neither this video nor any other has a label"):
     _read(tmp_path, path, multi_label=True)
@@ -232,7 +234,7 @@ def test_videos_without_labels_in_multi_label_sets(tmp_path):
     _read(tmp_path, path)
 
 
-def test_the_user_names_splits(tmp_path):
+def test_splits_given_with_files(tmp_path):
   one = write(tmp_path / "one.txt", "a.mp4 0\n")
   two = write(tmp_path / "two.txt", "b.mp4 1\n")
   annotations = _read(tmp_path, f"train={one}", f"val={two}")
@@ -253,7 +255,7 @@ def test_the_user_names_splits(tmp_path):
 @pytest.mark.parametrize("argument", ["missing.csv", "train={}", "tain={}/x.csv", "{}/empty"])
 def test_arguments_that_stand_for_nothing(tmp_path, argument):
   touch(tmp_path, "x.csv", "empty/x.rst")
-  with pytest.raises(AnnotationError, match=r"expected a file, a folder|name the files"):
+  with pytest.raises(AnnotationError, match=r"expected a file, a folder, or SPLIT=FILE"):
     _read(tmp_path, argument.format(tmp_path))
 
 
@@ -262,7 +264,7 @@ def test_paths_outside_the_folder(tmp_path):
   touch(tmp_path / "elsewhere", "a.mp4", "b.mkv")
   path = write(
     tmp_path / "list.csv",
-    f"../elsewhere/a.mp4,x\n{tmp_path}/elsewhere/b.mp4,x\n{videos}/in.mp4,y\n/no/c.mp4,y\n",
+    f"../elsewhere/a.mp4,x\n{tmp_path}/elsewhere/b.mkv,x\n{videos}/in.mp4,y\n/no/c.mp4,y\n",
   )
   annotations = _read(videos, path)
   assert _all_labels(annotations) == {
@@ -276,20 +278,21 @@ def test_paths_outside_the_folder(tmp_path):
   assert found[f"{tmp_path}/elsewhere/b"].path == f"{tmp_path}/elsewhere/b.mkv"
   assert [video.id for video in found.values() if not video.exists] == ["/no/c"]
   path = write(tmp_path / "list.csv", "in.mp4,x\n../elsewhere/none.mp4,x\n")
-  with pytest.raises(AnnotationError, match=r"line 2: .* leads out of .* to no file"):
-    _read(videos, path)
+  annotations = _read(videos, path)
+  found = {video.id: video for part in annotations.splits.values() for video in part}
+  assert not found["../elsewhere/none"].exists
+  assert found["../elsewhere/none"].path == f"{tmp_path}/elsewhere/none.mp4"
 
 
 def test_repeated_lines(tmp_path):
   path = write(tmp_path / "list.csv", "a.mp4,x\n./a.mp4,x\nb.mp4,y\nb.mp4,y\n")
   annotations = _read(tmp_path, path)
   assert _all_labels(annotations) == {"a": (0,), "b": (1,)}
-  note = f"left out, repeating another line: 2, such as {path}, line 2"
-  assert note in annotations.notes
+  assert "2 rows repeat a video" in annotations.notes
   # Both are the same file if only one is there.
   touch(tmp_path, "a.mp4")
   path = write(tmp_path / "list.csv", "a.mp4,x\na.avi,y\n")
-  with pytest.raises(AnnotationError, match=r"line 1 and .*line 2: a has two labels, 'x'"):
+  with pytest.raises(AnnotationError, match=r"line 1 and .*line 2: different labels"):
     _read(tmp_path, path)
   touch(tmp_path, "a.avi")
   assert _all_labels(_read(tmp_path, path)) == {"a.mp4": (0,), "a.avi": (1,)}
@@ -302,31 +305,47 @@ def test_repeated_lines(tmp_path):
     ("x.csv", "path,label\n", "it lists no videos"),
     ("x.json", "[]", "it lists no videos"),
     ("x.json", "3", "expected a list of objects"),
-    ("x.json", '["a"]', "entry 1: expected path,label"),
-    ("x.json", '[{"label": 1}]', "entry 1: path None; expected the path of a video"),
+    ("x.json", '["a"]', "entry 1: expected an object, got 'a'"),
+    ("x.json", '[{"label": 1}]', "entry 1: expected text as path"),
     ("x.json", '[{"path": "a.mp4"}]', "entry 1: no label of 'a.mp4'"),
-    ("x.json", '[{"path": "a.mp4", "labels": []}]', "entry 1: no label of 'a.mp4'; expected one"),
+    ("x.json", '[{"path": "a.mp4", "labels": []}]', "neither this video nor any other has a label"),
     ("x.json", '[{"path": "a.mp4", "label": true}]', "entry 1: label True; expected a name"),
     ("x.json", '[{"path": "a.mp4", "label": 1.5}]', "entry 1: label 1.5; expected a name"),
-    ("x.json", '[{"path": "a", "label": 1, "split": 1}]', "entry 1: expected text as split"),
-    ("x.json", '{"a.mp4": "x", "a.mp4": "y"}', "the key 'a.mp4' occurs twice"),
-    ("x.json", '{"a.mp4":\n "x"', "line 2: no valid JSON"),
-    ("x.json", '{"a.mp4": "\\ud800"}', "no valid annotations: .*surrogates not allowed"),
-    ("x.json", '{"a.mp4": ' + 5000 * "1" + "}", "no valid annotations: "),
+    (
+      "x.json",
+      '[{"path": "a", "label": 1, "split": 1}]',
+      "entry 1: expected text as path",
+    ),
+    ("x.json", '[{"path": "x", "path": "y"}]', "the key 'path' occurs twice"),
+    ("x.json", '{"a.mp4":\n "x"', "not valid JSON: .*line 2"),
+    ("x.json", '[{"path": "\\ud800"}]', "not valid JSON: .*surrogates not allowed"),
+    ("x.json", '{"a.mp4": ' + 5000 * "1" + "}", "not valid JSON: "),
     ("test.csv", "path,label,split\na.mp4,,test\nb.mp4,,train\n", "line 3: no label of 'b.mp4'"),
-    ("x.csv", "a,b,c\n1,2,3\n", "line 1: expected path,label"),
-    ("x.csv", "path,class\na.mp4,x\n", "line 1: expected path,label"),
-    ("x.csv", "name,label\na.mp4,x\n", "line 1: expected path,label"),
+    ("x.csv", "a,b,c\n1,2,3\n", "line 1: expected the columns path,label"),
+    ("x.csv", "path,class\na.mp4,x\n", "line 2: no label of 'a.mp4'"),
+    ("x.csv", "name,label\na.mp4,x\n", "line 1: expected the columns path,label"),
     ("x.csv", "a.mp4,x\nb.mp4\n", "line 2: expected 2 columns"),
-    ("x.csv", "a.mp4,x\nb, c.mp4,x\n", "line 2: expected 2 columns, .*quote .* hold commas"),
-    ("x.csv", "a.mp4;x\nb; c.mp4;x\n", "line 2: expected 2 columns, .*quote .* hold semicolons"),
-    ("x.csv", "a.mp4;x\nb.mp4,x\n", "line 2: expected 2 columns, .*got 1"),
-    ("x.csv", "a.mp4\tx\nb\t.mp4\tx\n", "line 2: expected 2 columns, .*quote .* hold tabs"),
-    ("x.csv", "path,label\n,x\n", "line 2: path ''; expected the path"),
+    (
+      "x.csv",
+      "a.mp4,x\nb, c.mp4,x\n",
+      "line 2: expected 2 columns as in the first line, .*quote .* contain ','",
+    ),
+    (
+      "x.csv",
+      "a.mp4;x\nb; c.mp4;x\n",
+      "line 2: expected 2 columns as in the first line, .*quote .* contain ';'",
+    ),
+    ("x.csv", "a.mp4;x\nb.mp4,x\n", "line 2: expected 2 columns as in the first line, .*got 1"),
+    (
+      "x.csv",
+      "a.mp4\tx\nb\t.mp4\tx\n",
+      "line 2: expected 2 columns as in the first line, .*quote .* contain '.*t'",
+    ),
+    ("x.csv", "path,label\n,x\n", "line 2: expected text as path"),
     ("x.csv", "path,label,split\na.mp4,x,train\nb.mp4,x,\n", "line 3: the split of 'b.mp4' is un"),
     ("x.csv", "path,label,split\na.mp4,x,\nb.mp4,x,val\n", "line 2: the split of 'a.mp4' is un"),
     ("x.csv", "path,label,split\na.mp4,x,foo\n", "line 2: unknown split 'foo'"),
-    ("x.csv", "path,label,split\na.mp4,x,val\na.mp4,x,test\n", "a is in validation and in test"),
+    ("x.csv", "path,label,split\na.mp4,x,val\na.mp4,x,test\n", "different labels or splits of a"),
     ("x.txt", "a.mp4 1\nb.mp4 run fast\n", "line 2: expected `path label`"),
     ("x.txt", "a.mp4 20230101\n", "line 1: label '20230101'; expected a number from 0 to 99999"),
     ("x.txt", "a.mp4 -1\n", "line 1: label '-1'; expected a number from 0"),
@@ -362,18 +381,20 @@ def test_lists_that_end_in_csv(tmp_path):
   assert labels_of(_read(tmp_path, path)) == {"train": {"a": (1,), "b c": (0,)}}
 
 
-def test_groups_in_two_given_splits_are_told(tmp_path):
+def test_groups_in_two_given_splits_are_noted(tmp_path):
   path = write(
     tmp_path / "x.csv", "path,label,split,group\na.mp4,x,train,g\nb.mp4,x,val,g\nc.mp4,x,val,h\n"
   )
-  assert "groups in more than one split: 1, such as 'g'" in _read(tmp_path, path).notes
-  # The pattern tells groups where the file does not; a path without one is a group of its own.
+  assert "1 groups of videos are in more than one split, such as 'g'" in _read(tmp_path, path).notes
+  # The pattern finds the groups that the file does not give.
   path = write(
-    tmp_path / "x.csv", "path,label,split\nm_1.mp4,x,train\nm_2.mp4,x,val\nn.mp4,x,val\n"
+    tmp_path / "x.csv", "path,label,split\nm_1.mp4,x,train\nm_2.mp4,x,val\nn_1.mp4,x,val\n"
   )
-  shared = _read(tmp_path, path, group_pattern="(.*)_").notes
-  assert "groups in more than one split: 1, such as 'm'" in shared
-  assert not any("groups in" in note for note in _read(tmp_path, path).notes)
+  notes = _read(tmp_path, path, group_pattern="(.*)_").notes
+  assert "1 groups of videos are in more than one split, such as 'm'" in notes
+  assert not any("groups of" in note for note in _read(tmp_path, path).notes)
+  with pytest.raises(AnnotationError, match=r"finds no group in 'm_1\.mp4'"):
+    _read(tmp_path, path, group_pattern="(x)")
 
 
 def test_videos_of_a_split_are_in_the_order_of_a_hash(tmp_path):
@@ -397,7 +418,7 @@ def test_listed_files_that_a_scan_does_not_show(tmp_path):
   assert annotations.problems == ()  # it is missing already
 
 
-def test_labels_that_count_from_one_are_pointed_out(tmp_path):
+def test_classes_without_videos_are_noted(tmp_path):
   touch(tmp_path, "a.mp4", "b.mp4")
   file = write(tmp_path / "list.txt", "a.mp4 1\nb.mp4 2\n")
   annotations = read_annotations("video_folder", tmp_path, [file])

@@ -1,4 +1,4 @@
-"""Annotation files of data sets, read into lists of videos, labels and splits."""
+"""Readers of annotation files: the videos, labels and splits of data sets."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,29 @@ from vswin_jax.data.annotations import (
   ucf101,
   video_folder,
 )
-from vswin_jax.data.annotations.common import AnnotationError, Annotations, Options, Video
-from vswin_jax.data.annotations.sources import telling_origin
-from vswin_jax.data.annotations.text_files import read_lines
-from vswin_jax.data.annotations.tree import scan
+from vswin_jax.data.annotations.annotation_files import find_annotation_files
+from vswin_jax.data.annotations.assembling import assemble
+from vswin_jax.data.annotations.common import (
+  AnnotationError,
+  AnnotationOptions,
+  Annotations,
+  Video,
+)
+from vswin_jax.data.annotations.file_tree import scan
+from vswin_jax.data.annotations.text_files import read_text
 
 __all__ = [
   "DATASETS",
   "AnnotationError",
+  "AnnotationOptions",
   "Annotations",
-  "Options",
   "Video",
   "default_name",
   "read_annotations",
   "read_class_names",
 ]
 
-# A data set is a module with `find` and `read`, and a line here.
+# Each module has functions `is_annotation_file` and `read`.
 DATASETS: Mapping[str, ModuleType] = {
   "kinetics400": kinetics,
   "kinetics600": kinetics,
@@ -39,62 +45,66 @@ DATASETS: Mapping[str, ModuleType] = {
   "hmdb51": hmdb51,
   "video_folder": video_folder,
 }
-_WITH_SPLIT_NUMBERS = ("hmdb51", "ucf101")
 
 
 def read_annotations(
   dataset: str,
   videos: str | os.PathLike,
   annotations: Sequence[str] = (),
-  options: Options | None = None,
+  options: AnnotationOptions | None = None,
 ) -> Annotations:
-  """Which videos a data set has, with their labels and splits; no video is opened.
+  """Returns the classes and videos of a data set; opens no video.
 
   Args:
     dataset: a key of `DATASETS`.
     videos: the folder of videos.
     annotations: files, folders that hold them, and `SPLIT=FILE` with a SPLIT of train, validation
-      or test; the split of other files follows from their names. None: the files are looked for in
-      the folder of videos and its parent; in the parent of class folders they are not.
-    options: None: the defaults.
+      or test; the split of other files follows from their names. If empty, the folder of videos
+      and its parent are searched; the parent of class folders is not.
+    options: None stands for the defaults.
 
   Raises:
-    AnnotationError: no such folder or files, or something in them that can't be used.
-    ValueError: an unknown data set, a choice that does not fit it.
+    AnnotationError: files are missing or have unusable content.
+    ValueError: the data set is unknown, or an option does not apply to it.
   """
-  options = options or Options()
+  options = options or AnnotationOptions()
   checks.check_choices(DATASETS, dataset=dataset)
   if dataset != "video_folder":
-    for name in ("class_names", "multi_label"):
+    for name in ("class_names", "group_pattern", "multi_label"):
       if getattr(options, name):
         raise ValueError(f"{name} can't be chosen for {dataset}, only for video_folder")
   tree = scan(os.path.abspath(local_path(videos)))
-  sources = DATASETS[dataset].find(tree, annotations)
-  with telling_origin(sources):
-    return DATASETS[dataset].read(dataset, tree, sources, options)
+  search_parent = dataset != "video_folder" or not video_folder.has_class_folders(tree)
+  module = DATASETS[dataset]
+  files = find_annotation_files(tree.root, annotations, module.is_annotation_file, search_parent)
+  try:
+    return assemble(tree, module.read(dataset, tree, files, options), options)
+  except AnnotationError as error:
+    if annotations or not files:
+      raise
+    raise AnnotationError(
+      f"{error} (annotation files found in {os.path.dirname(files[0][0])}; to read others, name "
+      "them with --annotations)"
+    ) from error
 
 
-def default_name(dataset: str, options: Options) -> str:
-  """What a prepared data set is called if nobody chooses: "ucf101_split1", "kinetics400"."""
-  if dataset in _WITH_SPLIT_NUMBERS:
+def default_name(dataset: str, options: AnnotationOptions) -> str:
+  """Returns the default name of a prepared data set, such as "kinetics400" or "ucf101_split1"."""
+  if dataset in ("hmdb51", "ucf101"):
     return f"{dataset}_split{options.split_number}"
   return dataset
 
 
 def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
-  """Names of classes by index, from a UTF-8 text file of one a line.
+  """Returns the class names in a UTF-8 text file, one per line in the order of class indices.
 
   Raises:
-    AnnotationError: no such file, no UTF-8, no names, a blank line between names.
+    AnnotationError: the file does not exist, is not UTF-8 or empty, or a line between names is
+      blank.
   """
   path = str(local_path(path))
-  names = []
-  for number, name in read_lines(path):
-    if number != len(names) + 1:
-      raise AnnotationError(
-        f"{path}, line {len(names) + 1}: blank; expected the name of a class in every line"
-      )
-    names.append(name)
-  if not names:
-    raise AnnotationError(f"{path}: it is empty; expected the name of a class in every line")
+  names = [line.strip() for line in read_text(path).rstrip().split("\n")]
+  if "" in names:
+    number = names.index("") + 1
+    raise AnnotationError(f"{path}, line {number}: blank; expected a class name in every line")
   return tuple(names)

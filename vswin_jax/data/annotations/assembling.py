@@ -1,282 +1,179 @@
-"""From rows whose videos have been looked for to annotations."""
+"""Annotations from rows: looks for the files, resolves labels, repetitions and splits."""
 
 import collections
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
+from vswin_jax.common import checks
 from vswin_jax.data.annotations.common import (
   SPLITS,
   AnnotationError,
+  AnnotationOptions,
   Annotations,
-  Options,
   Video,
 )
-from vswin_jax.data.annotations.missing import likely_cause
-from vswin_jax.data.annotations.rows import Row
+from vswin_jax.data.annotations.file_tree import FileTree, without_suffix
+from vswin_jax.data.annotations.rows import Listing, Row
 from vswin_jax.data.annotations.splitting import digest, scene, validation_groups
-from vswin_jax.data.annotations.tree import FileTree, without_suffix
-from vswin_jax.data.video_files import VIDEO_SUFFIXES
-
-_FEWEST_TO_EXPLAIN = 3
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-  """A row, and its video in the terms of `Video`."""
-
-  row: Row
-  path: str
-  id: str
-  labels: tuple[int, ...]
-  exists: bool
-
-
-def locate(
-  tree: FileTree, row: Row, labels: tuple[int, ...], parts: int = 0, id: str = ""
-) -> Entry:
-  """Looks for the video of a row that gives a path.
-
-  It is found below the root, in a folder of its split, outside the root, under another suffix.
+def assemble(tree: FileTree, listing: Listing, options: AnnotationOptions) -> Annotations:
+  """Returns the annotations of a data set.
 
   Args:
-    labels: of the row.
-    parts: so much of the end of a path tells videos apart that they may be anywhere below the
-      root: 1 for the file's name, 2 for its folder, too; 0: they may not.
-    id: the data set's own; empty: follows from the path.
+    tree: files below the folder of videos.
+    listing: rows of the annotation files.
+    options: for rows without splits.
 
   Raises:
-    AnnotationError: a path that leads out of the root to no file.
+    AnnotationError: a label is unknown, or the rows contradict each other.
   """
-  path = os.path.normpath(os.path.join(tree.root, row.path))
-  relative = tree.relative(path)
-  if not os.path.isabs(relative):
-    found = tree.with_path(relative, row.split)
-    # The tree lacks hidden files, and folders under a second name.
-    if not found and os.path.isfile(path):
-      found = relative
-    if not found and parts:
-      found = tree.with_tail(relative, parts)
-    relative = found or relative
+  class_names = tuple(listing.class_names)
+  indices = {name: index for index, name in enumerate(class_names)}
+  notes = list(listing.notes)
+  pairs = [
+    (row, _locate(tree, row, _label_indices(row, indices, listing.multi_label)))
+    for row in listing.rows
+  ]
+  pairs, problems = _merge(pairs, listing.multi_label, notes)
+  groups = [_group(tree, row, video, options.group_pattern) for row, video in pairs]
+  if pairs[0][0].split:
+    splits = [row.split for row, _ in pairs]
+    _check_groups(pairs, groups, notes)
   else:
-    stem = without_suffix(path)
-    names = (path, *(stem + suffix for suffix in sorted(VIDEO_SUFFIXES)))
-    found = next((name for name in names if os.path.isfile(name)), None)
-    if not found and not os.path.isabs(row.path):
-      raise AnnotationError(
-        f"{row.where}: {row.path!r} leads out of {tree.root} to no file; expected a path relative "
-        "to the folder of videos"
-      )
-    relative = found or path
-    if not os.path.isabs(row.path):
-      relative = os.path.relpath(relative, tree.root)
-  path = os.path.normpath(tree.absolute(relative))
-  return Entry(row, path, id or without_suffix(relative), labels, found is not None)
-
-
-def locate_by_name(
-  tree: FileTree, row: Row, labels: tuple[int, ...], usual_suffix: str, other_name: str = ""
-) -> Entry:
-  """Looks for the video of a row whose path is the name of a file without suffix, and its id.
-
-  Args:
-    labels: of the row.
-    usual_suffix: of the name that is expected of a missing file.
-    other_name: another name that counts if there is no file of the first.
-  """
-  found = tree.with_stem(row.path, row.split)
-  if not found and other_name:
-    found = tree.with_stem(other_name, row.split)
-  path = tree.absolute(found or row.path + usual_suffix)
-  return Entry(row, path, row.path, labels, found is not None)
-
-
-def assemble(
-  tree: FileTree,
-  entries: Iterable[Entry],
-  class_names: Sequence[str],
-  options: Options,
-  multi_label: bool = False,
-  other_files: Sequence[tuple[str, str]] = (),
-  notes: Sequence[str] = (),
-  drop_conflicts: bool = False,
-) -> Annotations:
-  """Annotations of entries; those of no split are split by group.
-
-  Args:
-    drop_conflicts: of one id there is one video, and one with two labels or in two splits is a
-      problem, not an error.
-
-  Raises:
-    AnnotationError: one video with two labels or in two splits, names that can't be told apart.
-  """
-  notes = list(notes)
-  problems = list(tree.problems)
-  if drop_conflicts:
-    entries = _without_conflicts(list(entries), problems, notes)
-  entries = _without_repetition(entries, multi_label, notes)
-  if any(entry.row.split is None for entry in entries):
-    groups = [_group(tree, entry, options.group_pattern) for entry in entries]
-    splits = _split_by_group(entries, groups, class_names, options.validation_share, notes)
-  else:
-    splits = [entry.row.split for entry in entries]
-    _note_shared_groups(tree, entries, options.group_pattern, notes)
+    splits = _split_by_group(pairs, groups, class_names, options.validation_share, notes)
+  counts = collections.Counter(video.id for _, video in pairs)
   videos = {split: [] for split in SPLITS}
-  for entry, name, split in zip(entries, _distinct_ids(entries), splits):
-    videos[split].append(Video(entry.path, name, entry.labels, entry.exists))
-  for split in SPLITS:
-    videos[split].sort(key=lambda video: digest(video.id))
-    _note_missing(split, videos[split], notes)
-  _note_cause(tree, entries, notes)
-  _note_empty_classes(entries, class_names, notes)
-  paths = {entry.path for entry in entries}
+  for split, (_, video) in zip(splits, pairs):
+    if counts[video.id] > 1:
+      video = dataclasses.replace(video, id=video.id + os.path.splitext(video.path)[1])
+    videos[split].append(video)
+  for split, found in videos.items():
+    found.sort(key=lambda video: digest(video.id))
+    if missing := [video for video in found if not video.exists]:
+      notes.append(
+        f"{len(missing):,} of {len(found):,} videos of {split} not found, such as {missing[0].path}"
+      )
+  present = {label for _, video in pairs for label in video.labels}
+  if empty := [name for name in class_names if indices[name] not in present]:
+    notes.append(
+      f"{len(empty):,} of {len(class_names):,} classes have no videos, such as {empty[0]!r}"
+    )
+  paths = {video.path for _, video in pairs}
   return Annotations(
-    class_names=tuple(class_names),
+    class_names=class_names,
     splits={split: tuple(found) for split, found in videos.items() if found},
-    multi_label=multi_label,
-    problems=tuple(one for one in problems if one[0] not in paths),
-    other_files=tuple(other_files),
+    multi_label=listing.multi_label,
+    problems=tuple(one for one in (*tree.problems, *problems) if one[0] not in paths),
+    other_files=tuple(listing.other_files),
     notes=tuple(notes),
   )
 
 
-def _without_conflicts(
-  entries: Sequence[Entry], problems: list[tuple[str, str]], notes: list[str]
-) -> list[Entry]:
-  """Entries but those of ids with two labels or in two splits; these become problems."""
-  first: dict[str, Entry] = {}
+def _label_indices(row: Row, indices: Mapping[str, int], multi_label: bool) -> tuple[int, ...]:
+  if len(set(row.labels)) != 1 and not multi_label:
+    raise AnnotationError(
+      f"{row.where}: expected one label of {row.path!r}, got {len(row.labels)}; several need "
+      "--dataset=video_folder --multi_label"
+    )
+  for label in row.labels:
+    if label not in indices:
+      hint = textwrap.shorten(checks.closest(label, indices), 300, placeholder=" ...")
+      raise AnnotationError(f"{row.where}: unknown label {label!r}; {hint}")
+  return tuple(sorted({indices[label] for label in row.labels}))
+
+
+def _locate(tree: FileTree, row: Row, labels: tuple[int, ...]) -> Video:
+  """Returns the video of a row, with the path and the id of the file that was found."""
+  if row.id:
+    found = tree.with_id(row.id, row.split)
+    return Video(tree.absolute(found or row.path), row.id, labels, found is not None)
+  path = os.path.normpath(tree.absolute(row.path))
+  found = tree.with_path(tree.relative(path), row.split)
+  if found:
+    return Video(tree.absolute(found), without_suffix(found), labels, True)
+  name = os.path.relpath(path, tree.root)
+  if name.startswith("../") and os.path.isabs(row.path):
+    name = path
+  # The tree lacks hidden files, second names of folders, and files outside of the root.
+  return Video(path, without_suffix(name), labels, os.path.isfile(path))
+
+
+def _merge(
+  pairs: Sequence[tuple[Row, Video]], multi_label: bool, notes: list[str]
+) -> tuple[list[tuple[Row, Video]], list[tuple[str, str]]]:
+  """Returns one pair per video, and as problems the videos with contradictory rows."""
+  kept: dict[str, tuple[Row, Video]] = {}
   conflicts: dict[str, str] = {}
-  for entry in entries:
-    one = first.setdefault(entry.id, entry)
-    if conflict := _conflict(one, entry, multi_label=False):
-      conflicts.setdefault(entry.id, conflict)
-  if not conflicts:
-    return entries
-  example = next(iter(conflicts.values()))
-  if len(conflicts) == len(first):
-    raise AnnotationError(f"{example}; so it is with all videos: nothing is left")
-  problems += [(first[id].path, conflict) for id, conflict in conflicts.items()]
-  notes.append(f"left out, with two labels or in two splits: {len(conflicts):,}, such as {example}")
-  return [entry for entry in entries if entry.id not in conflicts]
+  num_repeated = 0
+  for row, video in pairs:
+    key = row.id or video.path
+    first_row, first = kept.setdefault(key, (row, video))
+    if row.split != first_row.split or (video.labels != first.labels and not multi_label):
+      conflict = f"{first_row.where} and {row.where}: different labels or splits of {video.id}"
+      conflicts.setdefault(key, conflict)
+    elif first is not video:
+      num_repeated += 1
+      labels = tuple(sorted({*first.labels, *video.labels}))
+      kept[key] = first_row, dataclasses.replace(first, labels=labels)
+  if num_repeated:
+    notes.append(f"{num_repeated:,} rows repeat a video")
+  problems = [(kept.pop(key)[1].path, conflict) for key, conflict in conflicts.items()]
+  if problems:
+    example = problems[0][1]
+    notes.append(f"{len(problems):,} videos with contradictory rows are skipped: {example}")
+    if not kept:
+      raise AnnotationError(f"{example}; no video is without contradictory rows")
+  return list(kept.values()), problems
 
 
-def _conflict(one: Entry, other: Entry, multi_label: bool) -> str | None:
-  """How two entries of one video contradict each other."""
-  rows = f"{one.row.where} and {other.row.where}: {other.id}"
-  if other.row.split != one.row.split:
-    return f"{rows} is in {one.row.split} and in {other.row.split}"
-  if other.labels != one.labels and not multi_label:
-    return f"{rows} has two labels, {one.row.labels[0]!r} and {other.row.labels[0]!r}"
-  return None
+def _group(tree: FileTree, row: Row, video: Video, pattern: str) -> str:
+  """Returns the group of a video as the row or the pattern gives it, or an empty string."""
+  if row.group or not pattern:
+    return row.group
+  path = tree.relative(video.path)
+  match = re.search(pattern, path)
+  if not match or not match[1]:
+    raise AnnotationError(f"{row.where}: group_pattern {pattern!r} finds no group in {path!r}")
+  return match[1]
 
 
-def _without_repetition(
-  entries: Iterable[Entry], multi_label: bool, notes: list[str]
-) -> list[Entry]:
-  kept: dict[str, Entry] = {}
-  repeated = []
-  for entry in entries:
-    first = kept.setdefault(entry.path, entry)
-    if first is entry:
-      continue
-    if conflict := _conflict(first, entry, multi_label):
-      raise AnnotationError(f"{conflict}; leave one out")
-    if entry.labels != first.labels:
-      labels = tuple(sorted({*first.labels, *entry.labels}))
-      kept[entry.path] = dataclasses.replace(first, labels=labels)
-      continue
-    repeated.append(entry)
-  if repeated:
-    example = repeated[0].row.where
-    notes.append(f"left out, repeating another line: {len(repeated):,}, such as {example}")
-  return list(kept.values())
+def _check_groups(
+  pairs: Sequence[tuple[Row, Video]], groups: Sequence[str], notes: list[str]
+) -> None:
+  """Notes groups in several splits; raises AnnotationError if the splits are official ones."""
+  splits_of = collections.defaultdict(set)
+  for (row, _), group in zip(pairs, groups):
+    splits_of[group].add(row.split)
+  if shared := sorted(group for group, splits in splits_of.items() if group and len(splits) > 1):
+    note = f"{len(shared):,} groups of videos are in more than one split, such as {shared[0]!r}"
+    if pairs[0][0].id:
+      raise AnnotationError(f"{note}; use the files of one official split")
+    notes.append(note)
 
 
-def _distinct_ids(entries: Sequence[Entry]) -> list[str]:
-  """Ids; with the suffix of the file where only that tells two videos apart."""
-  counts = collections.Counter(entry.id for entry in entries)
-  ids = [
-    entry.id if counts[entry.id] == 1 else entry.id + os.path.splitext(entry.path)[1]
-    for entry in entries
-  ]
-  name, count = collections.Counter(ids).most_common(1)[0]
-  if count > 1:
-    one, other = [entry.row for entry, id in zip(entries, ids) if id == name][:2]
-    raise AnnotationError(
-      f"{one.where} and {other.where}: {one.path} and {other.path} have one id, {name}; leave one "
-      "out, or rename it"
-    )
-  return ids
-
-
-def _group(tree: FileTree, entry: Entry, pattern: str) -> str:
-  group = _named_group(tree, entry, pattern)
-  if pattern and not group:
-    raise AnnotationError(
-      f"{entry.row.where}: group_pattern {pattern!r} finds no group in "
-      f"{tree.relative(entry.path)!r}"
-    )
-  return group or scene(entry.id) or entry.id
-
-
-def _named_group(tree: FileTree, entry: Entry, pattern: str) -> str | None:
-  """The group that a file or the pattern names."""
-  if entry.row.group or not pattern:
-    return entry.row.group
-  match = re.search(pattern, tree.relative(entry.path))
-  return match[1] if match else None
-
-
-def _split_by_group(entries, groups, class_names, share, notes) -> list[str]:
+def _split_by_group(
+  pairs: Sequence[tuple[Row, Video]],
+  groups: Sequence[str],
+  class_names: Sequence[str],
+  share: float,
+  notes: list[str],
+) -> list[str]:
+  groups = [group or scene(video.id) or video.id for group, (_, video) in zip(groups, pairs)]
   classes_of = collections.defaultdict(set)
-  for entry, group in zip(entries, groups):
-    classes_of[group].update(entry.labels)
+  for group, (_, video) in zip(groups, pairs):
+    classes_of[group].update(video.labels)
   chosen, one_sided = validation_groups(classes_of, share)
   notes.append(
     f"no splits given: {len(chosen):,} of {len(classes_of):,} groups of videos are for validation"
   )
   if one_sided:
-    names = [class_names[label] if label >= 0 else "no label" for label in one_sided]
-    shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    notes.append(f"too few groups to be in both train and validation: {shown} ({len(names):,})")
+    example = class_names[one_sided[0]] if one_sided[0] >= 0 else "no label"
+    notes.append(
+      f"{len(one_sided):,} classes are not in both train and validation, having too few groups, "
+      f"such as {example!r}"
+    )
   return ["validation" if group in chosen else "train" for group in groups]
-
-
-def _note_shared_groups(
-  tree: FileTree, entries: Sequence[Entry], pattern: str, notes: list[str]
-) -> None:
-  splits = collections.defaultdict(set)
-  for entry in entries:
-    if group := _named_group(tree, entry, pattern):
-      splits[group].add(entry.row.split)
-  shared = sorted(group for group, found in splits.items() if len(found) > 1)
-  if shared:
-    notes.append(f"groups in more than one split: {len(shared):,}, such as {shared[0]!r}")
-
-
-def _note_missing(split: str, videos: Sequence[Video], notes: list[str]) -> None:
-  missing = [video for video in videos if not video.exists]
-  if missing:
-    notes.append(
-      f"{len(missing):,} of {len(videos):,} videos of {split} not found, such as {missing[0].path}"
-    )
-
-
-def _note_cause(tree: FileTree, entries: Sequence[Entry], notes: list[str]) -> None:
-  missing = [entry.row.path for entry in entries if not entry.exists]
-  if len(missing) < _FEWEST_TO_EXPLAIN or len(missing) <= len(entries) / 2:
-    return
-  if cause := likely_cause(tree, missing):
-    notes.append(f"most videos were not found: {cause}")
-
-
-def _note_empty_classes(
-  entries: Sequence[Entry], class_names: Sequence[str], notes: list[str]
-) -> None:
-  present = {label for entry in entries for label in entry.labels}
-  empty = [name for index, name in enumerate(class_names) if index not in present]
-  if empty:
-    notes.append(
-      f"{len(empty):,} of {len(class_names):,} classes have no videos, such as {empty[0]!r}"
-    )

@@ -1,12 +1,11 @@
-"""Lines of annotation files, each a video as it is written there."""
+"""Rows of annotation files: one video each, as the file gives it."""
 
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from vswin_jax.data.annotations.common import AnnotationError
-from vswin_jax.data.annotations.sources import Source
+from vswin_jax.data.annotations.common import AnnotationError, split_called, split_within
 from vswin_jax.data.annotations.text_files import read_lines, suffix
 from vswin_jax.data.video_files import VIDEO_SUFFIXES
 
@@ -15,114 +14,132 @@ _NUMBERED = re.compile(r"(?P<path>.*?)(?P<labels>(?:\s+-?[0-9]+)+)")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-  """A video as an annotation file names it.
+  """A video as an annotation file gives it.
 
   Attributes:
-    path: of the video, or its id in the data set, as it is written.
-    labels: names or numbers; None: the file gives none.
+    path: absolute, or relative to the folder of videos.
+    labels: class names, or class indices as text; None if the file gives none.
     where: file and line, for messages.
-    split: None: unknown.
-    group: what must not be in two splits, if it is written there.
+    split: empty if the file gives none.
+    group: videos of a group must not be in two splits; empty if the file gives none.
+    id: the data set's own id, with which the path of the file ends; empty if there is none.
   """
 
   path: str
   labels: tuple[str, ...] | None
   where: str
-  split: str | None = None
-  group: str | None = None
+  split: str = ""
+  group: str = ""
+  id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """Rows of a data set, and what else `Annotations` need."""
+
+  rows: Sequence[Row]
+  class_names: Sequence[str]
+  notes: Sequence[str]
+  multi_label: bool = False
+  other_files: Sequence[tuple[str, str]] = ()
 
 
 def collect_rows(
-  sources: Sequence[Source], read: Callable[[Source], Iterable[Row]]
+  files: Sequence[tuple[str, str | None]], read: Callable[[str], Iterable[Row]]
 ) -> tuple[list[Row], list[str]]:
-  """Rows of all files, without those of test videos that have no labels, and notes on these.
+  """Returns the rows of all files, with their splits, and notes for the user.
+
+  The split that the user gave for a file has precedence, then that of a row, then that in the name
+  of the file. Test videos without labels are skipped.
+
+  Args:
+    files: paths of files, each with the split that the user gave.
+    read: returns the rows of a file.
 
   Raises:
-    AnnotationError: a file without videos, a missing label or split.
+    AnnotationError: a file lists no videos, or a video has no label or no clear split.
   """
-  rows, notes = [], []
-  for source in sources:
-    found = list(read(source))
+  paths = [path for path, _ in files]
+  more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+  rows, notes = [], [f"annotations read: {', '.join(paths[:3])}{more}"]
+  file_of_split: dict[str, str] = {}
+  for path, given in files:
+    found = list(read(path))
     if not found:
-      raise AnnotationError(f"{source.path}: it lists no videos")
-    labeled = [row for row in found if row.labels is not None]
-    for row in found:
-      if row.labels is None and row.split != "test":
+      raise AnnotationError(f"{path}: it lists no videos")
+    named = split_within(os.path.basename(path)) or ""
+    if named and not given and not any(row.split for row in found):
+      other = file_of_split.setdefault(named, path)
+      if other != path:
         raise AnnotationError(
-          f"{row.where}: no label of {row.path!r}; only videos of test may have none"
+          f"two annotation files of {named}: {other} and {path}; name those to read as SPLIT=FILE"
         )
+    labeled = []
+    for row in found:
+      split = given or (split_called(row.split) if row.split else named)
+      if split is None:
+        raise AnnotationError(
+          f"{row.where}: unknown split {row.split!r}; expected train, validation or test"
+        )
+      if row.labels is None and split != "test":
+        raise AnnotationError(f"{row.where}: no label of {row.path!r}")
+      if row.labels is not None:
+        labeled.append(dataclasses.replace(row, split=split))
     if len(labeled) < len(found):
-      name, count = os.path.basename(source.path), len(found) - len(labeled)
-      few = f"{name}: left out, without label: {count:,}"
-      notes.append(few if labeled else f"{name} has no labels: left out")
-    unclear = [row for row in found if row.split is None]
-    if unclear and (len(sources) > 1 or len(unclear) < len(found)):
-      raise AnnotationError(
-        f"{unclear[0].where}: the split of {unclear[0].path!r} is unclear; give it as SPLIT=FILE"
-      )
-    rows.extend(labeled)
+      notes.append(f"{path}: {len(found) - len(labeled):,} videos without labels are skipped")
+    rows += labeled
   if not rows:
-    raise AnnotationError(f"{sources[0].path}: no videos with labels; give those of train too")
+    raise AnnotationError(f"{files[0][0]}: no videos with labels; name the training file, too")
+  unclear = [row for row in rows if not row.split]
+  if unclear and (len(files) > 1 or len(unclear) < len(rows)):
+    raise AnnotationError(
+      f"{unclear[0].where}: the split of {unclear[0].path!r} is unclear; give it as SPLIT=FILE"
+    )
   return rows, notes
 
 
-def list_rows(source: Source) -> Iterable[Row]:
-  """Rows of a list: lines of a path and its labels, separated by spaces.
+def list_rows(path: str) -> Iterator[Row]:
+  """Yields the rows of a list: lines of a path and its labels, separated by spaces.
 
-  Paths may hold spaces where labels are numbers.
+  Paths may contain spaces if labels are numbers.
 
   Raises:
-    AnnotationError: a line of another kind.
+    AnnotationError: a line can't be read so, or gives a folder of frames.
   """
-  for number, line in read_lines(source.path):
-    where = f"{source.path}, line {number}"
+  for where, line in read_lines(path):
     if match := _NUMBERED.fullmatch(line):
-      path, labels = match["path"], tuple(match["labels"].split())
-      if len(labels) > 1 and suffix(path) not in VIDEO_SUFFIXES:
+      video, labels = match["path"], match["labels"].split()
+      if len(labels) > 1 and suffix(video) not in VIDEO_SUFFIXES:
         raise AnnotationError(
           f"{where}: {line!r} looks like a folder of frames; expected `path label` of a video file"
         )
+    elif suffix(line) in VIDEO_SUFFIXES:
+      video, labels = line, None
     else:
-      path, *labels = line.split()
-      # A path with spaces can't be told from names of classes.
-      if suffix(line) in VIDEO_SUFFIXES:
-        path, labels = line, None
-      elif len(labels) != 1:
+      video, *labels = line.split()
+      if len(labels) != 1:
         raise AnnotationError(
-          f"{where}: expected `path label`, got {line!r}; where names hold spaces, labels must be "
-          "numbers, or the file a CSV"
+          f"{where}: expected `path label`, got {line!r}; if names contain spaces, use a CSV file"
         )
-    yield Row(path, labels and tuple(labels), where, source.split)
+    yield Row(video, labels and tuple(labels), where)
 
 
-def is_number(label: str) -> bool:
-  # Python refuses to read numbers of any length.
+def is_index(label: str) -> bool:
+  """Returns whether a label is a number that may be a class index."""
   return re.fullmatch(r"-?[0-9]{1,18}", label) is not None
 
 
-def number_labels(row: Row, num_classes: int) -> tuple[int, ...]:
-  """Labels of a row as indices.
+def with_class_names(rows: Iterable[Row], class_names: Sequence[str]) -> Iterator[Row]:
+  """Yields rows with class names in place of class indices.
 
   Raises:
-    AnnotationError: one that is no index of a class.
+    AnnotationError: a label is no class index.
   """
-  for label in row.labels:
-    if not is_number(label) or not 0 <= int(label) < num_classes:
-      raise AnnotationError(
-        f"{row.where}: label {label!r}; expected a number from 0 to {num_classes - 1}"
-      )
-  return tuple(sorted({int(label) for label in row.labels}))
-
-
-def one_number(row: Row, num_classes: int) -> tuple[int]:
-  """The index of the only class of a row.
-
-  Raises:
-    AnnotationError: several labels, or one that is no index of a class.
-  """
-  if len(row.labels) != 1:
-    raise AnnotationError(
-      f"{row.where}: expected one label of {row.path!r}, got {len(row.labels)}; with several, use "
-      "the multi-label option of video_folder"
-    )
-  return number_labels(row, num_classes)
+  for row in rows:
+    for label in row.labels or ():
+      if not is_index(label) or not 0 <= int(label) < len(class_names):
+        raise AnnotationError(
+          f"{row.where}: label {label!r}; expected a number from 0 to {len(class_names) - 1}"
+        )
+    names = row.labels and tuple(class_names[int(label)] for label in row.labels)
+    yield dataclasses.replace(row, labels=names)

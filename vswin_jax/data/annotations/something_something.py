@@ -1,113 +1,75 @@
-"""Something-Something V2: JSON files of templates, or lists of paths and numbers."""
+"""Something-Something V2: JSON files of ids and templates, or lists of paths and indices."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from vswin_jax.data.annotations.assembling import assemble, locate, locate_by_name
-from vswin_jax.data.annotations.common import (
-  AnnotationError,
-  Annotations,
-  Options,
-  closest,
-  split_within,
-)
+from vswin_jax.data.annotations.common import AnnotationError, AnnotationOptions, split_within
+from vswin_jax.data.annotations.file_tree import FileTree
 from vswin_jax.data.annotations.rows import (
+  Listing,
   Row,
   collect_rows,
-  is_number,
+  is_index,
   list_rows,
-  one_number,
+  with_class_names,
 )
-from vswin_jax.data.annotations.sources import (
-  Source,
-  all_alike,
-  describe,
-  find_sources,
-  with_splits_of_names,
-)
-from vswin_jax.data.annotations.text_files import read_json, suffix
-from vswin_jax.data.annotations.tree import FileTree
+from vswin_jax.data.annotations.text_files import read_json, read_objects, suffix
 from vswin_jax.data.label_names import label_names
 
-_EXPECTED = (
-  "expected labels.json, train.json and validation.json, or lists of `path label`; name them with "
-  "--annotations"
-)
+
+def is_annotation_file(name: str) -> bool:
+  if suffix(name) not in (".json", ".txt"):
+    return False
+  return split_within(name) is not None or _is_labels_file(name)
 
 
-def find(tree: FileTree, annotations: Sequence[str]) -> tuple[Source, ...]:
-  """Its annotation files, see `find_sources`."""
-  return find_sources(tree.root, annotations, _is_annotation_file, ("annotations", "labels"))
+def read(
+  dataset: str, tree: FileTree, files: Sequence[tuple[str, str | None]], options: AnnotationOptions
+) -> Listing:
+  """Reads Something-Something V2; without a labels file, class names are those of the release."""
+  labels_files = [file for file in files if _is_labels_file(os.path.basename(file[0]))]
+  files = [file for file in files if file not in labels_files]
+  if not files or len(labels_files) > 1:
+    raise AnnotationError(
+      f"no annotation files or more than one labels file in {tree.root} or its parent; expected "
+      "labels.json, train.json and validation.json, or lists of `path label`; name them with "
+      "--annotations"
+    )
+  class_names = _class_names(labels_files[0][0]) if labels_files else label_names(dataset)
+
+  def read_rows(path: str) -> Iterator[Row]:
+    if suffix(path) == ".json":
+      return _json_rows(path)
+    return with_class_names(list_rows(path), class_names)
+
+  rows, notes = collect_rows(files, read_rows)
+  return Listing(rows, class_names, notes)
 
 
-def read(dataset: str, tree: FileTree, sources: Sequence[Source], options: Options) -> Annotations:
-  """Something-Something V2; without a file of labels, the classes are those of the release."""
-  label_files = [source for source in sources if _holds_labels(source.path)]
-  sources = with_splits_of_names([source for source in sources if source not in label_files])
-  if not sources:
-    raise AnnotationError(f"no annotation files of videos in or for {tree.root}; {_EXPECTED}")
-  if len(label_files) > 1:
-    raise AnnotationError(f"more than one file of labels: {describe(label_files)}")
-  are_lists = all_alike(sources, lambda path: suffix(path) != ".json", "lists and JSON files")
-  class_names = _class_names(label_files[0].path) if label_files else label_names(dataset)
-  rows, notes = collect_rows(sources, list_rows if are_lists else _json_rows)
-  if are_lists:
-    labels = [one_number(row, len(class_names)) for row in rows]
-    entries = [locate(tree, row, label, parts=1) for row, label in zip(rows, labels)]
-  else:
-    labels = _labels(rows, {name: index for index, name in enumerate(class_names)})
-    entries = [locate_by_name(tree, row, label, ".webm") for row, label in zip(rows, labels)]
-  notes.insert(0, describe([*label_files, *sources]))
-  return assemble(tree, entries, class_names, options, notes=notes, drop_conflicts=True)
+def _is_labels_file(name: str) -> bool:
+  return "labels" in name.lower() and suffix(name) == ".json" and split_within(name) is None
 
 
-def _holds_labels(path: str) -> bool:
-  name = os.path.basename(path).lower()
-  return "labels" in name and suffix(name) == ".json" and split_within(name) is None
-
-
-def _is_annotation_file(name: str) -> bool:
-  return suffix(name) in (".json", ".txt") and (
-    _holds_labels(name) or split_within(name) is not None
-  )
-
-
-def _plain(template: str) -> str:
+def _class_name(template: str) -> str:
   return template.replace("[", "").replace("]", "")
 
 
 def _class_names(path: str) -> tuple[str, ...]:
   labels = read_json(path)
-  expected = f'{path}: expected {{"template": "index"}} with indices from 0 on, each once'
-  if not isinstance(labels, dict):
-    raise AnnotationError(expected)
   names = {}
-  for template, index in labels.items():
-    if is_number(str(index)):
-      names[int(index)] = _plain(template)
-  if not labels or len(names) != len(labels) or set(names) != set(range(len(labels))):
-    raise AnnotationError(expected)
-  return tuple(names[index] for index in range(len(names)))
+  if isinstance(labels, dict):
+    names = {int(index): name for name, index in labels.items() if is_index(str(index))}
+  if not names or len(names) < len(labels) or set(names) != set(range(len(names))):
+    raise AnnotationError(
+      f'{path}: expected {{"template": "index"}} with indices from 0 on, each once'
+    )
+  return tuple(_class_name(names[index]) for index in range(len(names)))
 
 
-def _json_rows(source: Source) -> Iterator[Row]:
-  videos = read_json(source.path)
-  if not isinstance(videos, list):
-    raise AnnotationError(f"{source.path}: expected a list of videos with id and template")
-  for number, video in enumerate(videos, 1):
-    where = f"{source.path}, entry {number}"
-    if not isinstance(video, dict) or not isinstance(video.get("id"), str | int):
-      raise AnnotationError(f"{where}: expected an object with id and template, got {video!r:.100}")
-    template = video.get("template")
-    if not isinstance(template, str | None):
-      raise AnnotationError(f"{where}: template {template!r:.100}; expected text")
-    yield Row(str(video["id"]), (_plain(template),) if template else None, where, source.split)
-
-
-def _labels(rows: Sequence[Row], indices: Mapping[str, int]) -> list[tuple[int]]:
-  for row in rows:
-    if row.labels[0] not in indices:
-      raise AnnotationError(
-        f"{row.where}: unknown template {row.labels[0]!r}; {closest(row.labels[0], indices)}"
-      )
-  return [(indices[row.labels[0]],) for row in rows]
+def _json_rows(path: str) -> Iterator[Row]:
+  for where, video in read_objects(path):
+    id, template = video.get("id"), video.get("template")
+    if not isinstance(id, str | int) or not isinstance(template, str | None):
+      raise AnnotationError(f"{where}: expected text as id and template, got {video!r:.200}")
+    labels = (_class_name(template),) if template else None
+    yield Row(f"{id}.webm", labels, where, id=str(id))

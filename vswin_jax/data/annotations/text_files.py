@@ -1,22 +1,20 @@
-"""Annotation files as text: lines, tables and JSON, with the line that an error is about."""
+"""Text, CSV and JSON files, with errors that name the file and the line."""
 
 import csv
 import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vswin_jax.data.annotations.common import AnnotationError
 
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-
 
 def read_text(path: str) -> str:
-  """The text of a UTF-8 file, with or without a byte order mark.
+  """Returns the content of a UTF-8 file, with or without a byte order mark.
 
   Raises:
-    AnnotationError: no such file, or no UTF-8.
+    AnnotationError: the file does not exist or is not UTF-8.
   """
   try:
     with open(path, "rb") as file:
@@ -30,85 +28,107 @@ def read_text(path: str) -> str:
     raise AnnotationError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def read_lines(path: str) -> Iterator[tuple[int, str]]:
-  """Numbers and texts of the lines that are not blank, without surrounding space."""
+def read_lines(path: str) -> Iterator[tuple[str, str]]:
+  """Yields the stripped lines of a file that are not blank, each after its place for messages."""
   for number, line in enumerate(read_text(path).split("\n"), 1):
     if line := line.strip():
-      yield number, line
+      yield f"{path}, line {number}", line
 
 
-def first_line(path: str) -> str:
-  return next((line for _, line in read_lines(path)), "")
+def is_table(path: str) -> bool:
+  """Returns whether a file is a table: its suffix is .csv or .tsv and its first line has cells."""
+  return suffix(path) in (".csv", ".tsv") and _delimiter(path) is not None
 
 
-def delimiter(line: str) -> str | None:
-  """What separates the cells of a line of CSV: a comma, else a semicolon, else a tab."""
+def _delimiter(path: str) -> str | None:
+  """Returns the delimiter in the first line: a comma, else a semicolon, else a tab, else None."""
+  _, line = next(read_lines(path), ("", ""))
   unquoted = re.sub('"[^"]*"', "", line)
-  return next((one for one in _DELIMITERS if one in unquoted), None)
+  return next((delimiter for delimiter in ",;\t" if delimiter in unquoted), None)
 
 
-def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
-  """Line numbers and cells of the rows of a CSV file that are not blank; the first is the header.
+def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+  """Yields the rows of a table as dicts by the lower-case names in the first line.
 
-  The first line tells what separates cells.
+  Each follows its place for messages. Tables with no more than the columns may lack the first line.
+
+  Args:
+    path: of the file.
+    columns: names of columns; all but the last are required.
 
   Raises:
-    AnnotationError: no CSV, or a row with another number of cells than the first.
+    AnnotationError: the file is not valid CSV, lacks columns or has rows of different lengths.
   """
-  separator = delimiter(first_line(path)) or ","
-  text = io.StringIO(read_text(path), newline="")
-  reader = csv.reader(text, delimiter=separator, strict=True)
-  width = 0
-  while True:
-    try:
-      cells = next(reader, None)
-    except csv.Error as error:
-      raise AnnotationError(f"{path}, line {reader.line_num}: no valid CSV: {error}") from error
-    if cells is None:
-      return
-    cells = [cell.strip() for cell in cells]
-    if not any(cells):
-      continue
-    width = width or len(cells)
-    if len(cells) != width:
-      raise AnnotationError(
-        f"{path}, line {reader.line_num}: expected {width} columns, as in the first line, got "
-        f"{len(cells)}; quote cells that hold {_DELIMITERS[separator]}"
-      )
-    yield reader.line_num, cells
+  delimiter = _delimiter(path)
+  reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+  header = ()
+  try:
+    for cells in reader:
+      cells = [cell.strip() for cell in cells]
+      where = f"{path}, line {reader.line_num}"
+      if not any(cells):
+        continue
+      if not header:
+        header = [name.lower() for name in cells]
+        if set(columns[:-1]) <= set(header):
+          continue
+        if set(columns) & set(header) or len(cells) != len(columns):
+          raise AnnotationError(
+            f"{where}: expected the columns {','.join(columns)}, got {','.join(cells)!r:.200}"
+          )
+        header = columns
+      if len(cells) != len(header):
+        raise AnnotationError(
+          f"{where}: expected {len(header)} columns as in the first line, got {len(cells)}; quote "
+          f"cells that contain {delimiter!r}"
+        )
+      yield where, dict(zip(header, cells))
+  except csv.Error as error:
+    raise AnnotationError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from error
 
 
 def read_json(path: str):
-  """What a JSON file holds.
+  """Returns the content of a JSON file.
 
   Raises:
-    AnnotationError: no JSON, or a key that occurs twice in one object.
+    AnnotationError: the file is not valid JSON, or an object has the same key twice.
   """
-
-  def as_dict(pairs: list[tuple[str, object]]) -> dict:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-      names = [name for name, _ in pairs]
-      repeated = next(name for name in names if names.count(name) > 1)
-      raise AnnotationError(f"{path}: the key {repeated!r} occurs twice in one object")
-    return result
-
   text = read_text(path)
   try:
-    result = json.loads(text, object_pairs_hook=as_dict)
-    # Halves of a surrogate pair, in escapes, are no text that could be written again.
+    content = json.loads(text, object_pairs_hook=_object)
+    # Escaped halves of a surrogate pair can't be written again.
     if "\\ud" in text.lower():
-      json.dumps(result, ensure_ascii=False).encode()
-    return result
-  except AnnotationError:
-    raise
-  except json.JSONDecodeError as error:
-    raise AnnotationError(f"{path}, line {error.lineno}: no valid JSON: {error.msg}") from error
-  except RecursionError as error:
-    raise AnnotationError(f"{path}: no valid annotations: nested too deeply") from error
-  except ValueError as error:
-    raise AnnotationError(f"{path}: no valid annotations: {error}") from error
+      json.dumps(content, ensure_ascii=False).encode()
+    return content
+  except (ValueError, RecursionError) as error:
+    raise AnnotationError(f"{path}: not valid JSON: {error}") from error
+
+
+def read_objects(path: str) -> Iterator[tuple[str, dict]]:
+  """Yields the objects of the list in a JSON file, each after its place for messages.
+
+  Raises:
+    AnnotationError: the file is not valid JSON or something else than a list of objects.
+  """
+  content = read_json(path)
+  if not isinstance(content, list):
+    raise AnnotationError(f"{path}: expected a list of objects")
+  for number, value in enumerate(content, 1):
+    where = f"{path}, entry {number}"
+    if not isinstance(value, dict):
+      raise AnnotationError(f"{where}: expected an object, got {value!r:.200}")
+    yield where, value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+  result = {}
+  for name, value in pairs:
+    if name in result:
+      raise ValueError(f"the key {name!r} occurs twice in an object")
+    result[name] = value
+  return result
 
 
 def suffix(path: str) -> str:
+  """Returns the suffix of a path in lower case, such as ".csv"."""
   return os.path.splitext(path)[1].lower()

@@ -1,4 +1,4 @@
-"""What is found below a folder of videos."""
+"""Listing of a folder of videos, and the search in it."""
 
 import os
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.annotations.trees import touch
 from vswin_jax.data.annotations import AnnotationError
-from vswin_jax.data.annotations.tree import scan, without_suffix
+from vswin_jax.data.annotations.file_tree import scan, without_suffix
 
 
 def test_files_below_a_folder(tmp_path):
@@ -15,7 +15,6 @@ def test_files_below_a_folder(tmp_path):
   tree = scan(str(tmp_path))
   assert tree.videos == ("a.webm", "b/1.MKV", "b/2.mp4", "b/c/3.avi")
   assert tree.others == ("b/x.txt",)
-  assert tree.folders == ("b", "b/c", "folder.mp4")
   assert tree.problems == ()
 
 
@@ -32,12 +31,12 @@ def test_links_are_followed_once(tmp_path):
   tree = scan(str(root))
   assert tree.videos == ("b/1.mp4", "b/4.mp4", "c/2.mp4", "c/deep/3.mp4")
   assert tree.problems == (
-    (f"{root}/gone.mp4", "a link to nothing"),
-    (f"{root}/self", "a link to nothing"),
+    (f"{root}/gone.mp4", "a broken link"),
+    (f"{root}/self", "a broken link"),
   )
 
 
-def test_names_that_are_no_text_are_told(tmp_path):
+def test_names_that_are_not_utf8_are_problems(tmp_path):
   open(os.fsencode(tmp_path) + b"/\xff.mp4", "w").close()
   touch(tmp_path, "ü.mp4")
   tree = scan(str(tmp_path))
@@ -55,16 +54,25 @@ def test_suffixes():
   assert without_suffix("a/b.c") == "a/b.c"
 
 
-def test_videos_by_path_and_stem(tmp_path):
-  touch(tmp_path, "x/1.mp4", "videos_val/x/2.mkv", "videos_val/1.mp4", "y/3.mp4", "z/3.mp4")
+def test_videos_by_path(tmp_path):
+  touch(tmp_path, "x/1.mp4", "videos_val/x/2.mkv", "videos_val/1.mp4", "3.avi", "val/3.mp4")
   tree = scan(str(tmp_path))
   assert tree.with_path("x/1.avi", None) == "x/1.mp4"
   assert tree.with_path("x/2.mp4", "validation") == "videos_val/x/2.mkv"
   assert tree.with_path("x/2.mp4", "train") is None
-  assert tree.with_stem("1", None) == "videos_val/1.mp4"
-  assert tree.with_stem("1", "validation") == "videos_val/1.mp4"
-  assert tree.with_stem("4", None) is None
-  assert tree.with_tail("w/x/2.mp4", 2) == "videos_val/x/2.mkv"
-  assert tree.with_tail("w/3.mp4", 2) is None
-  assert tree.with_tail("w/3.mp4", 1) is None  # there are two
-  assert tree.with_tail("w/2.mp4", 1) == "videos_val/x/2.mkv"
+  assert tree.with_path("2.mkv", None) is None
+  # The suffix tells which of two is meant.
+  assert tree.with_path("3.avi", "validation") == "3.avi"
+  assert tree.with_path("3.mp4", "validation") == "val/3.mp4"
+
+
+def test_videos_by_id(tmp_path):
+  touch(tmp_path, "x/1.mp4", "videos_val/x/2.mkv", "videos_val/1.mp4", "y/3.mp4", "z/3.mp4")
+  tree = scan(str(tmp_path))
+  assert tree.with_id("1", "") == "videos_val/1.mp4"
+  assert tree.with_id("1", "validation") == "videos_val/1.mp4"
+  assert tree.with_id("1", "train") == "videos_val/1.mp4"
+  assert tree.with_id("x/1", "validation") == "x/1.mp4"
+  assert tree.with_id("x/2", "train") == "videos_val/x/2.mkv"
+  assert tree.with_id("y/2", "") is None
+  assert tree.with_id("4", "") is None
