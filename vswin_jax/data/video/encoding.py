@@ -1,4 +1,4 @@
-"""Frames into H.264 video."""
+"""H.264 encoding of frames to mp4."""
 
 import dataclasses
 import fractions
@@ -13,18 +13,17 @@ from vswin_jax.common.checks import check_at_least, check_at_most, check_choices
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 
-# One thread, since parallelism is over videos; and no look-ahead, with which x264 encodes the same
-# frames differently from one time to the next (its files would be three per cent smaller).
+# One thread, since parallelism is over videos. With look-ahead, x264 is not deterministic.
 _X264 = "threads=1:lookahead-threads=1:sync-lookahead=0:rc-lookahead=0"
 
 
 @dataclasses.dataclass(frozen=True)
 class H264:
-  """How video is encoded: always yuv420p, constant frame rate, easy to decode, no audio.
+  """Settings of the encoder.
 
   Attributes:
-    crf: constant rate factor, lower is better (0 to 51).
-    keyframe_interval: frames from one keyframe to the next at most; short ones seek faster.
+    crf: constant rate factor, 0 to 51; lower is better.
+    keyframe_interval: largest number of frames between keyframes; small ones seek faster.
     preset: of x264; slower ones make smaller files.
   """
 
@@ -38,26 +37,17 @@ class H264:
     check_at_least(1, **fields(self, "keyframe_interval"))
     check_choices(PRESETS, **fields(self, "preset"))
 
-  def options(self) -> dict[str, str]:
-    """Of libx264."""
-    return {
-      "crf": str(self.crf),
-      "preset": self.preset,
-      "tune": "fastdecode",
-      "g": str(self.keyframe_interval),
-      "x264-params": _X264,
-    }
-
 
 def encode_mp4(
   frames: np.ndarray, fps: int, *, crf: int = 18, keyframe_interval: int = 32
 ) -> bytes:
-  """Encodes frames as an mp4 file.
+  """Returns an mp4 file of frames, in memory.
 
   Args:
     frames: uint8 RGB `[num_frames, height, width, 3]`, height and width even.
     fps: frames per second.
-    crf: see `H264`; likewise `keyframe_interval`.
+    crf: see `H264`.
+    keyframe_interval: see `H264`.
 
   Raises:
     ValueError: odd height or width.
@@ -75,10 +65,11 @@ def write_mp4(
   fps: fractions.Fraction,
   settings: H264,
 ) -> bytes:
-  """Encodes frames, one after the other at a constant rate, as an mp4 file in memory.
+  """Returns an mp4 file of frames at a constant rate: yuv420p, no audio, fast to decode.
 
   Args:
-    frames: all of one pixel format, `height` x `width`; their own times do not matter.
+    frames: all `height` x `width` and of one pixel format; their timestamps are ignored.
+    fps: frames per second.
 
   Raises:
     ValueError: odd height or width.
@@ -89,14 +80,20 @@ def write_mp4(
   with av.open(buffer, mode="w", format="mp4") as container:
     stream = container.add_stream("libx264", rate=fps)
     stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-    stream.options = settings.options()
+    stream.options = {
+      "crf": str(settings.crf),
+      "preset": settings.preset,
+      "tune": "fastdecode",
+      "g": str(settings.keyframe_interval),
+      "x264-params": _X264,
+    }
     for number, frame in enumerate(frames):
       if number == 0:
-        # Otherwise a player takes the colors of large videos for those of small ones.
+        # Players guess it from the size of the frames otherwise.
         stream.codec_context.colorspace = frame.colorspace
       frame.time_base = 1 / fps
       frame.pts = number
-      # x264 would repeat what the frame was in its source, such as a keyframe.
+      # x264 would keep the frame type of the source.
       frame.pict_type = PictureType.NONE
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
