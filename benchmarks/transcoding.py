@@ -16,7 +16,6 @@ from absl import app, flags
 from benchmarks.input_pipeline import SPEC, encode, render
 from vswin_jax.data.clips import train_clip
 from vswin_jax.data.video.decoding import decode_frames, probe
-from vswin_jax.data.video.encoding import H264
 from vswin_jax.data.video.transcoding import Transcoding, transcode
 
 _VIDEOS = flags.DEFINE_integer("videos", 3, "Videos of each size.", lower_bound=1)
@@ -27,11 +26,11 @@ _TURNS = flags.DEFINE_integer("turns", 3, "Measurements of each clip.", lower_bo
 SMALL = {
   "none": None,
   "--transcode=256": Transcoding(256),
-  "--transcode=256 --keyframe_interval=16": Transcoding(256, H264(keyframe_interval=16)),
-  "--transcode=256 --keyframe_interval=64": Transcoding(256, H264(keyframe_interval=64)),
-  "--transcode=256 --crf=20": Transcoding(256, H264(crf=20)),
-  "--transcode=256 --crf=26": Transcoding(256, H264(crf=26)),
-  "--transcode=256 --preset=veryfast": Transcoding(256, H264(preset="veryfast")),
+  "--transcode=256 --keyframe_interval=16": Transcoding(256, keyframe_interval=16),
+  "--transcode=256 --keyframe_interval=64": Transcoding(256, keyframe_interval=64),
+  "--transcode=256 --crf=20": Transcoding(256, crf=20),
+  "--transcode=256 --crf=26": Transcoding(256, crf=26),
+  "--transcode=256 --preset=veryfast": Transcoding(256, preset="veryfast"),
 }
 LARGE = {
   "none": None,

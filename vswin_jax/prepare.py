@@ -87,7 +87,6 @@ def _prepare() -> None:
   )
   from vswin_jax.data.preparation.backends import apache_beam, local_processes
   from vswin_jax.data.preparation.dataset import describe, prepare_dataset
-  from vswin_jax.data.video.encoding import H264
   from vswin_jax.data.video.transcoding import Transcoding
   from vswin_jax.data.worker_processes import usable_cores
 
@@ -98,8 +97,9 @@ def _prepare() -> None:
     class_names=_CLASS_NAMES.value and read_class_names(local_path(_CLASS_NAMES.value)),
     multi_label=_MULTI_LABEL.value,
   )
-  h264 = H264(_CRF.value, _KEYFRAME_INTERVAL.value, _PRESET.value)
-  transcoding = Transcoding(_TRANSCODE.value, h264) if _TRANSCODE.value else None
+  transcoding = None
+  if _TRANSCODE.value:
+    transcoding = Transcoding(_TRANSCODE.value, _CRF.value, _KEYFRAME_INTERVAL.value, _PRESET.value)
   if _BEAM.value is None:
     backend = local_processes(_WORKERS.value or usable_cores())
   else:

@@ -3,13 +3,7 @@
 import functools
 import importlib.resources
 
-DATASETS = (
-  "kinetics400",
-  "kinetics600",
-  "kinetics700",
-  "kinetics710",
-  "something_something_v2",
-)
+DATASETS = ("kinetics400", "kinetics600", "kinetics700", "kinetics710", "something_something_v2")
 
 
 @functools.cache

@@ -32,11 +32,7 @@ def features(class_names: list[str], multi_label: bool = False) -> tfds.features
       "video": tfds.features.Scalar(np.bytes_),
       "id": tfds.features.Text(),
       "label": tfds.features.Sequence(label) if multi_label else label,
-      "num_frames": tfds.features.Scalar(np.int32),
-      "height": tfds.features.Scalar(np.int32),
-      "width": tfds.features.Scalar(np.int32),
-      "fps_numerator": tfds.features.Scalar(np.int32),
-      "fps_denominator": tfds.features.Scalar(np.int32),
+      **{field.name: tfds.features.Scalar(np.int32) for field in dataclasses.fields(VideoMetadata)},
     }
   )
 

@@ -12,7 +12,7 @@ from tests.helpers.video_kinds import KINDS, decode_plainly, encode, scene
 from tests.helpers.videos import FOOTAGE, moving_bars
 from vswin_jax.data.video.container import VideoError
 from vswin_jax.data.video.decoding import decode_frames, probe
-from vswin_jax.data.video.encoding import H264, encode_mp4
+from vswin_jax.data.video.encoding import encode_mp4
 from vswin_jax.data.video.transcoding import (
   Transcoding,
   check_frames,
@@ -20,7 +20,7 @@ from vswin_jax.data.video.transcoding import (
   transcode,
 )
 
-BEST = Transcoding(short_side=1000, h264=H264(crf=1, preset="ultrafast"))
+BEST = Transcoding(short_side=1000, crf=1, preset="ultrafast")
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -58,7 +58,7 @@ def test_real_footage_gets_smaller_and_keeps_its_colors():
 
 def test_keyframe_interval():
   source = (FOOTAGE / "bikes.mp4").read_bytes()
-  result = transcode(source, Transcoding(short_side=64, h264=H264(keyframe_interval=12)))
+  result = transcode(source, Transcoding(short_side=64, keyframe_interval=12))
   with av.open(io.BytesIO(result)) as container:
     assert not container.streams.audio
     video = container.streams.video[0]

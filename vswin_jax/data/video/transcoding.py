@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import av
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from vswin_jax.common.checks import check_at_least, fields
+from vswin_jax.common.checks import check_at_least, check_at_most, check_choices
 from vswin_jax.data.video.container import (
   VideoError,
   decode_packets,
@@ -18,7 +18,7 @@ from vswin_jax.data.video.container import (
   upright,
 )
 from vswin_jax.data.video.decoding import VideoMetadata, probe
-from vswin_jax.data.video.encoding import H264, write_mp4
+from vswin_jax.data.video.encoding import PRESETS, encode_mp4
 
 # For videos without a frame rate.
 _DEFAULT_RATE = fractions.Fraction(25)
@@ -28,18 +28,23 @@ _MAX_DENOMINATOR = 1001
 
 @dataclasses.dataclass(frozen=True)
 class Transcoding:
-  """Size and encoding of transcoded videos.
+  """Size and encoding of transcoded videos, see `encoding.encode_mp4`.
 
   Attributes:
     short_side: in pixels; smaller videos keep their size.
-    h264: settings of the encoder.
   """
 
   short_side: int = 256
-  h264: H264 = dataclasses.field(default_factory=H264)
+  crf: int = 23
+  keyframe_interval: int = 32
+  preset: str = "medium"
 
   def __post_init__(self):
-    check_at_least(2, **fields(self, "short_side"))
+    check_at_least(2, short_side=self.short_side)
+    check_at_least(0, crf=self.crf)
+    check_at_most(51, crf=self.crf)
+    check_at_least(1, keyframe_interval=self.keyframe_interval)
+    check_choices(PRESETS, preset=self.preset)
 
 
 def transcode(
@@ -76,7 +81,13 @@ def transcode(
     )
     for frame in all_frames(video, metadata)
   )
-  return write_mp4(frames, height, width, rate, options.h264)
+  return encode_mp4(
+    frames,
+    rate,
+    crf=options.crf,
+    keyframe_interval=options.keyframe_interval,
+    preset=options.preset,
+  )
 
 
 def check_frames(video: bytes | str | os.PathLike, metadata: VideoMetadata) -> None:
