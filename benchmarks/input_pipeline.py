@@ -1,17 +1,17 @@
-"""Cost of training clips on the processor: this library and other video readers, in one run.
+"""Benchmark of video readers: processor time of training clips, and throughput of the pipeline.
 
-The videos are made here: 10 s of 340 x 256 pixels at 30 frames/s, H.264 with a keyframe every 250
-frames, as such data is found; and the same ones as `data.video.transcoding` stores them. A
-clip is 32 frames, every second one, a random box of them resized to 224 x 224, half of them
-mirrored.
+The videos are generated: 10 s of 340 x 256 pixels at 30 frames/s, H.264 with a keyframe every 250
+frames, and transcoded as by `prepare`. A clip is 32 frames with stride 2, a random box resized to
+224 x 224, half of them mirrored.
 
-First every reader by itself, one process each, taking turns: processor time of a clip (all threads;
-the least of the repetitions, averaged over the clips), checked to give the same pixels. Readers
-that can't be imported are left out. Then batches of 8 clips by grain from records on disk.
+First, readers run in one process each and take turns. The result is the processor time of all
+threads for a clip: the minimum over repetitions, averaged over clips. Pixels are compared. Readers
+that can't be imported are skipped. Second, grain loads batches of 8 clips from records on disk.
 
   python -m benchmarks.input_pipeline --videos=6 --clips=24 --repetitions=5
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import glob
@@ -38,7 +38,7 @@ KINDS = ("untouched", "transcoded")
 
 
 def natural_texture(random: np.random.Generator, size: int) -> np.ndarray:
-  """Clouds whose spectrum falls as that of photographs: uint8 `[size, size, 3]`."""
+  """Returns clouds with the spectrum of photographs: uint8 `[size, size, 3]`."""
   frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij"))
   frequency[0, 0] = 1.0
   spectra = np.fft.rfft2(random.normal(size=(3, size, size))) / frequency**1.1
@@ -49,7 +49,7 @@ def natural_texture(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def render(seed: int) -> Iterator[np.ndarray]:
-  """A panned and zoomed texture, three things that move over it, the noise of a sensor."""
+  """Yields frames: a panned and zoomed texture, three moving objects, sensor noise."""
   random = np.random.default_rng(seed)
   cv2.setRNGSeed(seed)
   background = natural_texture(random, 1024)
@@ -73,7 +73,7 @@ def render(seed: int) -> Iterator[np.ndarray]:
 
 
 def encode(frames: Iterable[np.ndarray], height: int = HEIGHT, width: int = WIDTH) -> bytes:
-  """Frames as they are found on disk, long before anyone thought of training."""
+  """Returns an mp4 file with the usual settings, not made for training."""
   import av
 
   buffer = io.BytesIO()
@@ -96,7 +96,7 @@ def make_videos(seed: int) -> dict[str, bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """What `train_clip` draws with this seed, spelled out for readers that know nothing of it."""
+  """Random choices of `train_clip` for a seed, for readers other than this library."""
 
   video: int
   seed: int
@@ -129,9 +129,9 @@ def this_library() -> Reader:
 
 
 def decoding_alone(keep: bool = False) -> Reader:
-  """PyAV from the keyframe before to the last frame of the clip, every frame, no more than that.
+  """Decodes every frame from the keyframe before the clip to its end with PyAV, no more.
 
-  To be checked, it has to `keep` the frames and make pictures of them.
+  With `keep`, the reader also returns the clip, so that it can be checked.
   """
   import av
 
@@ -203,7 +203,7 @@ READERS = {
 
 @contextlib.contextmanager
 def ffmpeg_of_pyav() -> Iterator[None]:
-  """Lets processes started meanwhile find PyAV's FFmpeg, for torchcodec, which brings none."""
+  """Lets processes started in this context find PyAV's FFmpeg libraries, for torchcodec."""
   import av
 
   before = os.environ.get("LD_LIBRARY_PATH")
@@ -222,67 +222,61 @@ def ffmpeg_of_pyav() -> Iterator[None]:
         os.environ["LD_LIBRARY_PATH"] = before
 
 
-def serve(name: str, videos: list[dict[str, bytes]], clips: list[Clip], connection) -> None:
-  """Answers a kind of video with the seconds of each clip; first of all, sends the clips."""
-  try:
-    reader = READERS[name]()
-    checked = decoding_alone(keep=True) if READERS[name] is decoding_alone else reader
-    pictures = [checked(videos[clip.video][kind], clip) for kind in KINDS for clip in clips[:6]]
-  except Exception as error:
-    connection.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}")
-    return
-  connection.send(pictures)
-  while kind := connection.recv():
-    seconds = []
-    for clip in clips:
-      start = time.process_time()
-      reader(videos[clip.video][kind], clip)
-      seconds.append(time.process_time() - start)
-    connection.send(seconds)
+def read_some(name: str, videos: list[dict[str, bytes]], clips: list[Clip]) -> list[np.ndarray]:
+  """Returns some clips as arrays, to be compared between readers."""
+  reader = decoding_alone(keep=True) if READERS[name] is decoding_alone else READERS[name]()
+  return [reader(videos[clip.video][kind], clip) for kind in KINDS for clip in clips[:6]]
+
+
+def time_clips(
+  name: str, kind: str, videos: list[dict[str, bytes]], clips: list[Clip]
+) -> np.ndarray:
+  """Returns processor seconds of every clip."""
+  reader, seconds = READERS[name](), []
+  for clip in clips:
+    start = time.process_time()
+    reader(videos[clip.video][kind], clip)
+    seconds.append(time.process_time() - start)
+  return np.array(seconds)
+
+
+def spawn_process() -> concurrent.futures.ProcessPoolExecutor:
+  return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def measure_readers(
   videos: list[dict[str, bytes]], clips: list[Clip], repetitions: int
 ) -> dict[tuple[str, str], float]:
-  """Processor seconds of a clip by reader and kind of video; tells what is left out, and why."""
-  context = multiprocessing.get_context("spawn")
-  sides, expected = {}, None
+  """Returns processor seconds of a clip by reader and kind of video; prints skipped readers."""
+  processes, expected, seconds = {}, None, {}
   print("largest difference of a pixel from this library's, of 255:")
-  with ffmpeg_of_pyav():
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(ffmpeg_of_pyav())
     for name in READERS:
-      here, there = context.Pipe()
-      arguments = (name, videos, clips, there)
-      context.Process(target=serve, args=arguments, daemon=True).start()
-      there.close()
+      process = stack.enter_context(spawn_process())
       try:
-        pictures = here.recv()
-      except EOFError:
-        pictures = "its process crashed"
-      if isinstance(pictures, str):
-        print(f"  {name}: left out, {pictures}")
+        pictures = process.submit(read_some, name, videos, clips).result()
+      except Exception as error:  # not installed, or it crashes
+        print(f"  {name}: skipped, {type(error).__name__}: {' '.join(str(error).split())[:150]}")
         continue
       expected = expected or pictures
       differences = [np.abs(a.astype(int) - b) for a, b in zip(pictures, expected)]
       largest, mean = np.max(differences), np.mean(differences)
       print(f"  {name}: {largest} (mean {mean:.3f})", flush=True)
-      sides[name] = here
-  seconds = {}
-  for _ in range(repetitions):
-    for kind in KINDS:
-      for name, connection in sides.items():
-        connection.send(kind)
-        found = np.array(connection.recv())
-        seconds[name, kind] = np.minimum(seconds.get((name, kind), found), found)
-  for connection in sides.values():
-    connection.send("")
+      processes[name] = process
+    for _ in range(repetitions):
+      for kind in KINDS:
+        for name, process in processes.items():
+          found = process.submit(time_clips, name, kind, videos, clips).result()
+          seconds[name, kind] = np.minimum(seconds.get((name, kind), found), found)
   return {key: float(least.mean()) for key, least in seconds.items()}
 
 
 def write_records(folder: str, kind: str, videos: list[dict[str, bytes]]) -> None:
   """Prepares the data set `kind` under `folder`."""
   from vswin_jax.data.annotations import Annotations, Video
-  from vswin_jax.data.preparation.datasets import prepare_dataset
-  from vswin_jax.data.preparation.engines import on_this_machine
+  from vswin_jax.data.preparation.backends import local_processes
+  from vswin_jax.data.preparation.dataset import prepare_dataset
 
   files = pathlib.Path(folder, "files", kind)
   files.mkdir(parents=True)
@@ -292,13 +286,13 @@ def write_records(folder: str, kind: str, videos: list[dict[str, bytes]]) -> Non
     path.write_bytes(kinds[kind])
     entries.append(Video(str(path), str(number), (0,), True))
   annotations = Annotations(class_names=("any",), splits={"train": tuple(entries)})
-  prepare_dataset(annotations, name=kind, data_dir=pathlib.Path(folder), engine=on_this_machine(1))
+  prepare_dataset(annotations, name=kind, data_dir=pathlib.Path(folder), backend=local_processes(1))
 
 
-def memory(process: int, name: str) -> int:
-  """Bytes that a process has ("VmRSS"), or had at most ("VmHWM"); Linux."""
+def peak_memory(process: int) -> int:
+  """Returns the largest resident memory of a process in bytes."""
   with open(f"/proc/{process}/status") as status:
-    line = next(line for line in status if line.startswith(name))
+    line = next(line for line in status if line.startswith("VmHWM"))
   return 1024 * int(line.split()[1])
 
 
@@ -309,14 +303,14 @@ def processor_seconds(process: int) -> float:
 
 
 def shared_memory() -> int:
-  """Bytes in use, those of other programs included."""
+  """Returns the bytes in use, including those of other programs."""
   metadata = os.statvfs("/dev/shm")
   return (metadata.f_blocks - metadata.f_bfree) * metadata.f_frsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-  """Of a pipeline; memory in bytes, the most at any time."""
+  """Throughput of a pipeline, and its peak memory in bytes."""
 
   workers: int
   clips_per_second: float
@@ -326,18 +320,18 @@ class Throughput:
   shared_memory: int
 
 
-def run_pipeline(folder: str, kind: str, workers: int, seconds: float, connection) -> None:
+def run_pipeline(folder: str, kind: str, workers: int, seconds: float) -> Throughput:
   from vswin_jax.data.pipeline import LoaderOptions, train_batches
   from vswin_jax.data.records import open_records
 
-  flags.FLAGS.mark_as_parsed()  # for grain, in a process that absl has not started
+  flags.FLAGS.mark_as_parsed()  # grain reads flags
   shared_before = shared_memory()
   records, options = open_records(kind, folder, "train"), LoaderOptions(workers)
   steps = {"seed": 0, "start_step": 0, "num_steps": 1_000_000}
   batches = train_batches(records, SPEC, batch_size=BATCH, options=options, **steps)
   shared, count = 0, 0
   with contextlib.closing(batches):
-    # Until what was loaded ahead is used up, and every worker is at work.
+    # Use up the batches that were prefetched during startup.
     for _ in range(workers * (options.prefetch_batches + 2)):
       next(batches)
     processes = [process.pid for process in multiprocessing.active_children()]
@@ -349,47 +343,32 @@ def run_pipeline(folder: str, kind: str, workers: int, seconds: float, connectio
       shared = max(shared, shared_memory() - shared_before)
     wall = time.perf_counter() - start
     busy = sum(map(processor_seconds, everyone)) - busy
-    workers_most = max(memory(process, "VmHWM") for process in processes)
-  connection.send(
-    Throughput(
-      workers, count / wall, count / busy, memory(os.getpid(), "VmHWM"), workers_most, shared
-    )
-  )
+    workers_most = max(peak_memory(process) for process in processes)
+  parent_most = peak_memory(os.getpid())
+  return Throughput(workers, count / wall, count / busy, parent_most, workers_most, shared)
 
 
 def measure_pipelines(folder: str, seconds: float, turns: int) -> dict[str, list[Throughput]]:
-  """For each kind of video, the fastest run with one worker and with two."""
+  """Returns the fastest run with one worker and with two, by kind of video."""
   cases = [(kind, workers) for kind in KINDS for workers in (1, 2)]
   best = {}
   for _ in range(turns):
     for case in cases:
-      found = measure_pipeline(folder, *case, seconds)
+      with spawn_process() as process:
+        found = process.submit(run_pipeline, folder, *case, seconds).result()
       best[case] = max(best.get(case, found), found, key=lambda run: run.clips_per_second)
   return {kind: [best[case] for case in cases if case[0] == kind] for kind in KINDS}
-
-
-def measure_pipeline(folder: str, kind: str, workers: int, seconds: float) -> Throughput:
-  context = multiprocessing.get_context("spawn")
-  here, there = context.Pipe()
-  process = context.Process(target=run_pipeline, args=(folder, kind, workers, seconds, there))
-  process.start()
-  there.close()
-  found = here.recv()
-  process.join()
-  return found
 
 
 def print_readers(seconds: dict[tuple[str, str], float], demand: float) -> None:
   ours = seconds["this library", "untouched"]
   print("\n| reader | videos | CPU ms/clip | clips/s per core | ratio | cores per device |")
   print("|---|---|---|---|---|---|")
-  for kind in KINDS:
-    for (name, of), each in seconds.items():
-      if of == kind:
-        print(
-          f"| {name} | {kind} | {1e3 * each:.1f} | {1 / each:.1f} | {ours / each:.2f} "
-          f"| {demand * each:.1f} |"
-        )
+  for (name, kind), each in seconds.items():
+    print(
+      f"| {name} | {kind} | {1e3 * each:.1f} | {1 / each:.1f} | {ours / each:.2f} "
+      f"| {demand * each:.1f} |"
+    )
   print("ratio: of the rate to that of this library on untouched videos", flush=True)
 
 
@@ -412,15 +391,15 @@ def print_pipelines(found: dict[str, list[Throughput]], demand: float) -> None:
 
 
 def define_flags() -> None:
-  flags.DEFINE_integer("videos", 6, "Videos to make.", lower_bound=1)
-  flags.DEFINE_integer("clips", 24, "Clips that every reader reads.", lower_bound=1)
-  flags.DEFINE_integer("repetitions", 5, "Of all readers, in turns.", lower_bound=1)
-  flags.DEFINE_float("pipeline_seconds", 10.0, "For each pipeline; 0: none.", lower_bound=0.0)
-  flags.DEFINE_integer("pipeline_turns", 2, "Of all pipelines; the best counts.", lower_bound=1)
+  flags.DEFINE_integer("videos", 6, "Videos to generate.", lower_bound=1)
+  flags.DEFINE_integer("clips", 24, "Clips per reader.", lower_bound=1)
+  flags.DEFINE_integer("repetitions", 5, "Measurements of every clip.", lower_bound=1)
+  flags.DEFINE_float("pipeline_seconds", 10.0, "For every pipeline; 0: skip.", lower_bound=0.0)
+  flags.DEFINE_integer("pipeline_turns", 2, "Runs of every pipeline; the best counts.")
   flags.DEFINE_float(
     "clips_per_second_per_device", 233.0,
-    "What one device trains on. Default: Swin-B at 1.7 TFLOP a clip, forward and backward, on a "
-    "device that reaches 40 % of 989 TFLOP/s in bfloat16.",
+    "Training speed of one device. Default: Swin-B at 1.7 TFLOP a clip, forward and backward, on "
+    "a device that reaches 40 % of 989 TFLOP/s in bfloat16.",
   )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""What each way to transcode gives: size, likeness to the source, time to encode and to decode.
+"""Benchmark of the settings of transcoding: file size, PSNR, encoding and decoding time.
 
-Videos as in `input_pipeline.py`, at 340 x 256 pixels and, enlarged, at 1280 x 720. Times are those
-of one core; of a training clip (32 frames of 224 x 224) the least of several turns. All in one run,
-taking turns.
+The videos are those of `input_pipeline.py`, at 340 x 256 and enlarged to 1280 x 720 pixels. Times
+are processor time of one core. For a training clip (32 frames of 224 x 224) the settings take
+turns, and the shortest time of each clip counts.
 
   python -m benchmarks.transcoding --videos=3 --clips=6 --turns=3
 """
@@ -16,22 +16,21 @@ from absl import app, flags
 from benchmarks.input_pipeline import SPEC, encode, render
 from vswin_jax.data.clips import train_clip
 from vswin_jax.data.video.decoding import decode_frames, probe
-from vswin_jax.data.video.encoding import H264
 from vswin_jax.data.video.transcoding import Transcoding, transcode
 
 _VIDEOS = flags.DEFINE_integer("videos", 3, "Videos of each size.", lower_bound=1)
 _CLIPS = flags.DEFINE_integer("clips", 6, "Clips of each video.", lower_bound=1)
-_TURNS = flags.DEFINE_integer("turns", 3, "Times that each clip is read.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 3, "Measurements of each clip.", lower_bound=1)
 
-# Flags of `vswin_jax.prepare` -> what they mean; None: files as they are.
+# Flags of `vswin_jax.prepare` -> settings; None keeps the files.
 SMALL = {
   "none": None,
   "--transcode=256": Transcoding(256),
-  "--transcode=256 --keyframe_interval=16": Transcoding(256, H264(keyframe_interval=16)),
-  "--transcode=256 --keyframe_interval=64": Transcoding(256, H264(keyframe_interval=64)),
-  "--transcode=256 --crf=20": Transcoding(256, H264(crf=20)),
-  "--transcode=256 --crf=26": Transcoding(256, H264(crf=26)),
-  "--transcode=256 --preset=veryfast": Transcoding(256, H264(preset="veryfast")),
+  "--transcode=256 --keyframe_interval=16": Transcoding(256, keyframe_interval=16),
+  "--transcode=256 --keyframe_interval=64": Transcoding(256, keyframe_interval=64),
+  "--transcode=256 --crf=20": Transcoding(256, crf=20),
+  "--transcode=256 --crf=26": Transcoding(256, crf=26),
+  "--transcode=256 --preset=veryfast": Transcoding(256, preset="veryfast"),
 }
 LARGE = {
   "none": None,
@@ -46,15 +45,15 @@ def enlarged(seed: int):
     yield cv2.resize(frame, (1280, 720), interpolation=cv2.INTER_CUBIC)
 
 
-def make(source: bytes, options: Transcoding | None) -> tuple[bytes, float]:
-  """A video transcoded, and the processor seconds that it took."""
+def timed_transcode(source: bytes, options: Transcoding | None) -> tuple[bytes, float]:
+  """Returns a transcoded video, and the processor seconds that it took."""
   begin = time.process_time()
   video = source if options is None else transcode(source, options)
   return video, time.process_time() - begin
 
 
-def likeness(video: bytes, source: bytes) -> float:
-  """Peak signal-to-noise ratio to the source, resized to the same size, in dB."""
+def psnr(video: bytes, source: bytes) -> float:
+  """Returns the peak signal-to-noise ratio to the resized source, in dB."""
   metadata = probe(video)
   size = (metadata.width, metadata.height)
   numbers = range(0, metadata.num_frames, 10)
@@ -66,7 +65,7 @@ def likeness(video: bytes, source: bytes) -> float:
 
 
 def clip_seconds(videos: list[bytes], clips: int) -> list[float]:
-  """Processor seconds of training clips, one for each clip of each video."""
+  """Returns processor seconds of every training clip of every video."""
   seconds = []
   for video in videos:
     metadata = probe(video)
@@ -79,7 +78,7 @@ def clip_seconds(videos: list[bytes], clips: int) -> list[float]:
 
 
 def measure(title: str, sources: list[bytes], ways: dict[str, Transcoding | None]) -> None:
-  made = {name: [make(source, way) for source in sources] for name, way in ways.items()}
+  made = {name: [timed_transcode(source, way) for source in sources] for name, way in ways.items()}
   least = {name: [np.inf] for name in ways}
   for _ in range(_TURNS.value):
     for name, videos in made.items():
@@ -91,7 +90,7 @@ def measure(title: str, sources: list[bytes], ways: dict[str, Transcoding | None
   for name, videos in made.items():
     size = np.mean([len(video) for video, _ in videos]) / 1000
     is_new = ways[name] is not None
-    quality = np.mean([likeness(video, source) for (video, _), source in zip(videos, sources)])
+    quality = np.mean([psnr(video, source) for (video, _), source in zip(videos, sources)])
     spent = np.mean([seconds for _, seconds in videos])
     clip = np.mean(least[name])
     print(

@@ -1,13 +1,13 @@
-"""Shows a data set: `python -m vswin_jax.inspect --dataset=NAME`.
+"""Inspects a data set: `python -m vswin_jax.inspect --dataset=NAME`.
 
-Prints counts, lengths, sizes and the balance of classes, and draws what training feeds the model,
-augmentations included, beside what an evaluation sees.
+Prints counts, lengths, sizes and class balance, and draws augmented training clips beside
+evaluation views.
 """
 
 import os
 import sys
 
-# The devices of a training job are no use here; said before jax is first imported.
+# Set before jax is imported: accelerators are of no use here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
@@ -15,18 +15,18 @@ from ml_collections import config_flags
 
 from vswin_jax.common.cli import one_line_errors, parse_config_flags, refuse_arguments
 
-_DATASET = flags.DEFINE_string("dataset", None, "Name of the data set; default: of the config.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; default: of the config.")
+_DATASET = flags.DEFINE_string("dataset", None, "Name of the data set; default: from the config.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of data sets; default: from the config.")
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config whose clips, views and augmentations to show.", lock_config=True
+  "config", None, "Config of the clips, views and augmentations to show.", lock_config=True
 )
-_SPLIT = flags.DEFINE_string("split", None, "Split to show; default: that of training.")
-_OUTPUT = flags.DEFINE_string("output", "inspect.png", "Picture to write.")
-_EXAMPLES = flags.DEFINE_integer("examples", 8, "Videos in the picture.", lower_bound=1)
+_SPLIT = flags.DEFINE_string("split", None, "Split to show; default: the training split.")
+_OUTPUT = flags.DEFINE_string("output", "inspect.png", "Image file to write.")
+_EXAMPLES = flags.DEFINE_integer("examples", 8, "Number of videos to show.", lower_bound=1)
 _MAX_VIDEOS = flags.DEFINE_integer(
   "max_videos",
   5000,
-  "Read no more videos of a split than this, spread evenly, for the numbers; 0: all.",
+  "Videos of a split to read for the statistics, evenly spaced; 0: all.",
   lower_bound=0,
 )
 

@@ -1,4 +1,4 @@
-"""The generated data set: only the order of the frames may tell the class."""
+"""The generated data set: only the order of the frames tells the class."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,10 @@ def test_every_component_takes_the_same_values_in_every_class(name):
 
 
 def test_without_order_the_classes_are_distributed_alike():
-  """How the values of any two components are matched in a clip is uniformly random: the mean rank
-  correlation between components is zero and its variance 1 / (frames - 1), in every class."""
+  """Checks that the values of any two components are matched uniformly at random in every class.
+
+  Then the rank correlation between components has mean 0 and variance 1 / (frames - 1).
+  """
   for name in motion.MOTIONS:
     clips = np.stack([motion.poses(name, np.random.default_rng(seed)) for seed in range(800)])
     ranks = clips.argsort(1).argsort(1) - (motion.NUM_FRAMES - 1) / 2
@@ -40,7 +42,7 @@ def test_without_order_the_classes_are_distributed_alike():
         assert correlation.var() == pytest.approx(variance, rel=0.25)
 
 
-def test_rendering_moves_the_shape_as_the_pose_says():
+def test_rendered_shape_follows_the_pose():
   def shape_pixels(*pose):
     """(column, row, number) of the bright pixels; the same look every time."""
     frame = motion.render(np.array([pose, pose]), np.random.default_rng(3))[0]

@@ -1,4 +1,4 @@
-"""Results of worker processes: in order, few at a time, whatever a worker does."""
+"""Results of worker processes: in order, few at a time, despite crashes."""
 
 import concurrent.futures
 import functools
@@ -30,14 +30,14 @@ def test_results_come_in_order(workers):
       taken.append(number)
       yield number
 
-  results = map_in_order(square, items(), num_workers=workers, if_killed=lambda number: None)
+  results = map_in_order(square, items(), num_workers=workers)
   first = next(results)
-  # However slow the reader is, only a few items are in work.
+  # Whatever the speed of the reader, only a few items are in work.
   assert len(taken) <= 4 * workers
   assert [first, *results] == [number * number for number in range(60)]
 
 
-def test_an_item_that_kills_its_worker_costs_only_itself():
+def test_item_that_kills_its_worker_gets_the_substitute():
   function = functools.partial(square, deadly=frozenset({3, 4, 11}))
   results = map_in_order(function, range(14), num_workers=2, if_killed=lambda number: f"{number}!")
   expected = [number * number for number in range(14)]
@@ -53,23 +53,23 @@ def test_without_a_substitute_the_death_of_a_worker_is_an_error():
 
 
 def test_errors_reach_the_caller():
-  results = map_in_order(square, [2, -1, 3], num_workers=1, if_killed=lambda number: None)
+  results = map_in_order(square, [2, -1, 3], num_workers=1)
   assert next(results) == 4
   with pytest.raises(ValueError, match="minus one"):
     next(results)
 
 
-def test_nothing_to_do():
-  assert list(map_in_order(square, [], num_workers=2, if_killed=lambda number: None)) == []
+def test_no_items():
+  assert list(map_in_order(square, [], num_workers=2)) == []
 
 
-def sleep_or_tell(seconds: float) -> int:
+def sleep_then_pid(seconds: float) -> int:
   time.sleep(seconds)
   return os.getpid()
 
 
 def test_workers_end_at_once_with_the_generator():
-  results = map_in_order(sleep_or_tell, [0, 600, 600], num_workers=2, if_killed=lambda number: None)
+  results = map_in_order(sleep_then_pid, [0, 600, 600], num_workers=2)
   worker = next(results)
   begin = time.monotonic()
   results.close()
@@ -93,29 +93,18 @@ def test_large_items_are_few_at_a_time():
       taken.append(number)
       yield number
 
-  results = map_in_order(
-    square, items(), num_workers=2, if_killed=lambda number: None, size=lambda number: 3 << 30
-  )
+  results = map_in_order(square, items(), num_workers=2, size=lambda number: 3 << 30)
   assert next(results) == 0
   assert len(taken) <= 3
   assert list(results) == [number * number for number in range(1, 12)]
 
 
-def test_results_at_hand_survive_the_death_of_a_worker(tmp_path):
-  """What was done is not done again, but for what was in work at that moment."""
+def test_finished_items_are_not_repeated_after_a_crash(tmp_path):
   function = functools.partial(note_and_die, folder=tmp_path)
   results = map_in_order(function, range(8), num_workers=1, if_killed=lambda number: "killed")
   assert list(results) == [0, 1, 2, "killed", 4, 5, 6, 7]
-  assert [len(list(tmp_path.glob(f"{number}-*"))) for number in range(8)] == [
-    1,
-    1,
-    1,
-    2,
-    1,
-    1,
-    1,
-    1,
-  ]
+  runs = [len(list(tmp_path.glob(f"{number}-*"))) for number in range(8)]
+  assert runs == [1, 1, 1, 2, 1, 1, 1, 1]
 
 
 def note_and_die(number: int, *, folder: pathlib.Path) -> int:
@@ -131,4 +120,4 @@ def test_workers_that_cannot_start_are_an_error(monkeypatch):
 
   monkeypatch.setattr(concurrent.futures.ProcessPoolExecutor, "submit", broken)
   with pytest.raises(WorkerError, match="worker processes can't start"):
-    next(map_in_order(square, [1], num_workers=1, if_killed=lambda number: None))
+    next(map_in_order(square, [1], num_workers=1))

@@ -1,10 +1,8 @@
-"""Data sets that the library makes itself, on first use."""
+"""Data sets that the library generates on first use."""
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterator
 
+from vswin_jax.data.locks import dataset_lock
 from vswin_jax.data.motion import MotionClips
 from vswin_jax.data.records import DatasetError
 
@@ -13,9 +11,10 @@ BUILDERS = {MotionClips.name: MotionClips}
 
 
 def ensure(name: str, data_dir: str) -> None:
-  """Makes the data set `name` under `data_dir` if it is a generated one and not there yet.
+  """Generates the data set `name` atomically if it is one of `BUILDERS` and missing.
 
-  It appears under its final name only when it is whole.
+  Raises:
+    DatasetError: it can't be written under `data_dir`.
   """
   if name not in BUILDERS:
     return
@@ -25,20 +24,10 @@ def ensure(name: str, data_dir: str) -> None:
     return
   try:
     os.makedirs(folder, exist_ok=True)
-    with _only_one(os.path.join(folder, f".{name}.lock")):
+    with dataset_lock(name, folder, wait=True):
       if not builder.is_prepared():
         builder.download_and_prepare()
   except OSError as error:
-    # On a shared disk without locks another host may have made it: its folder is in our way.
+    # On a shared disk without locks another host may have generated it first.
     if not builder.is_prepared():
-      raise DatasetError(f"can't make the data set {name} under {data_dir}: {error}") from error
-
-
-@contextlib.contextmanager
-def _only_one(path: str) -> Iterator[None]:
-  """Lets one process of this host at a time go on."""
-  with open(path, "w") as file:
-    # Where a disk has no locks, the work is done twice, no more.
-    with contextlib.suppress(OSError):
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+      raise DatasetError(f"can't write the data set {name} to {data_dir}: {error}") from error

@@ -1,9 +1,9 @@
-"""A small generated data set whose classes are motions and nothing else.
+"""Builder of a small generated data set whose classes are motions and nothing else.
 
-Each clip shows a bright, textured, wobbling shape over a dim, changing background. Place and size
-of the shape take, over the frames of a clip, the same values for every class: the component that
-the class names takes them in order, the others in an order of their own. So neither a frame nor
-all the frames of a clip without their order tell anything about the class; see `poses`.
+Each clip shows a bright, textured, wobbling shape over a dim, changing background. Position and
+size of the shape take the same values in every class: the component that the class names takes
+them in order, the others in random order. So neither a frame nor all frames of a clip without
+their order tell anything about the class; see `poses`.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from vswin_jax.data.video.decoding import probe
 from vswin_jax.data.video.encoding import encode_mp4
 from vswin_jax.data.worker_processes import map_in_order, usable_cores
 
-# Class -> the component of the pose that moves (see `poses`), and whether it grows or shrinks.
+# Class -> the component of the pose that moves (see `poses`), and its direction.
 MOTIONS = {
   "left": (0, -1),
   "right": (0, 1),
@@ -31,10 +31,10 @@ NUM_FRAMES = 16
 SIZE = 48
 FPS = 8
 
-# Greatest distance from the middle: columns and rows in frame sizes, logarithm of the size.
+# Largest offsets from the center: column and row in frame sizes, logarithm of the size.
 _AMPLITUDE = np.array([0.25, 0.25, 0.35])
 _WOBBLE = 0.5  # radians
-_COLOUR = (255.0, 220.0, 90.0)
+_COLOR = (255.0, 220.0, 90.0)
 _SIDES = types.MappingProxyType({"square": 4, "hexagon": 6, "disc": 48})
 _TEXTURE_SIZE = 64
 
@@ -67,7 +67,7 @@ class MotionClips(tfds.core.GeneratorBasedBuilder):
 
 
 def make_record(seed: tuple[int, int]) -> dict:
-  """The record of clip number `seed[1]` of split number `seed[0]`; labels take turns."""
+  """Returns the record of clip `seed[1]` of split `seed[0]`; labels take turns."""
   random = np.random.default_rng(seed)
   names = list(MOTIONS)
   label = seed[1] % len(names)
@@ -76,18 +76,18 @@ def make_record(seed: tuple[int, int]) -> dict:
 
 
 def poses(motion: str, random: np.random.Generator) -> np.ndarray:
-  """Poses of the shape in the frames of a clip.
+  """Returns the poses of the shape in the frames of a clip.
 
-  Each of the three components (column, row, logarithm of size) goes once through the same evenly
-  spaced values between -1 and 1. The one of the class does so in ascending or descending order,
-  each other one in a random order. Without their order in time, the frames of a clip are thus a
-  uniformly random matching of the values of the three components, whatever the class.
+  Each of the three components (column, row, logarithm of size) takes the same evenly spaced values
+  between -1 and 1: that of the class in ascending or descending order, the others in random order.
+  As a set, the frames of a clip are thus a uniformly random matching of the values of the three
+  components, whatever the class.
 
   Args:
     motion: a key of `MOTIONS`.
 
   Returns:
-    float64 `[NUM_FRAMES, 3]`, in units of the greatest distance from the middle.
+    float64 `[NUM_FRAMES, 3]`, in units of the largest offset from the center.
   """
   component, direction = MOTIONS[motion]
   steps = (np.arange(NUM_FRAMES) + random.uniform(size=(3, 1))) / NUM_FRAMES * 2 - 1
@@ -97,7 +97,7 @@ def poses(motion: str, random: np.random.Generator) -> np.ndarray:
 
 
 def render(poses: np.ndarray, random: np.random.Generator) -> np.ndarray:
-  """Draws a clip: uint8 RGB `[NUM_FRAMES, SIZE, SIZE, 3]`."""
+  """Returns a clip: uint8 RGB `[NUM_FRAMES, SIZE, SIZE, 3]`."""
   shape, opacity = _draw_shape(random)
   middle = np.array([*random.uniform(0.42, 0.58, 2), np.log(random.uniform(0.44, 0.5))])
   background = _texture(random, 2 * SIZE, SIZE // 6, (20, 50), channels=3)
@@ -117,7 +117,7 @@ def render(poses: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _draw_shape(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """A textured shape: colors `[size, size, 3]` and opacity `[size, size]`, float32."""
+  """Returns a textured shape: colors `[size, size, 3]` and opacity `[size, size]`, float32."""
   middle = _TEXTURE_SIZE / 2
   sides = _SIDES[random.choice(list(_SIDES))]
   turns = (np.arange(sides) + 0.5) / sides * 2 * np.pi
@@ -125,11 +125,11 @@ def _draw_shape(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   opacity = np.zeros((_TEXTURE_SIZE, _TEXTURE_SIZE), np.float32)
   cv2.fillPoly(opacity, [np.round(corners).astype(np.int32)], 1.0, cv2.LINE_AA)
   shade = _texture(random, _TEXTURE_SIZE, 4, (0.6, 1.1), channels=1)
-  return np.array(_COLOUR, np.float32) * shade, opacity
+  return np.array(_COLOR, np.float32) * shade, opacity
 
 
 def _texture(random, size: int, cells: int, levels: tuple[float, float], channels: int):
-  """Smooth random blotches: float32 `[size, size, channels]`."""
+  """Returns smooth random blotches: float32 `[size, size, channels]`."""
   coarse = random.uniform(*levels, (cells, cells, channels)).astype(np.float32)
   return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC).reshape(
     size, size, channels
@@ -137,7 +137,7 @@ def _texture(random, size: int, cells: int, levels: tuple[float, float], channel
 
 
 def _placement(column: float, row: float, angle: float, scale: float) -> np.ndarray:
-  """Affine map that puts the middle of the shape's image at (column, row), turned and scaled."""
+  """Returns the affine map that rotates and scales the shape and centers it at (column, row)."""
   along, across = scale * np.cos(angle), scale * np.sin(angle)
   middle = _TEXTURE_SIZE / 2
   return np.array(

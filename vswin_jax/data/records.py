@@ -1,7 +1,7 @@
-"""Records: what one example of a video data set holds, on disk and in memory.
+"""Video records: their schema, and random access to those of a TFDS data set.
 
-A data set is a folder of TFDS records (array_record, encoded video bytes), readable without
-TensorFlow and without the code that made it.
+A data set is a folder of array_record files and metadata. TFDS reads it without TensorFlow and
+without this library.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from vswin_jax.data.video.decoding import VideoMetadata
 
 
 class DatasetError(ValueError):
-  """A data set that is missing or not what was expected; the message says what to do."""
+  """Raised when a data set is missing or not as expected."""
 
 
 def features(class_names: list[str], multi_label: bool = False) -> tfds.features.FeaturesDict:
-  """Schema of a record: encoded video, its metadata (from `decoding.probe`), id and label.
+  """Returns the schema of a record: encoded video, its metadata (`VideoMetadata`), id and label.
 
   Args:
     class_names: by index.
-    multi_label: a video may show any number of classes: its label is a sequence.
+    multi_label: whether the label is a sequence of any number of classes.
   """
   label = tfds.features.ClassLabel(names=class_names)
   return tfds.features.FeaturesDict(
@@ -33,11 +33,7 @@ def features(class_names: list[str], multi_label: bool = False) -> tfds.features
       "video": tfds.features.Scalar(np.bytes_),
       "id": tfds.features.Text(),
       "label": tfds.features.Sequence(label) if multi_label else label,
-      "num_frames": tfds.features.Scalar(np.int32),
-      "height": tfds.features.Scalar(np.int32),
-      "width": tfds.features.Scalar(np.int32),
-      "fps_numerator": tfds.features.Scalar(np.int32),
-      "fps_denominator": tfds.features.Scalar(np.int32),
+      **{field.name: tfds.features.Scalar(np.int32) for field in dataclasses.fields(VideoMetadata)},
     }
   )
 
@@ -45,17 +41,17 @@ def features(class_names: list[str], multi_label: bool = False) -> tfds.features
 def record(
   video: bytes, video_id: str, label: int | str | Sequence[int | str], metadata: VideoMetadata
 ) -> dict:
-  """One example in the schema of `features`; with several labels, `label` is a sequence."""
+  """Returns a record in the schema of `features`; a multi-label one has a sequence of labels."""
   return {"video": video, "id": video_id, "label": label, **dataclasses.asdict(metadata)}
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoRecords:
-  """Random access to the records of one split: `len(records)`, `records[i]`; picklable.
+  """Random access to the records of one split. Picklable.
 
   Attributes:
-    source: of records, by index.
-    class_names: by index.
+    source: records by index.
+    class_names: by label.
     multi_label: whether the label of a record is an array of any number of classes.
   """
 
@@ -80,12 +76,12 @@ def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
   """Opens a split of a prepared data set.
 
   Args:
-    name: of the data set, a folder below `data_dir`; "name:1.0.0" asks for one version.
-    data_dir: folder of data sets, as TFDS lays them out.
+    name: of a folder in `data_dir`; "name:1.0.0" selects a version, the default is the newest.
+    data_dir: folder of TFDS data sets.
     split: TFDS split, such as "train" or "train[:10%]".
 
   Raises:
-    DatasetError: no such data set or split, or records of another kind.
+    DatasetError: no such data set or split, or records of another schema.
   """
   where = f"{name!r} under {data_dir}"
   builder = _open_builder(name, data_dir)
@@ -108,11 +104,7 @@ def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
 
 
 def split_names(name: str, data_dir: str) -> list[str]:
-  """The splits of a prepared data set.
-
-  Raises:
-    DatasetError: as `open_records`.
-  """
+  """Returns the splits of a data set; arguments and errors are those of `open_records`."""
   return list(_open_builder(name, data_dir).info.splits)
 
 
@@ -120,7 +112,7 @@ def _open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
   where = f"{name!r} under {data_dir}"
   if not name:
     raise DatasetError("no data set is named; give --config.data.name")
-  # By its folder, not by its name: some names are those of data sets that TFDS makes itself.
+  # TFDS would take some names for those of its own data sets.
   folder, _, version = name.partition(":")
   home = pathlib.Path(os.path.expanduser(data_dir), folder)
   versions = [

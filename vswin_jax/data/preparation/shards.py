@@ -1,15 +1,16 @@
-"""Shards of a data set in the making: planned, written whole or not at all, found again.
+"""Shards of a data set in preparation: planning, atomic writing, and resuming.
 
-A finished shard is two files in the folder of the preparation: records, and what is to be known
-about them, written last. It carries a fingerprint of everything that it was made from, so a
-preparation that was stopped goes on where it was, and one of other videos or with other settings
-makes it anew.
+A finished shard is two files: records, and a JSON file about them, written last. The latter holds a
+checksum of everything that the shard was made from. A stopped preparation therefore resumes, and
+one with other videos or settings makes the shard again.
 """
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -20,14 +21,20 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from vswin_jax.common.paths import replacing
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
-from vswin_jax.data.preparation.videos import CRASHES, UNREADABLE, Prepared, Problem, Recipe
+from vswin_jax.data.preparation.video_to_record import (
+  CRASHES,
+  UNREADABLE,
+  PrepareOptions,
+  Problem,
+  Record,
+)
 from vswin_jax.data.records import DatasetError
 
-# Random access to every record; video does not get smaller by compressing it again.
+# Random access to every record; compressing video again does not make it smaller.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-# Of the number of a shard.
+# At most 512 shards.
 _MOST_BITS = 9
-# Raised when the same video becomes another record.
+# Increase it when the record of an unchanged video changes.
 _FORMAT = 1
 
 
@@ -36,14 +43,13 @@ class Shard:
   """Videos of a split that are stored in one file.
 
   Attributes:
-    number: of the file.
-    fingerprint: of all that the shard is made from, as it was when it was planned.
+    checksum: of everything that the shard is made from, at the time of planning.
   """
 
   split: str
   number: int
   videos: tuple[Video, ...]
-  fingerprint: str
+  checksum: str
 
   @property
   def stem(self) -> str:
@@ -51,76 +57,54 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class Totals:
-  """Sums over records; bytes are those of videos.
-
-  Attributes:
-    clips_timed: videos decoded both from their file and from their record; the processor time of
-      their clips is `clip_seconds_before` and `clip_seconds_after`.
-  """
-
-  num_records: int = 0
-  source_bytes: int = 0
-  stored_bytes: int = 0
-  seconds: float = 0.0
-  clips_timed: int = 0
-  clip_seconds_before: float = 0.0
-  clip_seconds_after: float = 0.0
-
-  def __add__(self, other: "Totals") -> "Totals":
-    mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
-    return Totals(*(first + second for first, second in zip(mine, others)))
-
-
-@dataclasses.dataclass(frozen=True)
 class ShardResult:
-  """What is known about a finished shard.
+  """Contents of a finished shard.
 
   Attributes:
-    num_bytes: of the file of records.
+    totals: sums over its records, see `video_to_record.Record`.
+    num_bytes: size of the file of records.
     problems: the videos that are not in it.
   """
 
-  totals: Totals
+  totals: collections.Counter[str]
   num_bytes: int
   problems: tuple[Problem, ...]
 
+  def may_improve(self) -> bool:
+    """Returns whether one of its problems may be gone by now."""
+    return any(problem.kind in (UNREADABLE, CRASHES) for problem in self.problems)
+
 
 def plan_shards(
-  splits: Mapping[str, Sequence[Video]], shard_bytes: int, recipe: Recipe
+  splits: Mapping[str, Sequence[Video]], shard_bytes: int, options: PrepareOptions
 ) -> list[Shard]:
-  """Divides the videos of every split into shards of about so many bytes of files.
+  """Divides the existing videos of every split into shards of about `shard_bytes` of files.
 
-  The number of shards is a power of two, and the id of a video alone tells its place among them: as
-  long as their number stays the same, some videos more change only their own shards. A split has no
-  more than 512, since a reader keeps all its files open.
+  The number of shards is a power of two, and the id of a video alone determines its shard. Added
+  videos therefore change only their own shards, as long as the number of shards stays the same. A
+  split has at most 512 shards, since readers keep all files open.
   """
   shards = []
   for split, videos in splits.items():
-    files = [(video, *file_metadata(video)) for video in videos]
-    num_bytes = sum(size for _, size, _ in files)
-    bits = 0
-    while num_bytes > shard_bytes << bits and bits < _MOST_BITS:
-      bits += 1
-    parts = collections.defaultdict(list)
-    for file in sorted(files, key=lambda file: digest(file[0].id)):
-      parts[int.from_bytes(digest(file[0].id)[:2], "big") >> (16 - bits)].append(file)
-    shards += [
-      Shard(split, number, tuple(video for video, *_ in part), _fingerprint(part, recipe))
-      for number, part in parts.items()
-    ]
+    videos = sorted((video for video in videos if video.exists), key=lambda one: digest(one.id))
+    metadata = {video.id: file_metadata(video) for video in videos}
+    num_bytes = sum(size for size, _ in metadata.values())
+    bits = min((max(num_bytes - 1, 0) // shard_bytes).bit_length(), _MOST_BITS)
+    for number, group in itertools.groupby(videos, functools.partial(_shard_number, bits=bits)):
+      part = tuple(group)
+      sources = [(video.path, video.id, video.labels, *metadata[video.id]) for video in part]
+      made_from = json.dumps([_FORMAT, dataclasses.asdict(options), sources])
+      checksum = hashlib.sha256(made_from.encode()).hexdigest()
+      shards.append(Shard(split, number, part, checksum))
   return shards
 
 
-def _fingerprint(files: Sequence[tuple[Video, int, int]], recipe: Recipe) -> str:
-  """Of videos (names, sizes, times of change, labels) and of what becomes of them."""
-  videos = [(video.path, video.id, video.labels, *metadata) for video, *metadata in files]
-  metadata = json.dumps([_FORMAT, dataclasses.asdict(recipe), videos])
-  return hashlib.sha256(metadata.encode()).hexdigest()
+def _shard_number(video: Video, bits: int) -> int:
+  return int.from_bytes(digest(video.id)[:2], "big") >> (16 - bits)
 
 
 def file_metadata(video: Video) -> tuple[int, int]:
-  """Size in bytes of a video's file, and when it changed, in ns; 0 if it can't be told."""
+  """Returns the size of a file in bytes and its modification time in ns; zeros if unreadable."""
   try:
     found = os.stat(video.path)
   except OSError:
@@ -132,103 +116,72 @@ def records_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
   return folder / f"{shard.stem}.array_record"
 
 
-def _facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+def _result_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
   return folder / f"{shard.stem}.json"
 
 
-def finished(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
-  """The result of a shard that was made before from the same videos in the same way, or None.
-
-  One whose problems may have passed is not finished.
-  """
-  result = read_result(folder, shard)
-  if result and any(problem.kind in (UNREADABLE, CRASHES) for problem in result.problems):
-    return None
-  return result
-
-
 def read_result(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
-  """The result of a shard whose files are there, whole and of its fingerprint; else None."""
+  """Returns the result of a shard, or None if it is not finished or its checksum differs."""
   try:
-    metadata = json.loads(_facts_path(folder, shard).read_text())
-    result = ShardResult(
-      totals=Totals(**metadata["totals"]),
-      num_bytes=metadata["num_bytes"],
-      problems=tuple(Problem(**problem) for problem in metadata["problems"]),
-    )
+    stored = json.loads(_result_path(folder, shard).read_text())
+    problems = tuple(Problem(*problem) for problem in stored["problems"])
+    result = ShardResult(collections.Counter(stored["totals"]), stored["num_bytes"], problems)
     size = records_path(folder, shard).stat().st_size
-    is_same = metadata["fingerprint"] == shard.fingerprint and size == result.num_bytes
+    is_same = stored["checksum"] == shard.checksum and size == result.num_bytes
   except (OSError, ValueError, KeyError, TypeError):
     return None
   return result if is_same else None
 
 
-def write_shard(
-  folder: pathlib.Path, shard: Shard, outcomes: Iterable[Prepared | Problem]
-) -> ShardResult:
-  """Writes a shard.
+def write_shard(folder: pathlib.Path, shard: Shard, results: Iterable[Record | Problem]) -> None:
+  """Writes a shard atomically.
 
   Args:
-    outcomes: of the videos of the shard, in order; only one is in memory at a time.
+    results: of the videos of the shard, in order; one at a time is in memory.
 
   Raises:
     DatasetError: the disk is full, or the file can't be written for another reason.
   """
-  problems, totals = [], Totals()
+  problems, totals = [], collections.Counter()
   with replacing(records_path(folder, shard)) as path:
-    with _writing(path):
+    with _write_errors(folder):
       writer = ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
-    for outcome in outcomes:
-      if isinstance(outcome, Problem):
-        problems.append(outcome)
+    for result in results:
+      if isinstance(result, Problem):
+        problems.append(result)
         continue
-      with _writing(path):
-        writer.write(outcome.example)
-      totals += _totals(outcome)
-    with _writing(path):
+      with _write_errors(folder):
+        writer.write(result.example)
+      totals.update(result.totals)
+    with _write_errors(folder):
       writer.close()
-      if totals.num_records != _count(path):
-        raise OSError("not all records arrived on the disk; is it full?")
+      with contextlib.closing(ArrayRecordReader(os.fspath(path))) as reader:
+        if reader.num_records() != totals["num_records"]:
+          raise OSError("the file lacks records; is the disk full?")
     num_bytes = path.stat().st_size
-  result = ShardResult(totals, num_bytes, tuple(problems))
-  with replacing(_facts_path(folder, shard)) as path:
-    path.write_text(json.dumps({"fingerprint": shard.fingerprint, **dataclasses.asdict(result)}))
-  return result
-
-
-def _totals(outcome: Prepared) -> Totals:
-  before, after = outcome.clip_seconds or (0.0, 0.0)
-  return Totals(
-    num_records=1,
-    source_bytes=outcome.source_bytes,
-    stored_bytes=outcome.stored_bytes,
-    seconds=outcome.seconds,
-    clips_timed=int(outcome.clip_seconds is not None),
-    clip_seconds_before=before,
-    clip_seconds_after=after,
-  )
+  stored = {
+    "checksum": shard.checksum,
+    "totals": totals,
+    "num_bytes": num_bytes,
+    "problems": problems,
+  }
+  with replacing(_result_path(folder, shard)) as path:
+    path.write_text(json.dumps(stored))
 
 
 def move_shard(shard: Shard, source: pathlib.Path, destination: pathlib.Path) -> None:
-  """Moves a finished shard to another folder of the same file system, its metadata last."""
-  for path_in in (records_path, _facts_path):
+  """Moves a finished shard to another folder of the same file system."""
+  # The file that marks it as finished comes last.
+  for path_in in (records_path, _result_path):
     path_in(source, shard).replace(path_in(destination, shard))
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
+def _write_errors(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except (RuntimeError, OSError) as error:
     reason = " ".join(str(error).split(";")[0].split())
     raise DatasetError(
-      f"can't write {path.parent}: {reason}; what is finished is kept, the same command goes on"
+      f"can't write to {folder}: {reason}; finished shards are kept, repeat the command to resume"
     ) from error
-
-
-def _count(path: pathlib.Path) -> int:
-  reader = ArrayRecordReader(os.fspath(path))
-  try:
-    return reader.num_records()
-  finally:
-    reader.close()

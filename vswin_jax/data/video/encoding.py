@@ -1,6 +1,5 @@
-"""Frames into H.264 video."""
+"""H.264 encoding of frames to mp4."""
 
-import dataclasses
 import fractions
 import io
 from collections.abc import Iterable
@@ -9,94 +8,57 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from vswin_jax.common.checks import check_at_least, check_at_most, check_choices, fields
-
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 
-# One thread, since parallelism is over videos; and no look-ahead, with which x264 encodes the same
-# frames differently from one time to the next (its files would be three per cent smaller).
+# One thread, since parallelism is over videos. With look-ahead, x264 is not deterministic.
 _X264 = "threads=1:lookahead-threads=1:sync-lookahead=0:rc-lookahead=0"
 
 
-@dataclasses.dataclass(frozen=True)
-class H264:
-  """How video is encoded: always yuv420p, constant frame rate, easy to decode, no audio.
-
-  Attributes:
-    crf: constant rate factor, lower is better (0 to 51).
-    keyframe_interval: frames from one keyframe to the next at most; short ones seek faster.
-    preset: of x264; slower ones make smaller files.
-  """
-
-  crf: int = 23
-  keyframe_interval: int = 32
-  preset: str = "medium"
-
-  def __post_init__(self):
-    check_at_least(0, **fields(self, "crf"))
-    check_at_most(51, **fields(self, "crf"))
-    check_at_least(1, **fields(self, "keyframe_interval"))
-    check_choices(PRESETS, **fields(self, "preset"))
-
-  def options(self) -> dict[str, str]:
-    """Of libx264."""
-    return {
-      "crf": str(self.crf),
-      "preset": self.preset,
-      "tune": "fastdecode",
-      "g": str(self.keyframe_interval),
-      "x264-params": _X264,
-    }
-
-
 def encode_mp4(
-  frames: np.ndarray, fps: int, *, crf: int = 18, keyframe_interval: int = 32
+  frames: Iterable[np.ndarray | av.VideoFrame],
+  fps: int | fractions.Fraction,
+  *,
+  crf: int = 18,
+  keyframe_interval: int = 32,
+  preset: str = "veryfast",
 ) -> bytes:
-  """Encodes frames as an mp4 file.
+  """Returns an mp4 file of frames at a constant rate: yuv420p, no audio, fast to decode.
 
   Args:
-    frames: uint8 RGB `[num_frames, height, width, 3]`, height and width even.
+    frames: of one even size and one pixel format; arrays are uint8 RGB `[height, width, 3]`. The
+      timestamps of frames are ignored.
     fps: frames per second.
-    crf: see `H264`; likewise `keyframe_interval`.
+    crf: constant rate factor, 0 to 51; lower is better.
+    keyframe_interval: largest number of frames between keyframes; small ones seek faster.
+    preset: one of `PRESETS`; slower ones make smaller files.
 
   Raises:
     ValueError: odd height or width.
   """
-  _, height, width, _ = frames.shape
-  settings = H264(crf, keyframe_interval, preset="veryfast")
-  pictures = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames)
-  return write_mp4(pictures, height, width, fractions.Fraction(fps), settings)
-
-
-def write_mp4(
-  frames: Iterable[av.VideoFrame],
-  height: int,
-  width: int,
-  fps: fractions.Fraction,
-  settings: H264,
-) -> bytes:
-  """Encodes frames, one after the other at a constant rate, as an mp4 file in memory.
-
-  Args:
-    frames: all of one pixel format, `height` x `width`; their own times do not matter.
-
-  Raises:
-    ValueError: odd height or width.
-  """
-  if height % 2 or width % 2:
-    raise ValueError(f"H.264 needs even frame sizes, got {height} x {width}")
+  fps = fractions.Fraction(fps)
   buffer = io.BytesIO()
   with av.open(buffer, mode="w", format="mp4") as container:
     stream = container.add_stream("libx264", rate=fps)
-    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-    stream.options = settings.options()
+    stream.pix_fmt = "yuv420p"
+    stream.options = {
+      "crf": str(crf),
+      "preset": preset,
+      "tune": "fastdecode",
+      "g": str(keyframe_interval),
+      "x264-params": _X264,
+    }
     for number, frame in enumerate(frames):
+      if isinstance(frame, np.ndarray):
+        frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
       if number == 0:
-        # Otherwise a player takes the colors of large videos for those of small ones.
+        if frame.height % 2 or frame.width % 2:
+          raise ValueError(f"H.264 needs even frame sizes, got {frame.height} x {frame.width}")
+        stream.height, stream.width = frame.height, frame.width
+        # Players guess it from the size of the frames otherwise.
         stream.codec_context.colorspace = frame.colorspace
       frame.time_base = 1 / fps
       frame.pts = number
-      # x264 would repeat what the frame was in its source, such as a keyframe.
+      # x264 would keep the frame type of the source.
       frame.pict_type = PictureType.NONE
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))

@@ -1,4 +1,4 @@
-"""Videos made small and quick to decode, frame for frame, and checked from end to end."""
+"""Transcoding of videos, frame by frame, to small ones that decode fast."""
 
 import dataclasses
 import fractions
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import av
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from vswin_jax.common.checks import check_at_least, fields
+from vswin_jax.common.checks import check_at_least, check_at_most, check_choices
 from vswin_jax.data.video.container import (
   VideoError,
   decode_packets,
@@ -18,48 +18,53 @@ from vswin_jax.data.video.container import (
   upright,
 )
 from vswin_jax.data.video.decoding import VideoMetadata, probe
-from vswin_jax.data.video.encoding import H264, write_mp4
+from vswin_jax.data.video.encoding import PRESETS, encode_mp4
 
-# Of videos that do not say how many frames they show a second.
-_USUAL_RATE = fractions.Fraction(25)
-# Encoders need a denominator of 16 bits; this is far finer than any frame rate in use.
-_FINEST_RATE = 1001
+# For videos without a frame rate.
+_DEFAULT_RATE = fractions.Fraction(25)
+# Encoders need a denominator of 16 bits; frame rates in use have at most this one.
+_MAX_DENOMINATOR = 1001
 
 
 @dataclasses.dataclass(frozen=True)
 class Transcoding:
-  """What a video becomes.
+  """Size and encoding of transcoded videos, see `encoding.encode_mp4`.
 
   Attributes:
     short_side: in pixels; smaller videos keep their size.
-    h264: see `encoding.H264`.
   """
 
   short_side: int = 256
-  h264: H264 = dataclasses.field(default_factory=H264)
+  crf: int = 23
+  keyframe_interval: int = 32
+  preset: str = "medium"
 
   def __post_init__(self):
-    check_at_least(2, **fields(self, "short_side"))
+    check_at_least(2, short_side=self.short_side)
+    check_at_least(0, crf=self.crf)
+    check_at_most(51, crf=self.crf)
+    check_at_least(1, keyframe_interval=self.keyframe_interval)
+    check_choices(PRESETS, preset=self.preset)
 
 
 def transcode(
   video: bytes | str | os.PathLike, options: Transcoding, metadata: VideoMetadata | None = None
 ) -> bytes:
-  """Encodes a video anew: H.264 in mp4, upright, with as many frames as before.
+  """Returns a video as H.264 in mp4, upright, at a constant frame rate.
 
-  Frames follow each other at the average rate, so a frame's number tells its time. Frame `i` shows
-  what frame `i` of the source shows: sampling by number gives the same frames as before.
+  Frame `i` shows the same as frame `i` of the source, so sampling by number selects the same
+  frames. The frame rate is the average of the source.
 
   Args:
     video: the bytes or the path of a video file.
-    metadata: of the video, from `decoding.probe`, if they are known.
+    metadata: of the video, from `decoding.probe`; None reads it.
 
   Raises:
     VideoError: the video can't be opened, or one of its frames can't be decoded.
   """
   metadata = metadata or probe(video)
   rate = fractions.Fraction(metadata.fps_numerator, metadata.fps_denominator)
-  rate = rate.limit_denominator(_FINEST_RATE) or _USUAL_RATE
+  rate = rate.limit_denominator(_MAX_DENOMINATOR) or _DEFAULT_RATE
   height, width = fit_short_side(metadata.height, metadata.width, options.short_side)
   reformatter = VideoReformatter()
   frames = (
@@ -69,18 +74,24 @@ def transcode(
       height=height,
       format="yuv420p",
       interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
-      # Otherwise the values of a full range would stay, and be taken for those of a limited one.
+      # Full-range values would be kept, and read as limited-range ones.
       src_color_range=frame.color_range,
       dst_color_range=ColorRange.MPEG,
       threads=1,
     )
     for frame in all_frames(video, metadata)
   )
-  return write_mp4(frames, height, width, rate, options.h264)
+  return encode_mp4(
+    frames,
+    rate,
+    crf=options.crf,
+    keyframe_interval=options.keyframe_interval,
+    preset=options.preset,
+  )
 
 
 def check_frames(video: bytes | str | os.PathLike, metadata: VideoMetadata) -> None:
-  """Decodes a video from end to end.
+  """Checks that a video decodes from end to end.
 
   Raises:
     VideoError: one of its frames can't be decoded.
@@ -92,10 +103,10 @@ def check_frames(video: bytes | str | os.PathLike, metadata: VideoMetadata) -> N
 def all_frames(
   video: bytes | str | os.PathLike, metadata: VideoMetadata
 ) -> Iterator[av.VideoFrame]:
-  """Every frame in the order of presentation, as it is stored.
+  """Yields every frame in presentation order, not rotated.
 
   Args:
-    metadata: from `decoding.probe`, which leaves out what a damaged end spoils.
+    metadata: from `decoding.probe`, which does not count frames of a damaged end.
 
   Raises:
     VideoError: a frame is damaged or missing.
@@ -103,8 +114,8 @@ def all_frames(
   number = -1
   with open_video(video) as (container, stream):
     frames = decode_packets(read_packets(container, stream), stream)
-    for number, (frame, sound) in enumerate(itertools.islice(frames, metadata.num_frames)):
-      if not sound:
+    for number, (frame, is_intact) in enumerate(itertools.islice(frames, metadata.num_frames)):
+      if not is_intact:
         raise VideoError(f"damaged video: frame {number} can't be decoded")
       yield frame
     if number + 1 < metadata.num_frames:
@@ -112,6 +123,6 @@ def all_frames(
 
 
 def fit_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
-  """Height and width of a video made small: even, the aspect ratio kept as nearly as that goes."""
+  """Returns even height and width with about the same aspect ratio, at most `short_side`."""
   scale = min(short_side / min(height, width), 1.0)
   return tuple(max(2, 2 * round(size * scale / 2)) for size in (height, width))
