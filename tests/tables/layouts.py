@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 
 from tests.helpers.process_runs import (
-  processes_of_run,
+  process_numbers,
   run,
   start,
   wait_for,
@@ -49,7 +49,7 @@ def _hand_on(data_dir: pathlib.Path, workdir: pathlib.Path) -> None:
   for layout, fsdp, step in (((4, 1), 4, 3), ((2, 2), 2, 6)):
     process = start(data_dir, workdir, layout, f"--config.mesh.fsdp={fsdp}")
     wait_for(workdir / "checkpoints" / str(step), process)
-    os.kill(processes_of_run(workdir)[layout[0] - 1], signal.SIGTERM)
+    os.kill(process_numbers(workdir)[layout[0] - 1], signal.SIGTERM)
     output, _ = process.communicate(timeout=240)
     assert "asked to stop: saved step" in output, output
   assert "resuming from step" in run(data_dir, workdir, (1, 4))

@@ -16,8 +16,13 @@ from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.data.video.decoding import VideoError
-from vswin_jax.distributed.agreement import check_same, check_shared, is_first, of_first
-from vswin_jax.distributed.errors import DifferenceError, StartupError
+from vswin_jax.distributed.consistency import (
+  broadcast_from_first,
+  check_same,
+  check_shared,
+  is_first,
+)
+from vswin_jax.distributed.errors import ConsistencyError, StartupError
 from vswin_jax.experiment import initialization, results
 from vswin_jax.experiment.config import flat_values
 from vswin_jax.experiment.plan import ConfigError, Plan, Settings, make_plan, read_settings
@@ -32,7 +37,7 @@ from vswin_jax.training.stopping import Stopped, StopRequest
 USER_ERRORS = (
   ConfigError,
   DatasetError,
-  DifferenceError,
+  ConsistencyError,
   EvaluationError,
   LocalPathError,
   RunFolderError,
@@ -190,7 +195,7 @@ def _train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) ->
       initialization.check_metadata(directory, metadata, experiment.metadata, resuming=True)
     start_step = int(state.step)
     evaluated = read_scores(folder.local)
-    left_evaluation = metadata.get("left_evaluation", False) and not of_first(
+    left_evaluation = metadata.get("left_evaluation", False) and not broadcast_from_first(
       start_step in evaluated
     )
     # What was saved before it was evaluated does not know its score.
