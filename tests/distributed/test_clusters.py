@@ -154,7 +154,7 @@ def test_pods_of_an_indexed_job_need_a_coordinator(monkeypatch, set_environment)
   set_environment(POD)
   monkeypatch.setitem(sys.modules, "kubernetes", None)  # not installed
   with pytest.warns(UserWarning, match="`kubernetes`"):
-    with pytest.raises(StartupError, match="pod 2 of .* give --coordinator=") as error:
+    with pytest.raises(StartupError, match=r"pod 2 of .* give --coordinator=") as error:
       find_cluster()
   assert error.type is StartupError
   monkeypatch.delenv("JOB_COMPLETION_INDEX")

@@ -27,7 +27,7 @@ OPTIONS = (
 
 
 def start(data_dir, workdir, layout, *options, restarts=0) -> subprocess.Popen:
-  """Starts a run by the local launcher; `layout` is the numbers of processes and devices of each."""
+  """Starts the local launcher; `layout`: the numbers of processes and of devices of each."""
   processes, devices = layout
   return subprocess.Popen(
     [
