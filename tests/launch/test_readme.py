@@ -8,6 +8,7 @@ from tests.launch.programs import ROOT
 from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS
 
 PAGE = (ROOT / "launch" / "README.md").read_text()
+TEXT = " ".join(PAGE.split())
 STATUSES = (ROOT / "docs" / "many_hosts.md").read_text()
 
 
@@ -60,5 +61,5 @@ def test_computed_numbers():
     r"clips/s take (\d+) such cores": 1000 / 54.8,
     r"of the bucket, (\d+) MB/s a host": 1000 * 0.496 / 16,
   }.items():
-    [said] = re.findall(number, PAGE)
-    assert round(computed, 1 if "." in said else 0) == float(said.replace(",", "")), number
+    [stated] = re.findall(number, TEXT)
+    assert round(computed, 1 if "." in stated else 0) == float(stated.replace(",", "")), number

@@ -51,18 +51,14 @@ def _lead(cluster: Cluster, report: dict, timeout: float) -> None:
   """Collects the reports in process 0 and sends the result to all processes."""
   reports: dict[socket.socket, dict] = {}
   # Sent if this process is interrupted.
-  error = TransientStartupError("process 0 ended before all processes had started")
+  result = {"error": "process 0 ended before all processes had started", "is_transient": True}
   try:
     _collect(cluster, report, timeout, reports)
-    error = None
-  except StartupError as raised:
-    error = raised
+    result = {"error": "", "is_transient": False}
+  except StartupError as error:
+    result = {"error": str(error), "is_transient": isinstance(error, TransientStartupError)}
     raise
   finally:
-    result = {
-      "error": str(error or ""),
-      "is_transient": isinstance(error, TransientStartupError),
-    }
     for connection in reports:
       with connection, contextlib.suppress(OSError):
         _send(connection, result)
