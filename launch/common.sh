@@ -16,8 +16,11 @@ fail() {
 
 # Prints a command, quoted for bash.
 quoted() {
-  local text
-  printf -v text ' %q' "$@"
+  local argument text=""
+  for argument in "$@"; do
+    if [[ ! $argument =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then argument=${argument@Q}; fi
+    text+=" $argument"
+  done
   echo "${text:1}"
 }
 

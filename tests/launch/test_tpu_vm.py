@@ -29,7 +29,7 @@ if [[ -s $folder/failing && "$*" == *"$(head -n 1 "$folder/failing")"* ]]; then
 fi
 case "$*" in
   *" describe "*) answer states ;;
-  *"_worker.sh status"*|*"_worker.sh\\ status"*) answer runs ;;
+  *"_worker.sh status"*) answer runs ;;
 esac
 """
 # Texts of the calls of gcloud that change something.
@@ -65,7 +65,7 @@ def run_all(programs, states, runs, *options, failing=()):
     step
     for call in programs.calls("gcloud")
     for text, step in STEPS.items()
-    if text in " ".join(call).replace("\\", "")
+    if text in " ".join(call)
   ]
   return ended.returncode, steps, ended.stderr
 
