@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Runs `python -m vswin_jax.main` once, where something else starts it again after its end:
+# Runs one process of `vswin_jax.main` in a SLURM task, a pod or a TPU VM:
 #
 #   launch/run_once.sh --config=... --workdir=...
 #
-# SIGTERM and SIGINT are passed on to it, so that it saves and ends. The status is that of the run,
-# 143 if it was asked to stop before its end: what watches over it must not take that for success.
+# Passes SIGTERM and SIGINT on, so that the run saves and ends; its status then is 143, by which
+# launchers tell it from a run that has finished. Output and errors go to the standard output.
 #
 #   --dry_run   print the command and run nothing
+#   --help      print this
 #
-# In the environment:
-#   PYTHON        the interpreter (python)
-#   STATUS_FILE   a file to write the status to (none)
+# Environment variables:
+#   PYTHON        interpreter (python)
+#   STATUS_FILE   file to write the exit status to (none)
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -28,10 +29,9 @@ trap 'stopping=yes && pass_on' TERM INT
 export PYTHONUNBUFFERED=1
 "${command[@]}" 2>&1 &
 child=$!
-# What came before the child was there.
+# For a signal that came before the child was started.
 pass_on
 status=0
 wait_for "$child" || status=$?
-if ((status == STOPPED)); then say "stopped before its end"; fi
 if [[ ${STATUS_FILE:-} ]]; then echo "$status" >"$STATUS_FILE"; fi
 exit "$status"

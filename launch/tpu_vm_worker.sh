@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# What `tpu_vm.sh` runs on every worker of a slice:
+# Runs on every worker of a slice, called by `tpu_vm.sh`:
 #
-#   install [BUCKET]   Python, this clone, the TPU's libraries; BUCKET mounted as /mnt/BUCKET
+#   install [BUCKET]   install Python and this clone; mount BUCKET as /mnt/BUCKET
 #   run ARGUMENT...    start the run, which outlives the connection
 #   status             print "running", "ended STATUS" or "not started"
-#   log [LINE]         print the output until the run ends, from this line on (1); below 0: the last
-#                      lines
+#   log                print the last lines of the output, and follow it until the run ends
 #   stop               make the run save and end
 #   kill               end it at once
-#   --help             print this
 #
 #   --dry_run before the command: print what `install` and `run` would run, and run nothing
+#   --help                        print this
 set -euo pipefail
 clone=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -18,11 +17,9 @@ source "$clone/launch/common.sh"
 
 files="$HOME/.vswin_jax"
 environment="$HOME/vswin_jax_environment"
-dry_run=""
-execute() { if [[ $dry_run ]]; then quoted "$@"; else "$@"; fi; }
 
 install() {
-  # The Python of the system is too old; uv brings its own.
+  # The system's Python is too old; uv installs another.
   execute python3 -m pip install --quiet --user uv
   execute python3 -m uv venv --quiet --allow-existing --python=3.12 "$environment"
   execute python3 -m uv pip install --quiet "--python=$environment/bin/python" \
@@ -34,6 +31,7 @@ mount_bucket() {
   local folder="/mnt/$1"
   if mountpoint --quiet "$folder"; then return; fi
   if ! command -v gcsfuse >/dev/null; then
+    # A new machine updates itself first, hence the timeout.
     # shellcheck disable=SC2016  # expanded by the inner shell
     execute sudo bash -c '
       set -e
@@ -43,7 +41,6 @@ mount_bucket() {
       echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc]" \
         "https://packages.cloud.google.com/apt gcsfuse-$VERSION_CODENAME main" \
         >/etc/apt/sources.list.d/gcsfuse.list
-      # The system of a new machine updates itself at first.
       apt-get -o DPkg::Lock::Timeout=600 -qq update
       apt-get -o DPkg::Lock::Timeout=600 -qq install gcsfuse'
   fi
@@ -52,18 +49,16 @@ mount_bucket() {
 }
 
 running() {
-  # After a restart of the VM the number may be that of another process.
+  # After a restart of the VM another process may have the number.
   [[ -f $files/process ]] && grep --quiet run_once.sh "/proc/$(<"$files/process")/cmdline" 2>/dev/null
 }
 
 run() {
-  local cache
   (($#)) || fail "give the arguments of the run, as in --config=... --workdir=..."
   if running; then fail "a run is going on; stop or kill it first"; fi
-  cache=$(compilation_cache "$@")
   local command=(
-    env "JAX_COMPILATION_CACHE_DIR=$cache" "PYTHON=$environment/bin/python"
-    "STATUS_FILE=$files/status" nohup setsid "$clone/launch/run_once.sh" "$@"
+    env "PYTHON=$environment/bin/python" "STATUS_FILE=$files/status"
+    nohup setsid "$clone/launch/run_once.sh" "$@"
   )
   if [[ $dry_run ]]; then
     quoted "${command[@]}"
@@ -79,20 +74,16 @@ run() {
 status() {
   if running; then
     echo running
-  elif [[ -f $files/status ]]; then
-    echo "ended $(<"$files/status")"
   elif [[ -f $files/process ]]; then
-    echo "ended 137"
+    echo "ended $(cat "$files/status" 2>/dev/null || echo 137)"
   else
     echo "not started"
   fi
 }
 
-log() {
+follow() {
   [[ -f $files/log ]] || fail "not started"
-  local line=${1:-1}
-  if ((line > 0)); then line=+$line; fi
-  tail --follow --sleep-interval=0.2 "--lines=$line" "--pid=$(<"$files/process")" "$files/log"
+  tail --follow --sleep-interval=0.2 --lines=100 "--pid=$(<"$files/process")" "$files/log"
 }
 
 stop() {
@@ -100,12 +91,14 @@ stop() {
   kill -TERM "$(<"$files/process")"
 }
 
-# The run and the processes that it started are a group of their own.
+# Ends the process group of the run.
 end() { if [[ -f $files/process ]]; then kill -KILL -- "-$(<"$files/process")" 2>/dev/null || true; fi; }
 
+dry_run=""
 if [[ ${1:-} == --dry_run ]]; then dry_run=yes && shift; fi
 case ${1:-} in
-  install | run | status | log | stop) "$@" ;;
+  install | run | status | stop) "$@" ;;
+  log) follow ;;
   kill) end ;;
   --help) print_help "$0" ;;
   *) fail "unknown command '${1:-}'; see --help" ;;

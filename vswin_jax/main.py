@@ -49,20 +49,20 @@ _SEARCH = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
-  "HOST:PORT of process 0; SLURM and TPU pods tell it by themselves.",
+  "HOST:PORT of process 0; detected under SLURM and on TPU pods.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Processes of the run; 1 without --coordinator: this one alone.", 1
+  "num_processes", None, "Number of processes; 1 without --coordinator: no others are sought.", 1
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", 0)
 _START_TIMEOUT = flags.DEFINE_float(
-  "start_timeout", 300.0, "Seconds within which all processes of the run must have started.", 1.0
+  "start_timeout", 300.0, "Seconds within which all processes must have started.", 1.0
 )
 _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
   "heartbeat_timeout", 60.0, "Seconds of silence after which a process counts as dead.", 5.0
 )
 _STOP_STATUS = flags.DEFINE_integer(
-  "stop_status", 0, "Exit status of a run that was asked to stop, and has saved.", 0, 255
+  "stop_status", 0, "Exit status after SIGTERM, when the run has saved and stopped.", 0, 255
 )
 
 

@@ -9,9 +9,9 @@ import pytest
 from vswin_jax.checkpoints.errors import storage_error
 from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS, one_line_errors
 from vswin_jax.distributed.errors import (
-  DifferenceError,
+  ConsistencyError,
   StartupError,
-  TransientDifferenceError,
+  TransientConsistencyError,
   TransientStartupError,
 )
 from vswin_jax.training.loop import LostWorkerError
@@ -36,8 +36,8 @@ class BucketError(Exception):
     (LostWorkerError("a data worker died"), 75),
     (StartupError("two have one number"), 1),
     (TransientStartupError("one is late"), 75),
-    (DifferenceError("other disks"), 1),
-    (TransientDifferenceError("a stale view"), 75),
+    (ConsistencyError("other disks"), 1),
+    (TransientConsistencyError("a stale view"), 75),
     (storage_error("can't write", ConnectionError("reset")), 75),
     (storage_error("can't write", OSError("Forbidden: gs://runs")), 1),
     (storage_error("can't write", ValueError("PERMISSION_DENIED: no rights")), 1),

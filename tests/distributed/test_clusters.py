@@ -1,5 +1,6 @@
-"""Who belongs to a run of several processes."""
+"""Cluster detection from flags, SLURM, TPU pods and Kubernetes."""
 
+import os
 import sys
 import types
 
@@ -7,61 +8,61 @@ import pytest
 from jax._src import cloud_tpu_init, clusters
 from jax._src.clusters.cloud_tpu_cluster import BaseTpuCluster
 
-from vswin_jax.distributed.clusters import Cluster, expand_nodes, find_cluster
+from vswin_jax.distributed.clusters import Cluster, find_cluster
 from vswin_jax.distributed.errors import StartupError, TransientStartupError
 
 SLURM = {
   "SLURM_JOB_ID": "70001",
-  "SLURM_STEP_NUM_TASKS": "5",
+  "SLURM_NTASKS": "6",
+  "SLURM_STEP_NUM_TASKS": "6",
+  "SLURM_STEP_NUM_NODES": "3",
   "SLURM_STEP_NODELIST": "gpu[08-09,12]",
-  "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
   "SLURM_PROCID": "3",
   "SLURM_LOCALID": "1",
-  "SLURM_NODEID": "1",
 }
+POD = {"JOB_COMPLETION_INDEX": "2", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
 
-@pytest.mark.parametrize(
-  "short, nodes",
-  [
-    ("node7", ["node7"]),
-    ("node007,host2", ["node007", "host2"]),
-    ("gpu[01-03,7],login", ["gpu01", "gpu02", "gpu03", "gpu7", "login"]),
-    ("rack[1-2]n[08-09]-ib", ["rack1n08-ib", "rack1n09-ib", "rack2n08-ib", "rack2n09-ib"]),
-  ],
-)
-def test_short_lists_of_slurm_nodes(short, nodes):
-  assert expand_nodes(short) == nodes
+@pytest.fixture(autouse=True)
+def set_environment(monkeypatch):
+  """Sets environment variables; those of other clusters are not set."""
+  for name in os.environ:
+    if name.startswith(("SLURM_", "MEGASCALE_", "KUBERNETES_", "CUDA_", "JAX_COORDINATOR")):
+      monkeypatch.delenv(name)
+
+  def set_all(variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+      monkeypatch.setenv(name, value)
+
+  return set_all
 
 
-def test_a_step_of_slurm_with_one_task_a_gpu():
-  cluster = find_cluster(environment=SLURM)
-  assert cluster == Cluster(
-    "gpu08:61809", 5, 3, ("gpu08", "gpu08", "gpu09", "gpu09", "gpu12"), local_devices=(1,)
-  )
+def test_slurm_with_one_task_per_gpu(set_environment):
+  set_environment(SLURM)
+  cluster = find_cluster()
+  assert cluster == Cluster("gpu08:61809", 6, 3, local_devices=(1,))
   assert cluster.address == ("gpu08", 61809)
-  assert cluster.name(4) == "process 4 (gpu12)"
-  assert find_cluster(environment=SLURM | {"JAX_COORDINATOR_PORT": "7"}).address[1] == 7
-  # Where the scheduler shows a task its own GPU only, that one is the first.
-  bound = SLURM | {"CUDA_VISIBLE_DEVICES": "1"}
-  assert find_cluster(environment=bound).local_devices is None
+  # The task sees its own GPU only, which then is the first.
+  set_environment({"JAX_COORDINATOR_PORT": "7", "CUDA_VISIBLE_DEVICES": "1"})
+  assert find_cluster() == Cluster("gpu08:7", 6, 3)
 
 
-def test_a_step_of_slurm_with_one_task_a_node_takes_all_devices():
-  one = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_LOCALID": "0"}
-  cluster = find_cluster(environment=SLURM | one | {"SLURM_PROCID": "1"})
-  assert cluster.hosts == ("gpu08", "gpu09", "gpu12") and cluster.local_devices is None
+def test_slurm_with_one_task_per_node_takes_all_devices(set_environment):
+  set_environment(SLURM | {"SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"})
+  assert find_cluster() == Cluster("gpu08:61809", 3, 1)
 
 
-def test_a_single_process_belongs_to_no_cluster():
-  assert find_cluster(environment={}) is None
-  assert find_cluster(environment=SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+def test_a_single_process_belongs_to_no_cluster(set_environment):
+  assert find_cluster() is None
+  set_environment(SLURM | {"SLURM_STEP_NUM_TASKS": "1"})
+  assert find_cluster() is None
 
 
-def test_what_the_user_says_comes_first():
-  assert find_cluster("10.0.0.1:99", 4, 2, environment=SLURM) == Cluster("10.0.0.1:99", 4, 2)
-  pod = find_cluster("job-0.job:99", 4, environment={"JOB_COMPLETION_INDEX": "3"})
-  assert pod.process_id == 3
+def test_flags_override_detection(set_environment):
+  set_environment(SLURM | POD)
+  assert find_cluster("10.0.0.1:99", 4, 3) == Cluster("10.0.0.1:99", 4, 3)
+  assert find_cluster("job-0.job:99", 4) == Cluster("job-0.job:99", 4, 2)
+  assert find_cluster(None, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -69,96 +70,92 @@ def test_what_the_user_says_comes_first():
   [
     (("host:1", None, None), "needs --coordinator=HOST:PORT, --num_processes=N and --process_id=I"),
     ((None, 4, 0), "needs --coordinator"),
-    (("host", 4, 0), "coordinator must be HOST:PORT, got 'host'"),
-    (("host:1", 4, 4), "process_id must be at least 0 and below num_processes 4, got 4"),
+    (("host", 4, 0), "--coordinator must be HOST:PORT, got 'host'"),
+    (("host:1", 4, 4), "--process_id must be at least 0 and below --num_processes=4, got 4"),
   ],
 )
-def test_what_the_user_says_must_make_sense(arguments, message):
+def test_invalid_flags(arguments, message):
   with pytest.raises(StartupError, match=message):
-    find_cluster(*arguments, environment={})
+    find_cluster(*arguments)
 
 
-def test_steps_of_slurm_that_say_too_little():
-  environment = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
-  with pytest.raises(StartupError, match="a step of SLURM without SLURM_STEP_NODELIST"):
-    find_cluster(environment=environment)
-  with pytest.raises(StartupError, match="no whole number SLURM_STEP_NUM_TASKS, but 'x'"):
-    find_cluster(environment=SLURM | {"SLURM_STEP_NUM_TASKS": "x"})
+@pytest.mark.parametrize("name", ["SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_STEP_NUM_NODES"])
+def test_incomplete_slurm_environment(set_environment, name):
+  set_environment({key: value for key, value in SLURM.items() if key != name})
+  with pytest.raises(StartupError, match=f"KeyError: '{name}'; give --coordinator") as error:
+    find_cluster()
+  assert error.type is StartupError
 
 
-def find_on_tpus(monkeypatch, workers, number, slices=("", "", ""), **options) -> Cluster | None:
-  """What a host of TPUs finds: one of the workers of its slice.
+@pytest.fixture
+def tpu_host(monkeypatch, set_environment):
+  """Makes this process one of the workers of a TPU slice."""
 
-  `slices`: their number, that of its own, and the address of the first worker of all; empty: there
-  is one, and nothing says so.
-  """
-  monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
-  config = types.SimpleNamespace(jax_platforms=None)
-  monkeypatch.setattr("vswin_jax.distributed.clusters.jax", types.SimpleNamespace(config=config))
-  names = ("NUM_SLICES", "SLICE_ID", "COORDINATOR_ADDRESS")
-  for name, value in zip(names, slices, strict=True):
-    monkeypatch.setenv(f"MEGASCALE_{name}", value)
-  # Kinds join this list when they are defined.
-  monkeypatch.setattr(clusters.ClusterEnv, "_cluster_types", [])
+  def set_up(workers, worker_id: int, variables: dict[str, str] | None = None) -> None:
+    monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
+    config = types.SimpleNamespace(jax_platforms=None)
+    monkeypatch.setattr("vswin_jax.distributed.clusters.jax", types.SimpleNamespace(config=config))
+    empty = dict.fromkeys(("NUM_SLICES", "SLICE_ID", "COORDINATOR_ADDRESS"), "")
+    set_environment(
+      {f"MEGASCALE_{key}": value for key, value in (empty | (variables or {})).items()}
+    )
+    # Subclasses register themselves in this list.
+    monkeypatch.setattr(clusters.ClusterEnv, "_cluster_types", [])
 
-  class Host(BaseTpuCluster):
-    @classmethod
-    def is_env_present(cls):
-      return True
+    class Host(BaseTpuCluster):
+      @classmethod
+      def is_env_present(cls):
+        return True
 
-    @staticmethod
-    def _get_worker_list_in_slice():
-      return workers() if callable(workers) else workers
+      @staticmethod
+      def _get_worker_list_in_slice():
+        return workers() if callable(workers) else workers
 
-    @staticmethod
-    def _get_process_id_in_slice():
-      return number
+      @staticmethod
+      def _get_process_id_in_slice():
+        return worker_id
 
-  return find_cluster(**{"environment": {}} | options)
-
-
-def test_a_slice_of_tpus(monkeypatch):
-  hosts = ["127.0.0.1", "127.0.0.2"]
-  cluster = find_on_tpus(monkeypatch, hosts, 1)
-  assert cluster == Cluster("127.0.0.1:8482", 2, 1, ("127.0.0.1", "127.0.0.2"))
+  return set_up
 
 
-def test_several_slices_of_tpus(monkeypatch):
-  slices = ("2", "1", "127.0.0.9:1234")
-  cluster = find_on_tpus(monkeypatch, ["127.0.0.1", "127.0.0.2"], 1, slices)
-  assert cluster == Cluster("127.0.0.9:8482", 4, 3)
+def test_a_tpu_slice(tpu_host):
+  tpu_host(["127.0.0.1", "127.0.0.2"], 1)
+  assert find_cluster() == Cluster("127.0.0.1:8482", 2, 1)
 
 
-def test_a_single_host_of_tpus_runs_alone(monkeypatch):
-  assert find_on_tpus(monkeypatch, ["127.0.0.1"], 0) is None
-  pod = {"JOB_COMPLETION_INDEX": "0"}
-  assert find_on_tpus(monkeypatch, ["127.0.0.1"], 0, environment=pod) is None
+def test_several_tpu_slices(tpu_host):
+  slices = {"NUM_SLICES": "2", "SLICE_ID": "1", "COORDINATOR_ADDRESS": "127.0.0.9:1234"}
+  tpu_host(["127.0.0.1", "127.0.0.2"], 1, slices)
+  assert find_cluster() == Cluster("127.0.0.9:8482", 4, 3)
 
 
-def test_what_the_cloud_does_not_say_it_may_say_later(monkeypatch):
-  with pytest.raises(TransientStartupError, match="RuntimeError: Failed to recognize coordinator"):
-    find_on_tpus(monkeypatch, ["host.invalid", "other.invalid"], 1, timeout=0.5)
+def test_a_single_tpu_host_runs_alone(tpu_host, set_environment):
+  tpu_host(["127.0.0.1"], 0)
+  assert find_cluster() is None
+  set_environment(POD)
+  assert find_cluster() is None
 
+
+def test_errors_of_the_cloud_are_transient(tpu_host):
   def fails():
     raise ConnectionError("no metadata")
 
-  with pytest.raises(
-    TransientStartupError, match="ConnectionError: no metadata; give --coordinator"
+  for workers, message in (
+    (["host.invalid", "other.invalid"], "RuntimeError: Failed to recognize coordinator"),
+    (fails, "ConnectionError: no metadata; give --coordinator"),
   ):
-    find_on_tpus(monkeypatch, fails, 0)
+    tpu_host(workers, 1)
+    with pytest.raises(TransientStartupError, match=message):
+      find_cluster(timeout=0)
 
 
-def test_pods_of_an_indexed_job_do_not_run_alone_by_mistake(monkeypatch):
-  """Each would take itself for process 0."""
-  monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+def test_pods_of_an_indexed_job_need_a_coordinator(monkeypatch, set_environment):
+  """Otherwise each pod would run alone, as process 0."""
+  set_environment(POD)
   monkeypatch.setitem(sys.modules, "kubernetes", None)  # not installed
-  pod = {"JOB_COMPLETION_INDEX": "2"}
-  message = r"pod 2 of .* give --coordinator=.*--num_processes=N"
   with pytest.warns(UserWarning, match="`kubernetes`"):
-    with pytest.raises(StartupError, match=message) as error:
-      find_cluster(environment=pod)
+    with pytest.raises(StartupError, match=r"pod 2 of .* give --coordinator=") as error:
+      find_cluster()
   assert error.type is StartupError
-  assert find_cluster(None, 1, environment=pod) is None
-  assert find_cluster("job-0.job:9", 1, 0, environment=pod) == Cluster("job-0.job:9", 1, 0)
-  # Of a job without numbers.
-  assert find_cluster(environment={"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
+  monkeypatch.delenv("JOB_COMPLETION_INDEX")
+  assert find_cluster() is None

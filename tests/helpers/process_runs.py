@@ -1,22 +1,15 @@
 """Runs of several processes on this machine."""
 
-import os
 import pathlib
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tests.helpers.runs import (
-  TINY_RUN,
-  final_arrays,
-  metrics,
-)
-
-ROOT = pathlib.Path(__file__).parents[2]
-
+from tests.helpers.runs import ROOT, TINY_RUN, environment, final_arrays, metrics
 
 # Two stages, wide enough for arrays that fsdp cuts; 12 steps, of which the sixth and the last are
 # evaluated and saved.
@@ -33,49 +26,54 @@ OPTIONS = (
 )
 
 
-def command(data_dir, workdir, layout, *options, restarts=0) -> list[str]:
+def start(data_dir, workdir, layout, *options, restarts=0) -> subprocess.Popen:
+  """Starts the local launcher; `layout`: the numbers of processes and of devices of each."""
   processes, devices = layout
-  return [
-    sys.executable,
-    "launch/local.py",
-    f"--processes={processes}",
-    f"--devices_per_process={devices}",
-    f"--restarts={restarts}",
-    "--",
-    *OPTIONS,
-    f"--config.data.dir={data_dir}",
-    f"--workdir={workdir}",
-    "--heartbeat_timeout=10",
-    *options,
-  ]
-
-
-def environment(data_dir) -> dict[str, str]:
-  """Programs are compiled once for all runs."""
-  return os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "PYTHONPATH": str(ROOT),
-  }
-
-
-def start(data_dir, workdir, layout, *options, **launch) -> subprocess.Popen:
   return subprocess.Popen(
-    command(data_dir, workdir, layout, *options, **launch),
+    [
+      sys.executable, "launch/local.py", f"--processes={processes}",
+      f"--devices_per_process={devices}", f"--restarts={restarts}", "--", *OPTIONS,
+      f"--config.data.dir={data_dir}", f"--workdir={workdir}", "--heartbeat_timeout=10", *options,
+    ],
     cwd=ROOT,
-    env=environment(data_dir),
+    env=environment(data_dir) | {"PYTHONPATH": str(ROOT)},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-  )
+  )  # fmt: skip
 
 
-def run(data_dir, workdir, layout, *options, **launch) -> str:
-  process = start(data_dir, workdir, layout, *options, **launch)
+def run(data_dir, workdir, layout, *options) -> str:
+  """Runs to the end and returns the output."""
+  process = start(data_dir, workdir, layout, *options)
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output
   return output
+
+
+def start_processes(
+  count: int,
+  module: str,
+  arguments: Callable[[str, str], list[str]],
+  variables: Mapping[str, str],
+) -> list[subprocess.Popen]:
+  """Starts processes without a launcher; `arguments` are those of a port and a process id."""
+  port = str(free_port())
+  return [
+    subprocess.Popen(
+      [sys.executable, "-m", module, *arguments(port, str(process_id))],
+      cwd=ROOT,
+      env={**variables, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for process_id in range(count)
+  ]
+
+
+def free_port() -> int:
+  with socket.create_server(("", 0)) as server:
+    return server.getsockname()[1]
 
 
 def wait_for(path: pathlib.Path, process: subprocess.Popen) -> None:
@@ -86,22 +84,22 @@ def wait_for(path: pathlib.Path, process: subprocess.Popen) -> None:
     time.sleep(0.01)
 
 
-def processes_of_run(workdir) -> dict[int, int]:
-  """Numbers of the processes of a run -> their process ids."""
+def process_numbers(workdir) -> dict[int, int]:
+  """Returns the operating system's number of each process of a run, by process id."""
   found = {}
   for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
     try:
       arguments = path.read_bytes().decode(errors="replace").split("\0")
     except OSError:
       continue
-    number = [a.partition("=")[2] for a in arguments if a.startswith("--process_id=")]
-    if f"--workdir={workdir}" in arguments and number:
-      found[int(number[0])] = int(path.parent.name)
+    ids = [a.partition("=")[2] for a in arguments if a.startswith("--process_id=")]
+    if f"--workdir={workdir}" in arguments and ids:
+      found[int(ids[0])] = int(path.parent.name)
   return found
 
 
 def assert_same_numbers(actual, expected):
-  """Metrics and arrays to float32 rounding: devices sum in different orders."""
+  """Compares metrics and arrays to float32 rounding: devices sum in different orders."""
   ours, theirs = metrics(actual), metrics(expected)
   assert [line.keys() for line in ours] == [line.keys() for line in theirs]
   for line, other in zip(ours, theirs):
@@ -111,19 +109,3 @@ def assert_same_numbers(actual, expected):
   for path, array in theirs.items():
     np.testing.assert_allclose(ours[path], array, rtol=1e-3, atol=2e-5, err_msg=path)
   assert (actual / "predictions.csv").read_text().count("\n") == 1 + 21
-
-
-def bare_processes(count: int, module: str, arguments, variables) -> list[subprocess.Popen]:
-  """Processes that nobody watches; `arguments` are those of a port and a number."""
-  with socket.create_server(("localhost", 0)) as server:
-    port = str(server.getsockname()[1])
-  return [
-    subprocess.Popen(
-      [sys.executable, "-m", module, *arguments(port, str(number))],
-      cwd=ROOT,
-      env={**variables, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for number in range(count)
-  ]

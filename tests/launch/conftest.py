@@ -1,8 +1,8 @@
 import pytest
 
-from tests.launch.shell import Cluster
+from tests.launch.programs import FakePrograms
 
 
 @pytest.fixture
-def cluster(tmp_path) -> Cluster:
-  return Cluster(tmp_path)
+def programs(tmp_path) -> FakePrograms:
+  return FakePrograms(tmp_path)

@@ -1,8 +1,7 @@
-"""Stands for a process of `vswin_jax.main`: does what a plan says, start by start.
+"""Stand-in for a process of `vswin_jax.main` that acts by a plan.
 
-  fake_run.py FOLDER PLAN --coordinator=localhost:PORT --num_processes=N --process_id=I
-
-PLAN is a JSON list over starts of {process: action}; who is not named ends well.
+Usage: `fake_run.py FOLDER PLAN --coordinator=localhost:PORT --num_processes=N --process_id=I`. PLAN
+is a JSON list over starts of {process: action}; the default action is "end 0".
 """
 
 import json
@@ -19,7 +18,7 @@ me = values["process_id"]
 starts = folder / f"starts_{me}"
 start = len(starts.read_text().splitlines()) if starts.exists() else 0
 with starts.open("a") as file:
-  file.write(f"{values['coordinator']} {values['num_processes']} {os.getpid()}\n")
+  file.write(f"{values['coordinator']} {os.getpid()}\n")
 
 
 def has_started(process: int) -> bool:
@@ -27,13 +26,12 @@ def has_started(process: int) -> bool:
   return others.exists() and len(others.read_text().splitlines()) > start
 
 
-# Nobody dies before all are there.
+# All start before one fails.
 while not all(map(has_started, range(int(values["num_processes"])))):
   time.sleep(0.01)
 
-print(f"first of {me}")
-print(f"second of {me}", file=sys.stderr)
-print(f"third of {me}")
+print(f"output of {me}")
+print(f"error of {me}", file=sys.stderr)
 
 
 def note_stop(*_):
@@ -48,7 +46,7 @@ if action == "end":
 elif action == "die":
   os.kill(os.getpid(), signal.Signals[operands[0]])
 elif action == "hang":
-  # As JAX's distributed runtime does to a process that waits for one that is dead.
+  # Like a process that waits in a collective operation.
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   child = subprocess.Popen(["sleep", "60"])
   (folder / f"child_{me}").write_text(str(child.pid))

@@ -1,24 +1,19 @@
-"""The TPU VM launcher, with `gcloud` replaced; and what it runs on the workers."""
+"""TPU VM launcher, with `gcloud` replaced; and the script that it runs on the workers."""
 
-import pathlib
 import signal
 import time
 
 import pytest
 
-from tests.launch.arguments import (
-  ARGUMENTS,
-  QUOTED,
-)
+from tests.launch.programs import ARGUMENTS, ROOT, words
 from vswin_jax.common.cli import USER_ERRORS
 
-ZONE = ("--name=k4", "--zone=us-west4-a")
-TPUS = "gcloud compute tpus"
+LAUNCHER = "launch/tpu_vm.sh"
+SLICE = ("--name=k4", "--zone=us-west4-a")
 WORKER = "vswin_jax/launch/tpu_vm_worker.sh"
-UNPACK = "rm -rf vswin_jax && mkdir vswin_jax && tar -xzf vswin_jax.tar.gz -C vswin_jax"
 
-# Looks at the slice and at the run on it take their answers from files: "-" is that there is no
-# slice, "?" that nothing can be learnt. What is named in "failing" fails, once for each line.
+# States of the slice and of the run are read from files: "-" is a slice that does not exist, "?" an
+# error of gcloud. The command named by a line of "failing" fails once.
 GCLOUD = """
 answer() {
   line=$(take "$1")
@@ -35,77 +30,61 @@ fi
 case "$*" in
   *" describe "*) answer states ;;
   *"_worker.sh status"*) answer runs ;;
-  *"_worker.sh log"*) if [[ -d $folder/logs ]]; then cat "$folder/logs/$(take log_names)"; fi ;;
 esac
 """
-KILL = f"bash -c 'if [[ -x {WORKER} ]]; then {WORKER} kill; fi'"
-STATUS = f"bash -c 'if [[ -x {WORKER} ]]; then {WORKER} status; else echo not started; fi'"
-DESCRIBE = f"{TPUS} queued-resources describe k4 '--format=value(state.state)' --zone=us-west4-a"
-DELETE = f"{TPUS} queued-resources delete k4 --force --quiet --zone=us-west4-a"
-COSTS = (
-  "as long as the slice is there it costs: launch/tpu_vm.sh delete --name=k4 --zone=us-west4-a"
-)
+# Texts of the calls of gcloud that change something.
 STEPS = {
   "queued-resources create": "create",
-  "queued-resources describe": "describe",
   "queued-resources delete": "delete",
   "tpu-vm scp": "copy",
-  "tar\\ -xzf": "unpack",
-  "worker.sh\\ install": "install",
-  "worker.sh\\ run": "run",
-  "worker.sh\\ log": "log",
-  "worker.sh\\ status": "status",
-  "worker.sh\\ kill": "kill",
+  "worker.sh install": "install",
+  "worker.sh run": "run",
+  "worker.sh log": "log",
+  "worker.sh kill": "kill",
 }
-NEW = ["create", "describe", "copy", "unpack", "install", "run"]
+SET_UP = ["kill", "copy", "install", "run"]
+NEW = ["create", *SET_UP]
 
 
-def everything(cluster, states, runs, *options, failing=()):
-  """Runs `all` with the given answers; what it did, step by step, beside how it ended."""
-  cluster.answer("gcloud", GCLOUD)
-  cluster.write("states", *states)
-  cluster.write("runs", *runs)
-  cluster.write("failing", *failing)
-  command = ("launch/tpu_vm.sh", "all", *ZONE, "--poll=0", *options, "--", *ARGUMENTS)
-  ended = cluster.run(*command, TMPDIR=str(cluster.folder))
+def run_all(programs, states, runs, *options, failing=()):
+  """Runs `all`; returns its status, the steps that it took, and its messages.
+
+  Args:
+    programs: the stand-ins.
+    states: of the slice, each time that it is read.
+    runs: states of the run, each time that it is read.
+    options: of the launcher.
+    failing: texts of the commands that fail.
+  """
+  programs.add("gcloud", GCLOUD)
+  for name, lines in (("states", states), ("runs", runs), ("failing", failing)):
+    (programs.folder / name).write_text("".join(f"{line}\n" for line in lines))
+  command = (LAUNCHER, "all", *SLICE, "--poll=0", *options, "--", *ARGUMENTS)
+  ended = programs.run(*command, TMPDIR=str(programs.folder))
   steps = [
-    next(step for text, step in STEPS.items() if text in call) for call in cluster.calls("gcloud")
+    step
+    for call in programs.calls("gcloud")
+    for text, step in STEPS.items()
+    if text in " ".join(call)
   ]
-  return ended, steps
+  return ended.returncode, steps, ended.stderr
 
 
-def gcloud_calls(cluster, text: str) -> list[str]:
-  return [call for call in cluster.calls("gcloud") if text in call]
+def ssh(worker: str, *command: str, node: str = "k4") -> list[str]:
+  return ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, f"--worker={worker}", *command]
 
 
-def ssh(worker: str, command: str, node: str = "k4") -> str:
-  quoted = command.replace("'", "'\\''")
-  return (
-    f"{TPUS} tpu-vm ssh {node} --worker={worker} '--command={quoted}' "
-    "'--ssh-flag=-o ServerAliveInterval=30' '--ssh-flag=-o ServerAliveCountMax=4' --zone=us-west4-a"
-  )
+def queued_resources(*command: str) -> list[str]:
+  return ["gcloud", "compute", "tpus", "queued-resources", *command, "--zone=us-west4-a"]
 
 
-def test_dry_run_of_everything(cluster):
-  command = ("launch/tpu_vm.sh", "all", *ZONE, "--spot", "--bucket=my-data", "--dry_run")
-  ended = cluster.run(*command, "--project=p", "--", *ARGUMENTS, TMPDIR="/tmp")
-  expected = [
-    f"{TPUS} queued-resources create k4 --node-id=k4 --accelerator-type=v5litepod-64 "
-    "--runtime-version=v2-alpha-tpuv5-lite --spot --zone=us-west4-a",
-    DESCRIBE,
-    "git -C launch/.. archive --format=tar.gz --output=/tmp/k4.tar.gz HEAD",
-    f"{TPUS} tpu-vm scp /tmp/k4.tar.gz k4:vswin_jax.tar.gz --worker=all --zone=us-west4-a",
-    ssh("all", f"bash -c '{UNPACK}'"),
-    ssh("all", f"{WORKER} install my-data"),
-    ssh("all", f"{WORKER} run {QUOTED}"),
-    ssh("0", f"{WORKER} log 1"),
-    ssh("0", STATUS),
-    DELETE,
-  ]
-  gcloud = [line + " --project=p" if line.startswith("gcloud") else line for line in expected]
-  assert (ended.returncode, ended.stderr) == (0, "")
-  assert ended.stdout.splitlines() == gcloud
-  assert cluster.calls() == []
+def parsed(line: str) -> list[str]:
+  """Returns the words of a command; those of ssh with the remote command, without options."""
+  command = words(line)
+  if "ssh" in command:
+    [remote] = [word for word in command if word.startswith("--command=")]
+    command = command[: command.index(remote)] + words(remote.removeprefix("--command="))
+  return command
 
 
 @pytest.mark.parametrize(
@@ -113,351 +92,302 @@ def test_dry_run_of_everything(cluster):
   [
     (
       "create",
-      ["--type=v6e-256", "--runtime=v2-alpha-tpuv6e", "--slices=2"],
+      ["--type=v6e-256", "--runtime=v2-alpha-tpuv6e", "--slices=2", "--spot"],
       [
-        f"{TPUS} queued-resources create k4 --node-count=2 --node-prefix=k4 "
-        "--accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e --zone=us-west4-a"
+        queued_resources(
+          *("create", "k4", "--node-count=2", "--node-prefix=k4", "--accelerator-type=v6e-256"),
+          *("--runtime-version=v2-alpha-tpuv6e", "--spot"),
+        )
       ],
     ),
     (
       "install",
-      ["--slices=2"],
-      [ssh("all", f"{WORKER} install", f"k4-{slice}") for slice in range(2)],
+      ["--slices=2", "--bucket=my-data"],
+      [ssh("all", WORKER, "install", "my-data", node=f"k4-{slice}") for slice in range(2)],
     ),
     (
       "run",
-      ["--cache=gs://b/compiled", "--", *ARGUMENTS],
-      [ssh("all", f"env JAX_COMPILATION_CACHE_DIR=gs://b/compiled {WORKER} run {QUOTED}")],
+      ["--cache=gs://b/c", "--", *ARGUMENTS],
+      [ssh("all", "env", "JAX_COMPILATION_CACHE_DIR=gs://b/c", WORKER, "run", *ARGUMENTS)],
     ),
-    ("log", ["--slices=2"], [ssh("0", f"{WORKER} log", "k4-0")]),
-    ("stop", [], [ssh("0", f"{WORKER} stop")]),
-    ("kill", [], [ssh("all", KILL)]),
-    ("status", [], [DESCRIBE, ssh("0", STATUS)]),
-    ("delete", [], [DELETE]),
+    ("log", ["--slices=2"], [ssh("0", WORKER, "log", node="k4-0")]),
+    ("stop", [], [ssh("0", WORKER, "stop")]),
+    ("kill", [], [ssh("all", "bash", "-c", f"if [[ -x {WORKER} ]]; then {WORKER} kill; fi")]),
+    (
+      "status",
+      [],
+      [
+        queued_resources("describe", "k4", "--format=value(state.state)"),
+        ssh(
+          *("0", "bash", "-c"),
+          f"if [[ -x {WORKER} ]]; then {WORKER} status; else echo not started; fi",
+        ),
+      ],
+    ),
+    ("delete", [], [queued_resources("delete", "k4", "--force", "--quiet")]),
   ],
 )
-def test_dry_runs_of_single_steps(cluster, command, options, expected):
-  ended = cluster.run("launch/tpu_vm.sh", command, *ZONE, "--dry_run", *options)
+def test_commands(programs, command, options, expected):
+  ended = programs.run(LAUNCHER, command, *SLICE, "--dry_run", *options)
   assert (ended.returncode, ended.stderr) == (0, "")
-  assert ended.stdout.splitlines() == expected
-  assert cluster.calls() == []
+  assert [parsed(line) for line in ended.stdout.splitlines()] == expected
+  assert programs.calls() == []
 
 
-def test_a_run_that_ends_well_leaves_no_slice(cluster):
-  waiting = ["-", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
-  ended, steps = everything(cluster, waiting, ["ended 0"])
-  assert ended.returncode == 0
-  assert steps == ["describe", *NEW[:2], "describe", *NEW[1:], "log", "status", "delete"]
-  assert ended.stderr.splitlines() == [
-    "launch: k4 is WAITING_FOR_RESOURCES",
-    "launch: k4 is PROVISIONING",
-  ]
-  [unpacking] = gcloud_calls(cluster, "tar\\ -xzf")
+def test_dry_run_of_all(programs):
+  ended = programs.run(LAUNCHER, "all", *SLICE, "--project=p", "--dry_run", "--", *ARGUMENTS)
+  assert (ended.returncode, ended.stderr) == (0, "")
+  gcloud = [line for line in ended.stdout.splitlines() if line.startswith("gcloud")]
+  assert len(gcloud) == 8
+  assert all("--project=p" in words(line) for line in gcloud)
+  assert programs.calls() == []
+
+
+def test_a_run_that_ends_well_leaves_no_slice(programs):
+  states = ["-", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+  status, steps, _ = run_all(programs, states, ["not started", "ended 0"])
+  assert status == 0
+  assert steps == [*NEW, "log", "delete"]
+  [unpacking] = [call for call in programs.calls("gcloud") if "xzf" in " ".join(call)]
   assert "--worker=all" in unpacking
 
 
-def test_a_run_that_fails_is_started_again_on_all_workers(cluster):
-  ended, steps = everything(cluster, ["-", "ACTIVE", "ACTIVE"], ["ended 134", "ended 0"])
-  assert ended.returncode == 0
-  assert steps == [
-    "describe",
-    *NEW,
-    *("log", "status", "describe", "kill", "install", "run", "log", "status", "delete"),
-  ]
-  assert ended.stderr.splitlines() == [
-    "launch: the run: ended 134",
-    "launch: starting it again on all workers (1 of 3)",
-  ]
-  [kill] = gcloud_calls(cluster, "kill")
-  assert "--worker=all" in kill
+def test_a_failed_run_is_restarted_on_all_workers(programs):
+  runs = ["not started", "ended 134", "ended 134", "ended 0"]
+  status, steps, _ = run_all(programs, ["-", *["ACTIVE"] * 4], runs)
+  assert status == 0
+  assert steps == [*NEW, "log", *SET_UP, "log", "delete"]
 
 
-def test_restarts_are_bounded(cluster):
-  states = ["-", "ACTIVE", "ACTIVE", "ACTIVE"]
-  ended, steps = everything(cluster, states, ["ended 137"] * 2, "--restarts=1")
-  assert ended.returncode == 137
+def test_restarts_are_bounded(programs):
+  runs = ["not started", *["ended 137"] * 3]
+  status, steps, errors = run_all(programs, ["-", *["ACTIVE"] * 5], runs, "--restarts=1")
+  assert status == 137
   assert steps.count("run") == 2 and "delete" not in steps
-  assert ended.stderr.splitlines()[-2:] == [
-    "launch: started 2 times: giving up",
-    f"launch: the run ended 137; {COSTS}",
-  ]
+  # The slice that is kept costs money.
+  assert "launch/tpu_vm.sh delete --name=k4 --zone=us-west4-a" in errors
 
 
 @pytest.mark.parametrize("status", USER_ERRORS)
-def test_wrong_commands_are_not_started_again(cluster, status):
-  ended, steps = everything(cluster, ["-", "ACTIVE"], [f"ended {status}"])
-  assert ended.returncode == status
-  assert steps == ["describe", *NEW, "log", "status"]
+def test_wrong_commands_are_not_restarted(programs, status):
+  ended, steps, _ = run_all(programs, ["-", "ACTIVE"], ["not started", f"ended {status}"])
+  assert ended == status
+  assert steps == [*NEW, "log"]
 
 
-def test_a_run_that_never_was_started_has_no_status(cluster):
-  states = ["-", "ACTIVE", "ACTIVE"]
-  ended, _ = everything(cluster, states, ["not started"], "--restarts=0")
-  assert ended.returncode == 1
-  assert ended.stderr.splitlines()[-1] == f"launch: the run: not started; {COSTS}"
-
-
-@pytest.mark.parametrize("last_word", ["?", "ended 143", "ended 134"])
-def test_a_slice_that_is_preempted_is_created_again(cluster, last_word):
-  states = ["-", "ACTIVE", "SUSPENDING", "SUSPENDED", "ACTIVE"]
-  # Deleted at once, and what is left of it once more.
-  ended, steps = everything(cluster, states, [last_word, "ended 0"])
-  assert ended.returncode == 0
-  assert steps == [
-    *("describe", *NEW, "log", "status", "describe"),
-    *("delete", "describe", "delete", *NEW, "log", "status", "delete"),
-  ]
-  assert ended.stderr.splitlines() == [
-    "launch: k4 is SUSPENDING",
-    "launch: creating the slice again (1 of 20)",
-  ]
-
-
-def test_the_end_of_a_slice_may_be_seen_late(cluster):
-  states = ["-", *["ACTIVE"] * 3, "SUSPENDED", "-", "ACTIVE"]
-  ended, steps = everything(cluster, states, ["ended 143", "?", "?", "ended 0"])
-  assert ended.returncode == 0
-  assert steps.count("create") == 2 and steps.count("run") == 2
-  # Nothing is read of a run that has ended.
-  assert steps.count("log") == 2
-
-
-def test_creations_are_bounded(cluster):
-  states = ["-", "FAILED"] * 3
-  ended, steps = everything(cluster, states, [], "--recreations=2")
-  assert ended.returncode == 1
-  assert steps.count("create") == 3
-  assert ended.stderr.splitlines()[-1] == f"launch: created the slice 3 times; {COSTS}"
-
-
-def test_a_run_that_was_asked_to_stop_stays_stopped(cluster):
-  ended, steps = everything(cluster, ["-", *["ACTIVE"] * 12], ["ended 143"] * 11)
-  assert ended.returncode == 143
-  assert steps.count("run") == 1 and "delete" not in steps
-
-
-def test_a_slice_whose_worker_stays_out_of_reach_is_kept(cluster):
-  ended, steps = everything(cluster, ["-", *["ACTIVE"] * 12], ["?"] * 11)
-  assert ended.returncode == 1
-  assert steps == ["describe", *NEW, "log", *["status", "describe"] * 11]
-  assert ended.stderr.splitlines() == [
-    "launch: worker 0 can't be reached; see why, then start `all` again: "
-    "launch/tpu_vm.sh status --name=k4 --zone=us-west4-a",
-    f"launch: the slice is ACTIVE and is kept, with whatever runs on it; {COSTS}",
-  ]
-
-
-@pytest.mark.parametrize("between, starts", [("running", 1), ("ended 134", 2)])
-def test_a_worker_may_be_out_of_reach_for_a_while(cluster, between, starts):
-  # Twice as long as can be, each time counted anew.
-  runs = [*["?"] * 10, between, *["?"] * 10, "ended 0"]
-  ended, steps = everything(cluster, ["-", *["ACTIVE"] * 22], runs)
-  assert ended.returncode == 0
-  assert steps.count("create") == 1 and steps.count("run") == starts
-
-
-def test_a_lost_connection_is_taken_up_again(cluster):
-  ended, steps = everything(cluster, ["-", "ACTIVE", "ACTIVE"], ["running", "ended 0"])
-  assert ended.returncode == 0
-  assert steps == ["describe", *NEW, "log", "status", "describe", "log", "status", "delete"]
-
-
-def test_the_same_command_goes_on_with_a_run(cluster):
-  ended, steps = everything(cluster, ["ACTIVE", "ACTIVE"], ["running", "ended 0"])
-  assert ended.returncode == 0
-  assert steps == ["describe", "describe", "status", "log", "status", "delete"]
-
-
-def test_a_slice_without_a_run_gets_one(cluster):
-  ended, steps = everything(cluster, ["ACTIVE", "ACTIVE"], ["not started", "ended 0"])
-  assert ended.returncode == 0
-  assert steps == ["describe", "describe", "status", "kill", *NEW[2:], "log", "status", "delete"]
-
-
-def test_a_worker_that_does_not_answer_is_not_one_without_a_run(cluster):
-  states = ["ACTIVE"] * 4
-  ended, steps = everything(cluster, states, ["?", "?", "running", "ended 0"])
-  assert ended.returncode == 0
-  assert "copy" not in steps and "run" not in steps and "kill" not in steps
-  assert ended.stderr.splitlines() == [
-    f"launch: looking at the run failed (try {number} of 5)" for number in (1, 2)
-  ]
-
-
-def test_a_slice_whose_state_can_not_be_read_is_left_alone(cluster):
-  # Twice before the run is found, once while it is followed.
-  states = ["?", "?", "ACTIVE", "ACTIVE", "?", "ACTIVE"]
-  ended, steps = everything(cluster, states, ["running", "running", "ended 0"])
-  assert ended.returncode == 0
-  assert steps.count("delete") == 1 and steps[-1] == "delete"
-  assert "create" not in steps
-  assert ended.stderr.splitlines()[0] == (
-    "launch: the state of k4 can't be read (try 1 of 5): ERROR: (gcloud) UNAVAILABLE: try later"
-  )
-
-
-def test_a_state_that_stays_unknown_ends_it(cluster):
-  ended, steps = everything(cluster, ["-", "ACTIVE", *["?"] * 5], ["running"])
-  assert ended.returncode == 1
+def test_a_run_that_was_not_started_is_a_failure(programs):
+  runs = ["not started", "not started"]
+  status, steps, _ = run_all(programs, ["-", "ACTIVE", "ACTIVE"], runs, "--restarts=0")
+  assert status == 1
   assert "delete" not in steps
-  assert ended.stderr.splitlines()[-1] == f"launch: the state of the slice can't be read; {COSTS}"
 
 
-def test_a_log_goes_on_where_it_was_cut(cluster):
-  folder = cluster.folder / "logs"
-  folder.mkdir()
-  folder.joinpath("a").write_text("first\nsecond\nthi")
-  folder.joinpath("b").write_text("third\nfourth\n")
-  cluster.write("log_names", "a", "b")
-  ended, _ = everything(cluster, ["-", "ACTIVE", "ACTIVE"], ["running", "ended 0"])
-  assert ended.stdout == "first\nsecond\nthi\nthird\nfourth\n"
-  first, second = gcloud_calls(cluster, "worker.sh\\ log")
-  assert "log\\ 1 " in first and "log\\ 3 " in second
+@pytest.mark.parametrize("last_run", ["?", "ended 143", "ended 134"])
+def test_a_preempted_slice_is_created_again(programs, last_run):
+  states = ["-", "ACTIVE", "SUSPENDING", "SUSPENDED", "ACTIVE"]
+  runs = ["not started", last_run, "not started", "ended 0"]
+  status, steps, _ = run_all(programs, states, runs)
+  assert status == 0
+  # Deleted at once, and again when its state is read.
+  assert steps == [*NEW, "log", "delete", "delete", *NEW, "log", "delete"]
 
 
-@pytest.mark.parametrize("failing", [" scp ", "worker.sh install", "worker.sh run"])
-def test_steps_are_tried_again(cluster, failing):
+def test_a_preemption_may_be_noticed_late(programs):
+  states = ["-", *["ACTIVE"] * 3, "SUSPENDED", "-", "ACTIVE"]
+  runs = ["not started", "ended 143", "?", "?", "not started", "ended 0"]
+  status, steps, _ = run_all(programs, states, runs)
+  assert status == 0
+  assert steps.count("create") == steps.count("run") == steps.count("log") == 2
+
+
+def test_recreations_are_bounded(programs):
+  status, steps, _ = run_all(programs, ["-", "FAILED"] * 3, [], "--recreations=2")
+  assert status == 1
+  assert steps.count("create") == 3
+
+
+def test_a_run_that_was_stopped_stays_stopped(programs):
+  runs = ["not started", *["ended 143"] * 11]
+  status, steps, _ = run_all(programs, ["-", *["ACTIVE"] * 12], runs)
+  assert status == 143
+  assert steps == [*NEW, "log"]
+
+
+def test_a_slice_whose_worker_does_not_answer_is_kept(programs):
+  runs = ["not started", *["?"] * 11]
+  status, steps, _ = run_all(programs, ["-", *["ACTIVE"] * 12], runs)
+  assert status == 1
+  assert steps == [*NEW, "log"]
+
+
+def test_a_worker_may_not_answer_for_a_while(programs):
+  runs = ["not started", *["?"] * 10, "running", *["?"] * 10, "ended 0"]
+  status, steps, _ = run_all(programs, ["-", *["ACTIVE"] * 22], runs)
+  assert status == 0
+  assert steps.count("run") == 1 and steps.count("log") == 2
+
+
+def test_all_follows_a_run_that_goes_on(programs):
+  status, steps, _ = run_all(programs, ["ACTIVE", "ACTIVE"], ["running", "ended 0"])
+  assert status == 0
+  assert steps == ["log", "delete"]
+
+
+def test_a_slice_without_a_run_is_used(programs):
+  status, steps, _ = run_all(programs, ["ACTIVE", "ACTIVE"], ["not started", "ended 0"])
+  assert status == 0
+  assert steps == [*SET_UP, "log", "delete"]
+
+
+def test_a_worker_that_does_not_answer_may_have_a_run(programs):
+  status, steps, _ = run_all(programs, ["ACTIVE"] * 4, ["?", "?", "running", "ended 0"])
+  assert status == 0
+  assert steps == ["log", "delete"]
+
+
+def test_a_slice_of_unknown_state_is_not_created_again(programs):
+  # Unknown before the run is found, and while it is followed.
+  states = ["?", "?", "ACTIVE", "ACTIVE", "?", "ACTIVE"]
+  status, steps, _ = run_all(programs, states, ["running", "running", "ended 0"])
+  assert status == 0
+  assert steps == ["log", "log", "delete"]
+
+
+def test_a_state_that_stays_unknown_is_an_error(programs):
+  states = ["-", "ACTIVE", *["?"] * 5]
+  status, steps, errors = run_all(programs, states, ["not started", "running"])
+  assert status == 1
+  assert "delete" not in steps and "UNAVAILABLE" in errors
+
+
+@pytest.mark.parametrize(
+  "command, step", [(" scp ", "copy"), ("worker.sh install", "install"), ("worker.sh run", "run")]
+)
+def test_failed_commands_are_tried_again(programs, command, step):
   states = ["-", *["ACTIVE"] * 3]
-  ended, steps = everything(cluster, states, ["ended 0"], failing=[failing] * 2)
-  assert ended.returncode == 0
-  name = {" scp ": "copy", "worker.sh install": "install", "worker.sh run": "run"}[failing]
-  assert steps.count(name) == 3 and steps.count("create") == 1
+  status, steps, _ = run_all(programs, states, ["not started", "ended 0"], failing=[command] * 2)
+  assert status == 0
+  assert steps.count(step) == 3 and steps.count("create") == 1
   # A run on a part of the workers is ended before the next start.
-  assert steps.count("kill") == (2 if name == "run" else 0)
+  assert steps.count("kill") == (3 if step == "run" else 1)
 
 
-def test_what_can_not_be_installed_ends_it(cluster):
-  ended, steps = everything(cluster, ["-", *["ACTIVE"] * 6], [], failing=[" scp "] * 5)
-  assert ended.returncode == 1
+def test_a_command_that_keeps_failing_is_an_error(programs):
+  states = ["-", *["ACTIVE"] * 6]
+  status, steps, _ = run_all(programs, states, ["not started"], failing=[" scp "] * 5)
+  assert status == 1
   assert steps.count("copy") == 5 and "delete" not in steps
-  assert ended.stderr.splitlines()[-1] == f"launch: copying failed 5 times; {COSTS}"
 
 
-def test_a_slice_that_is_lost_while_it_is_set_up_is_created_again(cluster):
+def test_a_slice_that_is_lost_during_set_up_is_created_again(programs):
   states = ["-", "ACTIVE", "SUSPENDED", "-", "ACTIVE"]
-  ended, steps = everything(cluster, states, ["ended 0"], failing=["worker.sh install"])
-  assert ended.returncode == 0
+  runs = ["not started", "not started", "ended 0"]
+  status, steps, _ = run_all(programs, states, runs, failing=["worker.sh install"])
+  assert status == 0
   assert steps.count("create") == 2 and steps.count("install") == 2
 
 
-def test_what_can_not_be_created_ends_it(cluster):
-  ended, steps = everything(cluster, ["-"] * 6, [], failing=[" create "] * 5)
-  assert ended.returncode == 1
-  assert ended.stderr.splitlines()[-1] == "error: the slice can't be created"
-  assert steps.count("create") == 5
+def test_a_slice_that_can_not_be_created_is_an_error(programs):
+  status, steps, _ = run_all(programs, ["-"] * 6, [], failing=[" create "] * 5)
+  assert status == 1
+  assert steps == ["create"] * 5
 
 
-def test_a_slice_that_was_created_in_spite_of_an_error_is_used(cluster):
+def test_a_slice_that_was_created_despite_an_error_is_used(programs):
   states = ["-", "PROVISIONING", "ACTIVE"]
-  ended, steps = everything(cluster, states, ["ended 0"], failing=[" create "])
-  assert ended.returncode == 0
+  status, steps, _ = run_all(programs, states, ["not started", "ended 0"], failing=[" create "])
+  assert status == 0
   assert steps.count("create") == 1
 
 
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ([], "which command? see --help"),
-    (["al", *ZONE], "unknown command 'al'; see --help"),
-    (["create"], "give --zone, as in --zone=us-west4-a"),
-    (
-      ["create", *ZONE, "--zones=a"],
-      "unknown option '--zones=a'; arguments of the run come after --; see --help",
-    ),
-    (["create", *ZONE, "--slices=two"], "--slices must be a whole number, got 'two'"),
-    (["create", *ZONE, "--slices=0"], "--slices must be at least 1, got 0"),
-    (
-      ["run", *ZONE],
-      "give the arguments of the run after --, as in -- --config=... --workdir=gs://...",
-    ),
+    ([], "which command?"),
+    (["al", *SLICE], "unknown command 'al'"),
+    (["create"], "give --zone"),
+    (["create", *SLICE, "--zones=a"], "unknown option '--zones=a'"),
+    (["create", *SLICE, "--slices=two"], "--slices must be a whole number, got 'two'"),
+    (["create", *SLICE, "--slices=0"], "--slices must be at least 1, got 0"),
+    (["run", *SLICE], "give the arguments of the run after --"),
   ],
 )
-def test_bad_commands_end_in_one_line(cluster, arguments, message):
-  ended = cluster.run("launch/tpu_vm.sh", *arguments)
-  assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"error: {message}\n")
+def test_invalid_arguments(programs, arguments, message):
+  ended = programs.run(LAUNCHER, *arguments)
+  assert ended.returncode == 1 and message in ended.stderr
+  assert programs.calls() == []
 
 
-def worker(cluster, *arguments: str, **variables: str):
-  return cluster.run("launch/tpu_vm_worker.sh", *arguments, USER="me", **variables)
+def run_worker(programs, *arguments: str):
+  return programs.run("launch/tpu_vm_worker.sh", *arguments, USER="me")
 
 
 @pytest.fixture
-def python(cluster) -> None:
-  """The interpreter on a worker."""
-  folder = cluster.folder / "vswin_jax_environment" / "bin"
+def python(programs) -> str:
+  """The name of the stand-in for the interpreter on a worker."""
+  folder = programs.folder / "vswin_jax_environment" / "bin"
   folder.mkdir(parents=True)
-  folder.joinpath("python").symlink_to(cluster.folder / "programs" / "python")
+  folder.joinpath("python").symlink_to(programs.folder / "programs" / "worker_python")
+  return "worker_python"
 
 
-def status_when_ended(cluster) -> str:
+def wait_for_end(programs) -> str:
   deadline = time.monotonic() + 20
-  while (said := worker(cluster, "status").stdout) == "running\n":
+  while (status := run_worker(programs, "status").stdout) == "running\n":
     assert time.monotonic() < deadline
     time.sleep(0.02)
-  return said
+  return status
 
 
-def test_worker_runs_to_the_end(cluster, python):
-  assert worker(cluster, "status").stdout == "not started\n"
-  cluster.answer("python", 'echo "$PWD"; echo "$JAX_COMPILATION_CACHE_DIR"; exit 134')
-  assert worker(cluster, "run", *ARGUMENTS).returncode == 0
-  assert status_when_ended(cluster) == "ended 134\n"
-  root = pathlib.Path(__file__).parents[2]
-  assert worker(cluster, "log").stdout == f"{root}\nmy runs/a/compilation_cache\n"
-  [call] = cluster.calls()
-  assert call.startswith(
-    r"python -m vswin_jax.main --stop_status=143 --config=c.py --workdir=my\ runs/a "
-  )
+def test_worker_runs_to_the_end(programs, python):
+  assert run_worker(programs, "status").stdout == "not started\n"
+  programs.add(python, 'echo "$PWD"; exit 134')
+  assert run_worker(programs, "run", *ARGUMENTS).returncode == 0
+  assert wait_for_end(programs) == "ended 134\n"
+  assert str(ROOT) in run_worker(programs, "log").stdout
+  [call] = programs.calls()
+  assert call == [python, "-m", "vswin_jax.main", "--stop_status=143", *ARGUMENTS]
 
 
-def test_worker_stops_a_run(cluster, python):
-  cluster.answer(
-    "python",
-    """trap 'echo saved; exit ${3#--stop_status=}' TERM
-    touch "$folder/training"
-    while :; do sleep 0.02; done""",
-  )
-  worker(cluster, "run", *ARGUMENTS)
-  while not (cluster.folder / "training").exists():
+def start_training(programs, python, trap: str) -> None:
+  programs.add(python, f'trap {trap} TERM; touch "$folder/training"; while :; do sleep 0.02; done')
+  run_worker(programs, "run", *ARGUMENTS)
+  while not (programs.folder / "training").exists():
     time.sleep(0.02)
-  assert worker(cluster, "status").stdout == "running\n"
-  again = worker(cluster, "run", *ARGUMENTS)
-  assert again.stderr == "error: a run is going on; stop or kill it first\n"
-  follower = cluster.start("launch/tpu_vm_worker.sh", "log")
-  assert worker(cluster, "stop").returncode == 0
-  assert status_when_ended(cluster) == f"ended {128 + signal.SIGTERM}\n"
+  assert run_worker(programs, "status").stdout == "running\n"
+
+
+def test_worker_stops_a_run(programs, python):
+  start_training(programs, python, "'echo saved; exit ${3#--stop_status=}'")
+  assert run_worker(programs, "run", *ARGUMENTS).returncode == 1
+  follower = programs.start("launch/tpu_vm_worker.sh", "log")
+  assert run_worker(programs, "stop").returncode == 0
+  assert wait_for_end(programs) == f"ended {128 + signal.SIGTERM}\n"
   output, _ = follower.communicate(timeout=20)
-  assert output == "saved\nlaunch: stopped before its end\n"
-  assert worker(cluster, "stop").stderr == "error: nothing is running\n"
+  assert "saved" in output
+  assert run_worker(programs, "stop").returncode == 1
 
 
-def test_worker_kills_a_run(cluster, python):
-  cluster.answer("python", 'trap "" TERM; echo $$ >"$folder/training"; sleep 60')
-  worker(cluster, "run", *ARGUMENTS)
-  while not (cluster.folder / "training").exists():
-    time.sleep(0.02)
-  assert worker(cluster, "kill").returncode == 0
-  assert status_when_ended(cluster) == "ended 137\n"
-  assert worker(cluster, "kill").returncode == 0
+def test_worker_kills_a_run(programs, python):
+  start_training(programs, python, '""')
+  assert run_worker(programs, "kill").returncode == 0
+  assert wait_for_end(programs) == "ended 137\n"
+  assert run_worker(programs, "kill").returncode == 0
 
 
-def test_worker_dry_runs(cluster):
-  root = pathlib.Path(__file__).parents[2]
-  environment = f"{cluster.folder}/vswin_jax_environment"
-  cluster.answer("gcsfuse", "exit 0")
-  ended = worker(cluster, "--dry_run", "install", "my-data")
-  assert ended.stdout.splitlines() == [
-    "python3 -m pip install --quiet --user uv",
-    f"python3 -m uv venv --quiet --allow-existing --python=3.12 {environment}",
-    f"python3 -m uv pip install --quiet --python={environment}/bin/python --editable "
-    f"'{root}[tpu,gcs]'",
-    "sudo install --directory --owner=me /mnt/my-data",
-    "gcsfuse --implicit-dirs -o ro my-data /mnt/my-data",
+def test_worker_installs_and_mounts(programs):
+  environment = f"{programs.folder}/vswin_jax_environment"
+  programs.add("gcsfuse", "exit 0")
+  ended = run_worker(programs, "--dry_run", "install", "my-data")
+  commands = [words(line) for line in ended.stdout.splitlines()]
+  assert [command[:4] for command in commands] == [
+    ["python3", "-m", "pip", "install"],
+    ["python3", "-m", "uv", "venv"],
+    ["python3", "-m", "uv", "pip"],
+    ["sudo", "install", "--directory", "--owner=me"],
+    ["gcsfuse", "--implicit-dirs", "-o", "ro"],
   ]
-  ended = worker(cluster, "--dry_run", "run", *ARGUMENTS)
-  assert ended.stdout == (
-    "env 'JAX_COMPILATION_CACHE_DIR=my runs/a/compilation_cache' "
-    f"PYTHON={environment}/bin/python STATUS_FILE={cluster.folder}/.vswin_jax/status "
-    f"nohup setsid {root}/launch/run_once.sh {QUOTED}\n"
-  )
-  assert cluster.calls() == []
+  assert commands[2][-2:] == ["--editable", f"{ROOT}[tpu,gcs]"]
+  assert f"--python={environment}/bin/python" in commands[2]
+  assert commands[4][-2:] == ["my-data", "/mnt/my-data"]
+  assert programs.calls() == []

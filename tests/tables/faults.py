@@ -1,19 +1,15 @@
-"""Breaks runs of two processes in all ways and prints what came of it.
+"""Prints how runs of two processes end after a fault: `python -m tests.tables.faults`.
 
-After each fault the same command runs again, and its numbers are compared with those of a run that
-nothing happened to.
-
-python -m tests.tables.faults
+After each fault the same command runs again; its numbers are compared with those of an undisturbed
+run.
 """
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,28 +18,22 @@ from collections.abc import Callable
 
 from tests.helpers.process_runs import (
   OPTIONS,
-  ROOT,
   assert_same_numbers,
+  free_port,
   run,
   wait_for,
 )
+from tests.helpers.runs import ROOT, environment
 from tests.helpers.tiny_motion import prepare
 
 
 class Run:
-  """Two processes of one run, their messages and ends."""
+  """The processes of one run, their logs and exit statuses."""
 
   def __init__(self, data_dir, workdir, *options, own_options=((), ()), processes=(0, 1)):
     self.workdir = workdir
-    with socket.create_server(("localhost", 0)) as server:
-      port = server.getsockname()[1]
-    variables = os.environ | {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_NUM_CPU_DEVICES": "2",
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
-      "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    port = free_port()
+    variables = environment(data_dir) | {"JAX_NUM_CPU_DEVICES": "2"}
     self.logs = {number: workdir.with_suffix(f".{number}.txt") for number in processes}
     self.processes = {}
     for number in processes:
@@ -62,8 +52,8 @@ class Run:
     wait_for(self.workdir / name, next(iter(self.processes.values())))
     self.since = time.monotonic()
 
-  def wait_for_words(self, words: str) -> None:
-    while words not in self.logs[0].read_text():
+  def wait_for_text(self, text: str) -> None:
+    while text not in self.logs[0].read_text():
       assert self.processes[0].poll() is None, self.logs[0].read_text()
       time.sleep(0.01)
     self.since = time.monotonic()
@@ -73,7 +63,7 @@ class Run:
     self.processes[number].send_signal(what)
 
   def end(self) -> float:
-    """Waits for the end of all processes; seconds since the last call that waited or signaled."""
+    """Waits until all processes have ended; returns the seconds since the fault."""
     ends = {}
     while len(ends) < len(self.processes):
       for number, process in self.processes.items():
@@ -90,30 +80,30 @@ class Run:
       for process in self.processes.values()
     )
 
-  def said(self, pattern: str) -> str:
-    """The first line of any process with these words."""
+  def message(self, pattern: str) -> str:
+    """Returns the first line of any process that matches."""
     for log in self.logs.values():
       for line in log.read_text().splitlines():
         if re.search(pattern, line):
-          # Without the date and place that C++ puts before it.
+          # Without the date and source line that C++ code logs.
           return re.sub(r"^[EFIW]\d{4} .*?\] ", "", line.strip())
     return "-"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """A run to which something has happened.
+  """A fault of a run.
 
   Attributes:
-    title: what.
-    run: which is about to end.
-    words: pattern of what it says.
+    title: the fault.
+    run: the run, which is about to end.
+    pattern: of its message.
     repair: makes the next run possible.
   """
 
   title: str
   run: Run
-  words: str
+  pattern: str
   repair: Callable[[], object] = lambda: None
 
 
@@ -127,7 +117,7 @@ def requested_to_stop(data_dir, workdir, stack) -> Fault:
 def requested_to_stop_in_evaluation(data_dir, workdir, stack) -> Fault:
   views = ("--config.test.num_clips=10", "--config.test.crops=three", "--config.test.short_side=32")
   run = Run(data_dir, workdir, *views)
-  run.wait_for_words("evaluating step 12")
+  run.wait_for_text("evaluating step 12")
   run.signal(1, signal.SIGTERM)
   return Fault("SIGTERM to process 1 in the last evaluation", run, "asked to stop")
 
@@ -213,12 +203,8 @@ FAULTS = (
 )
 
 
-def _shorten(line: str) -> str:
-  return line if len(line) <= 240 else f"{line[:240]} ..."
-
-
 def main():
-  print("| fault | statuses | what is said | seconds until all ended | the same command again |")
+  print("| fault | exit statuses | message | seconds until all ended | the same command again |")
   print("|---|---|---|---|---|")
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -230,19 +216,19 @@ def main():
         workdir = folder / f"run{number}"
         fault = bring_about(folder, workdir, stack)
         seconds = fault.run.end()
-        line = fault.run.said(fault.words)
+        line = fault.run.message(fault.pattern)
         fault.repair()
         again = Run(folder, workdir)
         again.end()
         assert again.statuses() == "0, 0", again.logs[0].read_text()
         assert_same_numbers(workdir, expected)
-        start = again.said("resuming from|training is complete|from random weights")
+        start = again.message("resuming from|training is complete|from random weights")
         start = start.split(f", {folder}")[0].split(f" of {folder}")[0]
         line = line.replace(str(workdir), "WORKDIR").replace(str(folder), "DATA")
         columns = (
           fault.title,
           fault.run.statuses(),
-          _shorten(line),
+          line if len(line) <= 240 else f"{line[:240]} ...",
           f"{seconds:.1f}",
           f"{start}; same numbers",
         )

@@ -1,7 +1,4 @@
-"""Prints how far runs on several processes are from one process, step by step.
-
-python -m tests.tables.layouts
-"""
+"""Prints how far runs of several processes differ from one: `python -m tests.tables.layouts`."""
 
 import os
 import pathlib
@@ -11,7 +8,7 @@ import tempfile
 import numpy as np
 
 from tests.helpers.process_runs import (
-  processes_of_run,
+  process_numbers,
   run,
   start,
   wait_for,
@@ -39,17 +36,17 @@ def main():
         run(folder, workdir, layout, f"--config.mesh.fsdp={fsdp}")
         reference = reference or _values(workdir)
         _print_row(f"{layout[0]} x {layout[1]} | {fsdp}", workdir, reference)
-    workdir = folder / "handed_on"
-    _hand_on(folder, workdir)
+    workdir = folder / "interrupted"
+    _run_interrupted(folder, workdir)
     _print_row("4 x 1, then 2 x 2, then 1 x 4 | 4, then 2, then 1", workdir, reference)
 
 
-def _hand_on(data_dir: pathlib.Path, workdir: pathlib.Path) -> None:
-  """A run that is stopped twice and goes on with fewer processes."""
+def _run_interrupted(data_dir: pathlib.Path, workdir: pathlib.Path) -> None:
+  """Runs with two stops, each time resuming with fewer processes."""
   for layout, fsdp, step in (((4, 1), 4, 3), ((2, 2), 2, 6)):
     process = start(data_dir, workdir, layout, f"--config.mesh.fsdp={fsdp}")
     wait_for(workdir / "checkpoints" / str(step), process)
-    os.kill(processes_of_run(workdir)[layout[0] - 1], signal.SIGTERM)
+    os.kill(process_numbers(workdir)[layout[0] - 1], signal.SIGTERM)
     output, _ = process.communicate(timeout=240)
     assert "asked to stop: saved step" in output, output
   assert "resuming from step" in run(data_dir, workdir, (1, 4))
@@ -63,7 +60,7 @@ def _print_row(layout: str, workdir: pathlib.Path, reference: list[dict]) -> Non
 
 
 def _values(workdir: pathlib.Path) -> list[dict]:
-  """Losses, validation scores and final parameters of a run."""
+  """Returns the losses, the validation scores and the final parameters of a run."""
   lines = metrics(workdir)
   return [
     {line["step"]: line["train/loss"] for line in lines if "train/loss" in line},
@@ -73,7 +70,7 @@ def _values(workdir: pathlib.Path) -> list[dict]:
 
 
 def _difference(ours: dict, theirs: dict) -> float:
-  """The largest difference relative to the largest value of each entry."""
+  """Returns the largest difference, relative to the largest value of each entry."""
   assert ours.keys() == theirs.keys()
   return max(
     float(np.abs(np.asarray(ours[key], np.float64) - theirs[key]).max() / np.abs(theirs[key]).max())

@@ -1,1 +1,1 @@
-"""Runs of several processes: who belongs to one, how they meet, agree and end."""
+"""Multi-process runs: cluster detection, startup barrier, consistency checks, joint exit."""

@@ -1,23 +1,23 @@
-"""What goes wrong between the processes of a run."""
+"""Errors of multi-process runs, with the exit status that launchers act on."""
 
 from vswin_jax.common.cli import TRANSIENT
 
 
 class StartupError(ValueError):
-  """Processes that do not belong together; one line says which, and what to do."""
+  """Raised when processes are missing or do not belong to one run."""
 
 
 class TransientStartupError(StartupError):
-  """What may be over when all start again: a process that is late, a port that is in use."""
+  """Startup error that a restart may resolve: a late process, or a port that is in use."""
 
   exit_status = TRANSIENT
 
 
-class DifferenceError(ValueError):
-  """Processes that see different things, where they must see the same."""
+class ConsistencyError(ValueError):
+  """Raised when processes see different values or folders where they must see the same."""
 
 
-class TransientDifferenceError(DifferenceError):
-  """What hosts may see alike a moment later: files on a shared disk look to some as they were."""
+class TransientConsistencyError(ConsistencyError):
+  """Consistency error that a restart may resolve: a stale view of a shared file system."""
 
   exit_status = TRANSIENT

@@ -1,4 +1,4 @@
-"""How the processes of a run are connected, and how they end together."""
+"""Connecting the processes of a run, and ending all of them when one fails."""
 
 import contextlib
 import json
@@ -16,13 +16,13 @@ from jax._src import distributed as jax_distributed
 import vswin_jax
 from vswin_jax.common.cli import UNEXPECTED, unexpected_errors
 from vswin_jax.distributed.clusters import Cluster
-from vswin_jax.distributed.roll_call import call_roll
+from vswin_jax.distributed.startup_barrier import wait_for_all_processes
 
-# What a process that fails leaves for the others, and how often they look, in seconds.
+# Key of the failure that ends a run, and the seconds between two looks at it.
 _FAILURE = "vswin_jax/failure"
 _WATCH_INTERVAL = 1.0
-# Milliseconds for which those that have finished wait for the others.
-_LONGEST_END = 3_600_000
+# Milliseconds for which processes that have finished wait for the others.
+_END_TIMEOUT = 3_600_000
 
 
 def start(
@@ -32,24 +32,23 @@ def start(
   heartbeat_timeout: float = 60.0,
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Connects this process with the others of its run; must come before any use of devices.
+  """Connects this process with the others of its run; must be called before any use of devices.
 
   Args:
-    start_timeout: seconds within which all must have started.
-    heartbeat_timeout: seconds after which a process that says nothing counts as dead; then the
-      others abort.
-    metadata: what must be the same in all processes, by name.
+    cluster: the processes of the run; None: this process runs alone.
+    start_timeout: seconds within which all processes must have started.
+    heartbeat_timeout: seconds of silence after which a process counts as dead and the others abort.
+    metadata: values that must be the same in all processes, by name.
 
   Raises:
-    StartupError: not all came in time, or they do not belong together.
+    StartupError: processes are missing, or do not belong to one run.
   """
   if cluster is None:
     return
-  # NumPy draws the order of the data.
+  # NumPy's version determines the order of the data.
   versions = {module.__name__: module.__version__ for module in (jax, np, vswin_jax)}
-  call_roll(cluster, timeout=start_timeout, metadata=dict(metadata or {}) | versions)
-  # For CPUs alone: there nothing else connects processes, and one program after the other keeps
-  # what they send each other in one order.
+  wait_for_all_processes(cluster, timeout=start_timeout, metadata=dict(metadata or {}) | versions)
+  # On CPUs, JAX connects processes by gloo alone, which needs one program after the other.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(
@@ -57,7 +56,7 @@ def start(
     cluster.num_processes,
     cluster.process_id,
     cluster.local_devices,
-    # Everything is known: otherwise JAX would take one device of a SLURM node.
+    # Otherwise JAX would give each SLURM task a single device.
     cluster_detection_method="deactivate",
     initialization_timeout=int(start_timeout),
     heartbeat_timeout_seconds=int(heartbeat_timeout),
@@ -66,11 +65,10 @@ def start(
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-  """Makes an error in one process of a run end all of them, with what it said.
+  """Ends all processes of a run when one fails, with its message and exit status.
 
-  Left alone, the others would wait for it inside a collective operation until it counts as dead.
-  The exit status after an error that nobody expected is `common.cli.UNEXPECTED`; after a
-  `SystemExit` in any process, all end with its status.
+  Otherwise they would wait in a collective operation until the heartbeat timeout. The status is
+  that of a `SystemExit`, and `common.cli.UNEXPECTED` for any other exception.
   """
   client = jax_distributed.global_state.client
   if client is None:
@@ -82,20 +80,20 @@ def ending_together() -> Iterator[None]:
   watcher.start()
   try:
     yield
-    # Watched: those that still work may fail.
-    client.wait_at_barrier("vswin_jax/end", _LONGEST_END)
+    # The watcher goes on: processes that still work may fail.
+    client.wait_at_barrier("vswin_jax/end", _END_TIMEOUT)
   except BaseException as error:
     if isinstance(error, SystemExit) and not error.code:
       raise
     ended.set()
-    _leave(_tell(client, error))
+    _exit(_report(client, error))
   ended.set()
   watcher.join()
   jax.distributed.shutdown()
 
 
-def _tell(client, error: BaseException) -> int:
-  """Tells the user and the other processes of an error; returns the exit status."""
+def _report(client, error: BaseException) -> int:
+  """Reports an error to the user and to the other processes; returns the exit status."""
   if isinstance(error, SystemExit):
     is_text = isinstance(error.code, str)
     reason, status = (error.code, 1) if is_text else (f"error: {error.__context__}", error.code)
@@ -103,35 +101,26 @@ def _tell(client, error: BaseException) -> int:
       print(reason, file=sys.stderr)
   else:
     traceback.print_exc()
-    # When another process has ended, operations with it fail in ways that say nothing.
-    told = _wait_for_word(client)
-    if told is not None:
-      return told
+    # An operation with a process that has failed raises an error that does not name the cause.
+    status = _failure_of_another(
+      lambda: client.blocking_key_value_get(_FAILURE, int(3000 * _WATCH_INTERVAL))
+    )
+    if status is not None:
+      return status
     reason, status = f"{type(error).__name__}: {error}", UNEXPECTED
   reason = f"process {jax_distributed.global_state.process_id}: {' '.join(reason.split())}"
-  with contextlib.suppress(Exception):  # there is one already, or nobody to hear it
+  with contextlib.suppress(Exception):  # another failure was first, or the coordinator is gone
     client.key_value_set(_FAILURE, json.dumps([reason, status]))
-  # Until the others have read it: what they would notice first is that this process is gone.
+  # Lets the others read the failure before they notice that this process is gone.
   time.sleep(2 * _WATCH_INTERVAL)
   return status
 
 
-def _wait_for_word(client) -> int | None:
-  """The exit status of the failure that another process told of; None: none did."""
-  deadline = time.monotonic() + 3 * _WATCH_INTERVAL
-  while time.monotonic() < deadline:
-    status = _read_word(client)
-    if status is not None:
-      return status
-    time.sleep(0.1)
-  return None
-
-
-def _read_word(client) -> int | None:
-  """Says why another process has failed, if one has; returns the exit status."""
+def _failure_of_another(read) -> int | None:
+  """Prints the failure of another process and returns its exit status; None if there is none."""
   try:
-    reason, status = json.loads(client.key_value_try_get(_FAILURE))
-  except Exception:  # nothing is there, or the run ends
+    reason, status = json.loads(read())
+  except Exception:  # the key is not set, or the coordinator is gone
     return None
   print(f"error: this run ends because of {reason}", file=sys.stderr)
   return status
@@ -140,15 +129,15 @@ def _read_word(client) -> int | None:
 def _watch(client, ended: threading.Event) -> None:
   """Ends this process when another one has failed."""
   while not ended.wait(_WATCH_INTERVAL):
-    status = _read_word(client)
+    status = _failure_of_another(lambda: client.key_value_try_get(_FAILURE))
     if status is not None and not ended.is_set():
-      _leave(status)
+      _exit(status)
 
 
-def _leave(status: int) -> None:
-  """Ends this process at once: an orderly exit would wait for processes that wait for this one."""
+def _exit(status: int) -> None:
+  """Ends this process at once; an orderly exit would wait for the other processes."""
   if jax_distributed.global_state.process_id == 0:
-    # The words of a failure go through it, and all must have read them.
+    # Process 0 is the coordinator: the others must have read the failure.
     time.sleep(2 * _WATCH_INTERVAL)
   sys.stdout.flush()
   sys.stderr.flush()

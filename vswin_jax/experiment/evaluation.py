@@ -8,7 +8,7 @@ from vswin_jax.common.paths import AnyPath
 from vswin_jax.common.progress import logger
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
-from vswin_jax.distributed.agreement import is_first
+from vswin_jax.distributed.consistency import is_first
 from vswin_jax.experiment import initialization, results
 from vswin_jax.experiment.experiment import Experiment
 from vswin_jax.models.parameters import with_shardings

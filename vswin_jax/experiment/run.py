@@ -10,8 +10,8 @@ from vswin_jax.common.paths import LocalPathError
 from vswin_jax.common.progress import logger, set_up_logging
 from vswin_jax.data.records import DatasetError
 from vswin_jax.data.video.decoding import VideoError
-from vswin_jax.distributed.agreement import check_same, check_shared, is_first
-from vswin_jax.distributed.errors import DifferenceError, StartupError
+from vswin_jax.distributed.consistency import check_same, check_shared, is_first
+from vswin_jax.distributed.errors import ConsistencyError, StartupError
 from vswin_jax.experiment.config import ConfigError, read_settings, shared_flags
 from vswin_jax.experiment.evaluation import evaluate_newest
 from vswin_jax.experiment.experiment import open_experiment
@@ -27,7 +27,7 @@ USER_ERRORS = (
   CheckpointError,
   ConfigError,
   DatasetError,
-  DifferenceError,
+  ConsistencyError,
   EvaluationError,
   InitializationError,
   LocalPathError,

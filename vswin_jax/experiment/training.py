@@ -11,7 +11,7 @@ from vswin_jax.checkpoints.selection import newest_step
 from vswin_jax.common.paths import AnyPath
 from vswin_jax.common.progress import logger
 from vswin_jax.data import pipeline
-from vswin_jax.distributed.agreement import is_first, of_first
+from vswin_jax.distributed.consistency import broadcast_from_first, is_first
 from vswin_jax.experiment import initialization, results
 from vswin_jax.experiment.evaluation import main_score, validate
 from vswin_jax.experiment.experiment import Experiment
@@ -55,7 +55,7 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
     state = _start_or_resume(experiment, checkpoints, source)
     step = int(state.step)
     # A run that was asked to stop skips the evaluation of its last step.
-    evaluate_first = intervals.evaluates(step) and not of_first(step in scores)
+    evaluate_first = intervals.evaluates(step) and not broadcast_from_first(step in scores)
     if step >= plan.num_steps and not evaluate_first:
       logger.info("training is complete at step %d of %s", step, checkpoints.directory)
       return step

@@ -1,4 +1,4 @@
-"""Programs of clusters that note how they are called and answer as a test says."""
+"""Stand-ins for the programs of clusters, which record their calls and do what a test says."""
 
 import os
 import pathlib
@@ -6,7 +6,10 @@ import shlex
 import subprocess
 
 ROOT = pathlib.Path(__file__).parents[2]
-_PROGRAMS = ("docker", "gcloud", "git", "kubectl", "scancel", "scontrol", "srun", "xpk")
+# Arguments of a run, some with characters that are special to shells.
+ARGUMENTS = ("--config=c.py", "--workdir=my runs/a", "--config.model.num_heads=(1,1,2,2)", "$'d")
+
+_NAMES = ("gcloud", "git", "kubectl", "scancel", "scontrol", "srun")
 _PROGRAM = """#!/usr/bin/env bash
 set -u
 folder={folder}
@@ -22,28 +25,27 @@ take() {{ head -n 1 "$folder/$1"; sed -i 1d "$folder/$1"; }}
 """
 
 
-class Cluster:
-  """A folder of such programs, first on the PATH."""
+class FakePrograms:
+  """Programs in a folder that is the first on the PATH."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     (folder / "programs").mkdir()
     (folder / "calls").touch()
-    for name in _PROGRAMS:
-      self.answer(name, "exit 0")
+    for name in _NAMES:
+      self.add(name, "exit 0")
 
-  def answer(self, name: str, body: str) -> None:
-    """What a program does: shell commands that may use $call, $folder and `take`."""
+  def add(self, name: str, body: str) -> str:
+    """Adds a program of shell commands, which may use $call, $folder and `take`."""
     path = self.folder / "programs" / name
     path.write_text(_PROGRAM.format(folder=shlex.quote(str(self.folder)), name=name, body=body))
     path.chmod(0o755)
+    return str(path)
 
-  def write(self, name: str, *lines: str) -> None:
-    (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
-
-  def calls(self, name: str = "") -> list[str]:
+  def calls(self, name: str = "") -> list[list[str]]:
+    """Returns the calls of a program, or of all, as words."""
     lines = (self.folder / "calls").read_text().splitlines()
-    return [line for line in lines if line.startswith(name)]
+    return [words(line) for line in lines if line.startswith(name)]
 
   def environment(self, **variables: str) -> dict[str, str]:
     kept = {
@@ -68,3 +70,11 @@ class Cluster:
     process = self.start(*command, **variables)
     output, errors = process.communicate(timeout=60)
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def words(line: str) -> list[str]:
+  """Returns the words of a command that was printed for bash."""
+  ended = subprocess.run(
+    ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True
+  )
+  return ended.stdout.split("\0")[:-1]

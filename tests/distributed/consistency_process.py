@@ -1,0 +1,44 @@
+"""One of two processes that check their consistency.
+
+Usage: `python -m tests.distributed.consistency_process PORT PROCESS FOLDER`. Writes the messages of
+the checks to FOLDER/PROCESS.json.
+"""
+
+import json
+import pathlib
+import sys
+
+from vswin_jax.distributed.clusters import Cluster
+from vswin_jax.distributed.consistency import broadcast_from_first, check_same, check_shared
+from vswin_jax.distributed.errors import ConsistencyError
+from vswin_jax.distributed.processes import ending_together, start
+
+
+def message(check, argument) -> str:
+  try:
+    check(argument)
+  except ConsistencyError as error:
+    return str(error)
+  return ""
+
+
+def main():
+  port, process, folder = sys.argv[1:]
+  folder = pathlib.Path(folder)
+  own = folder / process
+  own.mkdir()
+  start(Cluster(f"localhost:{port}", 2, int(process)), heartbeat_timeout=10)
+  with ending_together():
+    results = {
+      "broadcast": broadcast_from_first(40 + int(process)),
+      "same": message(check_same, {"data": "a", "classes": "x"}),
+      "different": message(check_same, {"data": "a", "classes": f"x{process}"}),
+      "too long to show": message(check_same, {"files": process * 200}),
+      "shared folder": message(check_shared, folder),
+      "own folders": message(check_shared, own),
+    }
+  (folder / f"{process}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+  main()
