@@ -19,7 +19,7 @@ from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.checkpoints.orbax_remedies import without_orbax_logs
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
-from vswin_jax.distributed.agreement import of_first
+from vswin_jax.distributed.consistency import broadcast_from_first
 
 _NAMES = ocp.path.step.standard_name_format()
 
@@ -82,7 +82,7 @@ def load_newest(
   damaged = {}
   steps = in_all_processes(lambda: _existing_steps(directory))
   # Process 0 decides, because other hosts may see an older state of the folder.
-  while (step := of_first(max(steps, default=-1))) >= 0:
+  while (step := broadcast_from_first(max(steps, default=-1))) >= 0:
     steps = [other for other in steps if other < step]
     path = path_of(directory, step)
 
