@@ -101,9 +101,9 @@ def test_a_loaded_model_carries_its_metadata(model):
   ],
 )
 def test_models_of_other_versions_are_refused_with_one_line(tmp_path, change, message):
-  write_checkpoint(tmp_path, {"a": np.zeros(1)}, model=MODEL | change)
+  write_checkpoint(tmp_path / "model", {"a": np.zeros(1)}, model=MODEL | change)
   with pytest.raises(CheckpointError, match=message) as error:
-    load_model(tmp_path)
+    load_model(tmp_path / "model")
   assert "\n" not in str(error.value)
 
 
