@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -276,30 +276,36 @@ def _quarantine(directory: AnyPath, steps: list[int]) -> None:
 
 def restore_params(
   directory: str | os.PathLike,
-  shapes: dict,
+  shapes: dict | Callable[[CheckpointMetadata], dict],
   *,
   replaceable: tuple[str, ...] = (),
-  ignored: tuple[str, ...] = (),
+  ignored: tuple[str, ...] | Callable[[CheckpointMetadata], tuple[str, ...]] = (),
 ) -> tuple[int, dict, CheckpointMetadata]:
   """Loads the parameters of the newest complete, undamaged checkpoint, those of the EMA if saved.
 
   All processes of a run call this together.
 
   Args:
-    shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings.
+    shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings, or a function of
+      the metadata that returns them.
     replaceable: prefixes of the paths of parameters that may have other shapes, or be absent.
-    ignored: prefixes of the paths of parameters that are not loaded.
+    ignored: prefixes of the paths of parameters that are not loaded, or a function of the metadata
+      that returns them.
 
   Returns:
     The step of the checkpoint, the parameters (replaceable ones that do not fit, and ignored ones,
-    are left as in `shapes`) and the metadata that were saved with them.
+    stay `jax.ShapeDtypeStruct`s) and the metadata that were saved with them.
 
   Raises:
     CheckpointError: there is no checkpoint, all are damaged, or the newest holds another model.
   """
   directory = file_path(directory)
+  wanted: dict = {}
 
   def shapes_for(step: int, contents: Contents):
+    nonlocal wanted
+    wanted = shapes(contents.metadata) if callable(shapes) else shapes
+    unwanted = ignored(contents.metadata) if callable(ignored) else ignored
     saved_trees = unflatten(contents.arrays)
     name = "ema_params" if "ema_params" in saved_trees else "params"
     saved = arrays_of(saved_trees.pop(name, {}))
@@ -309,10 +315,10 @@ def restore_params(
           f"step {step} in {directory} was saved by another version of vswin_jax: it holds the "
           f"parameters a second time, as {other!r}. Use that version"
         )
-    expected = arrays_of(shapes)
+    expected = arrays_of(wanted)
     for path in saved.keys() | expected.keys():
       found = {getattr(leaves.get(path), "shape", None) for leaves in (saved, expected)}
-      if path.startswith(ignored) or (len(found) == 2 and path.startswith(replaceable)):
+      if path.startswith(unwanted) or (len(found) == 2 and path.startswith(replaceable)):
         saved.pop(path, None)
         expected.pop(path, None)
     check_fit(directory, step, saved, expected)
@@ -321,7 +327,7 @@ def restore_params(
   step, loaded, metadata, _ = load_newest(directory, shapes_for)
   (arrays,) = map(arrays_of, loaded.values())
   params = jax.tree_util.tree_map_with_path(
-    lambda path, leaf: arrays.get(parameter_path(path), leaf), shapes
+    lambda path, leaf: arrays.get(parameter_path(path), leaf), wanted
   )
   return step, params, metadata
 

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.errors import CheckpointError
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.checkpoints.selection import newest_step
+from vswin_jax.checkpoints.selection import newest_step, read_metadata
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.common.progress import logger
 from vswin_jax.data.clips import short_side_of_crops
@@ -17,7 +17,7 @@ from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.experiment import results
 from vswin_jax.experiment.config import config_errors, set_options
 from vswin_jax.experiment.workdir import RunFolder
-from vswin_jax.inference.loading import read_model_metadata
+from vswin_jax.inference.loading import check_model
 from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten, with_shardings
 from vswin_jax.training.step import TrainState
@@ -104,7 +104,8 @@ def override_config(
   config = config.copy_and_resolve_references()
   if source is not None:
     directory = manager.checkpoints_of(source)
-    saved = read_model_metadata(directory)
+    saved = read_metadata(directory)
+    check_model(directory, saved)
     names_no_model = config.model.name is None
     if mode == "eval" or names_no_model:
       started_with = None
@@ -234,13 +235,13 @@ def load_initial_weights(
     CheckpointError: no checkpoint, or one of another model.
   """
   directory = manager.checkpoints_of(source)
-  saved = read_model_metadata(directory)
   shapes = with_shardings(state.params, jax.tree.map(lambda p: p.sharding, state.params))
-  random = saved.random
-  if saved.labels not in (None, class_names):
-    random += CLASSIFIERS
-  step, loaded, _ = manager.restore_params(
-    directory, shapes, replaceable=("head.",), ignored=random
+
+  def random_parts(saved: CheckpointMetadata) -> tuple[str, ...]:
+    return saved.random if saved.labels in (None, class_names) else saved.random + CLASSIFIERS
+
+  step, loaded, saved = manager.restore_params(
+    directory, shapes, replaceable=("head.",), ignored=random_parts
   )
   params = jax.tree.map(
     lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, state.params

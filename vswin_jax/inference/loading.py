@@ -8,19 +8,14 @@ from flax import nnx
 from vswin_jax.checkpoints.errors import CheckpointError
 from vswin_jax.checkpoints.manager import checkpoints_of, restore_params
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.checkpoints.selection import read_metadata
+from vswin_jax.common.paths import AnyPath
 from vswin_jax.inference.video_model import VideoModel
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import merge_model, split_model, with_shardings
 
 
-def read_model_metadata(directory: str | os.PathLike) -> CheckpointMetadata:
-  """Reads the metadata of the newest checkpoint in a local or remote folder.
-
-  Raises:
-    CheckpointError: there is no checkpoint, or this version can't build its model.
-  """
-  metadata = read_metadata(directory)
+def check_model(directory: AnyPath, metadata: CheckpointMetadata) -> None:
+  """Checks that this version can build the model of a checkpoint; raises CheckpointError if not."""
   try:
     model_config(**metadata.model)
   except (TypeError, ValueError) as error:
@@ -28,7 +23,6 @@ def read_model_metadata(directory: str | os.PathLike) -> CheckpointMetadata:
       f"{directory} holds a model that this version can't build: {error}; use the version that "
       "wrote it, or train or convert again"
     ) from error
-  return metadata
 
 
 def load_model(path: str | os.PathLike, **overrides) -> VideoModel:
@@ -48,14 +42,20 @@ def load_model(path: str | os.PathLike, **overrides) -> VideoModel:
     ValueError: an override that does not exist or does not fit.
   """
   directory = checkpoints_of(path)
-  metadata = read_model_metadata(directory)
-  options = metadata.model | overrides
-  if "backbone_options" in overrides:
-    stored = dict(metadata.model.get("backbone_options", {}))
-    options["backbone_options"] = stored | dict(overrides["backbone_options"])
-  graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**options)))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  _, params, _ = restore_params(directory, with_shardings(shapes, device))
+  graph = None
+
+  def shapes_of(metadata: CheckpointMetadata) -> dict:
+    nonlocal graph
+    check_model(directory, metadata)
+    options = metadata.model | overrides
+    if "backbone_options" in overrides:
+      stored = dict(metadata.model.get("backbone_options", {}))
+      options["backbone_options"] = stored | dict(overrides["backbone_options"])
+    graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**options)))
+    return with_shardings(shapes, device)
+
+  _, params, metadata = restore_params(directory, shapes_of)
   return VideoModel(
     merge_model(graph, params), metadata.preprocessing, metadata.labels, metadata.multi_label
   )
