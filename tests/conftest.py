@@ -13,14 +13,10 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 
-from absl import flags
 
-# grain reads its flags in worker processes; tests are not started through absl.
-flags.FLAGS.mark_as_parsed()
+import pathlib
 
-import pathlib  # noqa: E402
-
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")

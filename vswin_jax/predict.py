@@ -50,12 +50,13 @@ def main(arguments: list[str]) -> None:
     sys.exit("error: choose one of --json, --csv, --whole and --features")
 
   from vswin_jax.common.progress import set_up_logging
+  from vswin_jax.data.pipeline import LostWorkerError
   from vswin_jax.inference.output_files import predict_files
 
   set_up_logging()
   for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors="backslashreplace")
-  with one_line_errors("files that were written are complete"):
+  with one_line_errors("files that were written are complete", (ValueError, LostWorkerError)):
     success = predict_files(
       _MODEL.value,
       arguments[1:],

@@ -214,7 +214,7 @@ def test_a_checkpoint_without_checksums_is_read(tmp_path):
   ocp.save(tmp_path / "checkpoints" / "10", state_at(10), custom_metadata=values)
   with open_checkpoints(tmp_path / "checkpoints", keep_best=1) as checkpoints:
     state, metadata = manager.restore(checkpoints, shapes_of(state_at(0)))
-    manager.save(checkpoints, state_at(20), METADATA, 0.5)
+    manager.save(checkpoints, state_at(20), METADATA)
   assert_same(state, state_at(10))
   assert metadata == METADATA
 

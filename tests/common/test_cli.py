@@ -8,13 +8,13 @@ import pytest
 
 from vswin_jax.checkpoints.errors import storage_error
 from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS, one_line_errors
+from vswin_jax.data.pipeline import LostWorkerError
 from vswin_jax.distributed.errors import (
   ConsistencyError,
   StartupError,
   TransientConsistencyError,
   TransientStartupError,
 )
-from vswin_jax.training.loop import LostWorkerError
 
 
 class BucketError(Exception):

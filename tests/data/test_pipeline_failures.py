@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.batches import CENTER, SPEC, assert_same, collect, training
-from vswin_jax.data.pipeline import LoaderOptions, eval_batches
+from vswin_jax.data.pipeline import LoaderOptions, LostWorkerError, eval_batches
 from vswin_jax.data.records import DatasetError, VideoRecords, open_records
 from vswin_jax.data.video.decoding import VideoError
 
@@ -85,7 +85,7 @@ def test_a_failing_load_is_an_error_in_evaluation(eval_records, reason, workers)
 
 def test_a_killed_worker_is_an_error(train_records):
   records = Failing(train_records.source, train_records.class_names, reason="kill")
-  with pytest.raises(RuntimeError, match="terminated unexpectedly with exit code -9"):
+  with pytest.raises(LostWorkerError, match="terminated unexpectedly with exit code -9"):
     training(records, workers=2)
 
 

@@ -259,7 +259,7 @@ def test_sources(tmp_path):
   with pytest.raises(InitializationError, match=r"no checkpoint in .*; give --checkpoint=DIR"):
     find_source(config, folder_of(tmp_path), "eval", None)
   config.init_from = "random"
-  with pytest.raises(InitializationError, match="random weights of which model"):
+  with pytest.raises(InitializationError, match="init_from=random needs a model"):
     find_source(config, folder_of(tmp_path), "train", None)
   config.init_from = str(tmp_path / "weights")
   assert find_source(config, folder_of(tmp_path), "train", None) == tmp_path / "weights"

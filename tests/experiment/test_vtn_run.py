@@ -88,7 +88,7 @@ def test_a_vtn_trains_resumes_and_is_evaluated_on_whole_videos(tiny_data_dir, tm
 def test_clips_that_do_not_fit_the_backbone_are_refused_at_once(tiny_data_dir, tmp_path):
   done = train(tiny_data_dir, tmp_path, "--config.clip.size=36")
   assert done.returncode == 1
-  assert "error: images must be [batch, 32, 32, 3] for these position embeddings" in done.stderr
+  assert "error: images must be [batch, 32, 32, 3]" in done.stderr
   assert "Traceback" not in done.stderr
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vswin_jax.data.pipeline import LoaderOptions, iterate
+from vswin_jax.data.pipeline import LoaderOptions, LostWorkerError, iterate
 from vswin_jax.training import sharding
 from vswin_jax.training.loop import Intervals, TrainingError, train
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
@@ -164,17 +164,6 @@ def test_failed_clips_are_named_and_too_many_stop_the_run(tmp_path, monkeypatch)
   ]
 
 
-def test_a_dead_data_worker_is_explained(tmp_path):
-  class Dead(Batches):
-    def __next__(self):
-      if self.fetched == 4:
-        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9")
-      return super().__next__()
-
-  with pytest.raises(TrainingError, match=r"a data worker died before step 5.*num_workers"):
-    run(tmp_path, batches=Dead())
-
-
 def item_or_death(index: int) -> dict:
   if index == 9:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -190,7 +179,7 @@ def item_or_error(index: int) -> dict:
 @pytest.mark.parametrize(
   "load, workers, error, message",
   [
-    (item_or_death, 1, TrainingError, "a data worker died before step"),
+    (item_or_death, 1, LostWorkerError, "a data worker died.*num_workers"),
     (item_or_error, 0, ValueError, "odd item"),
     (item_or_error, 2, ValueError, "odd item"),
   ],

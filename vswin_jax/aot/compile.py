@@ -139,7 +139,7 @@ def plan_for_target(
   settings = read_settings(config.lock())
   return make_plan(
     settings,
-    make_mesh(settings, devices),
+    make_mesh(settings, devices=devices),
     num_classes=metadata.num_classes,
     num_videos=metadata.num_videos,
     multi_label=metadata.multi_label,

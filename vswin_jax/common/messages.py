@@ -15,3 +15,11 @@ def describe_error(error: BaseException, message: str | None = None) -> str:
   text = f"{type(error).__name__}: {one_line(error if message is None else message)}"
   # The operation that failed comes first, the reason last.
   return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
+
+
+def shorten(name: str, width: int) -> str:
+  """Returns a name of at most `width` characters, shortened in the middle."""
+  if len(name) <= width:
+    return name
+  head = (width - 1) // 2
+  return f"{name[:head].rstrip()}\N{HORIZONTAL ELLIPSIS}{name[head + 1 - width :].lstrip()}"

@@ -166,7 +166,7 @@ def infer_backbone(kind: str, tensors: Mapping[str, np.ndarray], heads: int | No
     options, width = _INFER[kind](tensors)
   if kind == "vit":
     options["num_heads"] = heads or max(width // _HEAD_CHANNELS, 1)
-  known = {name: config for name, config in BACKBONES.items() if _KINDS[type(config)] == kind}
+  known = {name: config for name, config in BACKBONES.items() if _KINDS.get(type(config)) == kind}
   name, differing = nearest(known, options)
   config = {"backbone": name, "width": width}
   return config | ({"backbone_options": differing} if differing else {})

@@ -8,12 +8,15 @@ any number of workers and hosts. (Another version of NumPy may draw other random
 import dataclasses
 import functools
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from vswin_jax.common.checks import check_at_least
+from vswin_jax.common.cli import TRANSIENT
+from vswin_jax.common.messages import one_line
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
@@ -222,8 +225,21 @@ def _label(records: VideoRecords, record: dict | None = None) -> np.ndarray | np
   return multi_hot
 
 
-def iterate(batches: grain.MapDataset, options: LoaderOptions) -> "grain.DatasetIterator":
-  """Returns an iterator over `batches` that loads them ahead, in workers or threads."""
+class LostWorkerError(RuntimeError):
+  """Raised when a worker process that loads data died."""
+
+  exit_status = TRANSIENT
+
+
+def iterate(batches: grain.MapDataset, options: LoaderOptions) -> Iterator[dict]:
+  """Yields `batches`, which workers or threads load ahead; close it to end them.
+
+  Raises:
+    LostWorkerError: a worker died.
+  """
+  if not flags.FLAGS.is_parsed():
+    # grain reads its flags when it starts workers, also in programs that parse none.
+    flags.FLAGS.mark_as_parsed()
   reading = grain.ReadOptions(
     num_threads=options.num_threads, prefetch_buffer_size=options.prefetch_batches
   )
@@ -235,7 +251,20 @@ def iterate(batches: grain.MapDataset, options: LoaderOptions) -> "grain.Dataset
       ),
       worker_init_fn=_end_with_parent,
     )
-  return iter(dataset)
+  iterator = iter(dataset)
+  try:
+    yield from iterator
+  except RuntimeError as error:
+    # grain's error for a worker process that was killed from outside.
+    if "terminated unexpectedly" not in str(error):
+      raise
+    raise LostWorkerError(
+      f"a data worker died: {one_line(error)}. It may have run out of memory, or of shared memory "
+      "in /dev/shm; lower the number of workers (--config.loader.num_workers, of predict "
+      "--num_workers) or --config.loader.prefetch_batches, and run the same command again"
+    ) from error
+  finally:
+    iterator.close()
 
 
 def _load_row(

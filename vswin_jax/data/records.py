@@ -69,7 +69,7 @@ class VideoRecords:
       raise DatasetError(f"record {index} can't be read: {describe_error(error)}") from error
 
   def video_id(self, index: int) -> str:
-    return self.source[index]["id"].decode()
+    return self[index]["id"].decode()
 
 
 def open_records(name: str, data_dir: str, split: str) -> VideoRecords:

@@ -12,11 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vswin_jax.augmentation.augmentation import Augmentation
+from vswin_jax.common.messages import shorten
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import ClipSpec, Views, describe_views, eval_clips
 from vswin_jax.data.records import VideoRecords
 from vswin_jax.data.video.decoding import VideoError
-from vswin_jax.experiment.report import ACCENT, shorten
+from vswin_jax.experiment.report import ACCENT
 from vswin_jax.models.normalization import denormalize
 from vswin_jax.training.inputs import augment_batch, model_inputs
 

@@ -93,6 +93,7 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
       video_ids=[experiment.eval_records.video_id(row[0]) for row in result.predictions],
       metrics=(local if source == experiment.folder.path else source) / "metrics.jsonl",
     )
+    logger.info("report: %s", experiment.folder.path / "report.png")
   return result
 
 

@@ -15,7 +15,7 @@ from vswin_jax.experiment.workdir import RunFolder
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Objects of a run.
+  """Plan, data and workdir of a run.
 
   Attributes:
     plan: model, optimizer, schedule and steps.
@@ -70,14 +70,14 @@ class Experiment:
     }
 
 
-def open_experiment(settings: Settings, folder: RunFolder) -> Experiment:
+def open_experiment(settings: Settings, folder: RunFolder, mode: str) -> Experiment:
   """Opens the data set of a run, which is generated if the library makes it, and plans the run.
 
   Raises:
     ConfigError: values do not fit the devices, the data or the model.
     DatasetError: the data set can't be read.
   """
-  mesh = make_mesh(settings)
+  mesh = make_mesh(settings, mode)
   data = settings.data
   generated.ensure(data.name, data.dir)
   train_records, eval_records = (

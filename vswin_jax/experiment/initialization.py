@@ -60,8 +60,8 @@ def find_source(
     return file_path(config.init_from)
   if config.model.name is None:
     raise InitializationError(
-      "random weights of which model? This config takes the model from the weights it starts "
-      "from; give --config.init_from=DIR of converted weights or of a run"
+      "--config.init_from=random needs a model, and this config takes it from the initial weights; "
+      "give --config.init_from=DIR of converted weights or of a run"
     )
   return None
 

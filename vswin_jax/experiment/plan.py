@@ -85,10 +85,13 @@ class Plan:
     return jit_eval_step(step, self.mesh)
 
 
-def make_mesh(settings: Settings, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(
+  settings: Settings, mode: str = "train", devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """Returns the mesh of a run.
 
   Args:
+    mode: "train" or "eval"; an evaluation does not use the batch size of the training.
     devices: devices to run on; None: all of the process group.
 
   Raises:
@@ -97,7 +100,8 @@ def make_mesh(settings: Settings, devices: Sequence[jax.Device] | None = None) -
   train = settings.train
   with config_errors():
     mesh = sharding.make_mesh(settings.mesh.fsdp, devices, settings.mesh.slices)
-    sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.grad_accum_steps)
+    if mode == "train":
+      sharding.check_batch_size(train.batch_size, mesh, "train.batch_size", train.grad_accum_steps)
   return mesh
 
 

@@ -8,6 +8,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from vswin_jax.common.messages import shorten
 from vswin_jax.training.evaluation import SCORES, Evaluation
 
 _SECONDARY = "#52606d"
@@ -146,14 +147,6 @@ def _draw_bars(axes, values: np.ndarray, class_names, order, notes, size: float)
 def _name_ticks(set_ticks, names, size: float, width: int, **options) -> None:
   short = [shorten(name, width) for name in names]
   set_ticks(range(len(names)), short, fontsize=size, parse_math=False, **options)
-
-
-def shorten(name: str, width: int) -> str:
-  """Returns a name of at most `width` characters, shortened in the middle."""
-  if len(name) <= width:
-    return name
-  head = (width - 1) // 2
-  return f"{name[:head].rstrip()}\N{HORIZONTAL ELLIPSIS}{name[head + 1 - width :].lstrip()}"
 
 
 def _set_title(figure, title: str) -> None:

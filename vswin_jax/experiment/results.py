@@ -110,7 +110,6 @@ def write_results(
   numbers = metadata | result.scalars() | {"unreadable": len(result.failed)}
   with replacing(workdir / "evaluation.json") as path:
     path.write_text(json.dumps(numbers, indent=2) + "\n")
-  logger.info("report: %s", workdir / "report.png")
 
 
 def _accuracies(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:

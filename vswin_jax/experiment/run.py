@@ -8,6 +8,7 @@ from ml_collections import config_dict
 from vswin_jax.checkpoints.errors import CheckpointError
 from vswin_jax.common.paths import LocalPathError
 from vswin_jax.common.progress import logger, set_up_logging
+from vswin_jax.data.pipeline import LostWorkerError
 from vswin_jax.data.records import DatasetError
 from vswin_jax.data.video.decoding import VideoError
 from vswin_jax.distributed.consistency import check_same, check_shared, is_first
@@ -31,6 +32,7 @@ USER_ERRORS = (
   EvaluationError,
   InitializationError,
   LocalPathError,
+  LostWorkerError,
   RunFolderError,
   StartupError,
   TrainingError,
@@ -73,7 +75,7 @@ def run(
       config, source, mode=mode, folder=folder, overridden_keys=overridden_keys
     )
     settings = read_settings(config, mode)
-    experiment = open_experiment(settings, folder)
+    experiment = open_experiment(settings, folder, mode)
     check_same(
       shared_flags(settings.values()) | experiment.shared_values() | {"the weights": str(source)}
     )

@@ -79,7 +79,7 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Hooks:
-  """Effects of a training: metrics, evaluations and checkpoints (see `loop.Hooks`).
+  """Callbacks of the training loop: metrics, evaluations and checkpoints.
 
   Attributes:
     scores: main validation score by step, of all evaluations of the run so far.

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 from vswin_jax.common.paths import local_path, replacing, write_table
-from vswin_jax.data.clips import CROPS, Views
+from vswin_jax.data.clips import CROPS, Views, short_side_of_crops
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.video_files import find_videos
 from vswin_jax.inference.loading import load_model
@@ -111,7 +111,7 @@ def parse_views(text: str | None, preprocessing: Preprocessing) -> Views | None:
   clips = int(parts[1])
   crops = next(name for name, count in CROPS.items() if count == int(parts[2]))
   own = preprocessing.views
-  short_side = preprocessing.clip.size if crops == "three" else own.short_side
+  short_side = short_side_of_crops(crops, preprocessing.clip.size, own.short_side)
   # Only a single clip can cover the whole video.
   return Views(clips, crops, short_side, own.whole_frames if clips == 1 else 0)
 

@@ -99,7 +99,8 @@ class Stream:
     position_ids = self._checked_positions(len(frames), position_ids)
     spec, views = self._model.preprocessing.clip, self._model.preprocessing.views
     for frame, position in zip(frames, position_ids):
-      self._pending.append((central_view(frame, spec, views), position))
+      # A copy: the caller may reuse the memory of its frames.
+      self._pending.append((central_view(frame, spec, views).copy(), position))
       if len(self._pending) == self._frames_per_call:
         self._encode_pending()
 

@@ -1,11 +1,11 @@
 """Plots of timelines: thumbnails above a heat map of the most probable classes over time."""
 
 import os
-import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from vswin_jax.common.messages import shorten
 from vswin_jax.data import transforms
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.inference.timeline import Timeline
@@ -36,7 +36,7 @@ def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int =
     vmax=1.0,
   )
   heat.set_facecolor("lightgrey")
-  names = [textwrap.shorten(timeline.labels[index], 34, placeholder="...") for index in shown]
+  names = [shorten(timeline.labels[index], 34) for index in shown]
   heat.set_yticks(np.arange(len(shown)) + 0.5, names, parse_math=False)
   heat.invert_yaxis()
   heat.set_xlabel("seconds (gray: could not be decoded)" if timeline.error else "seconds")

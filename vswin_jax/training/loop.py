@@ -8,7 +8,6 @@ from typing import Protocol
 
 import jax
 
-from vswin_jax.common.cli import TRANSIENT
 from vswin_jax.common.progress import logger, own_logger
 from vswin_jax.training.progress import Progress
 from vswin_jax.training.sharding import put_batch
@@ -18,12 +17,6 @@ from vswin_jax.training.stopping import Stopped, StopRequest
 
 class TrainingError(RuntimeError):
   """Raised when training can't go on; the message names the step and what to do."""
-
-
-class LostWorkerError(TrainingError):
-  """Raised when a data worker died."""
-
-  exit_status = TRANSIENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +48,7 @@ class Intervals:
 
 
 class Hooks(Protocol):
-  """Effects of a training outside the loop; a run writes files, a test records calls."""
+  """Callbacks of the training loop."""
 
   def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
     """Writes scalars of a step, by name."""
@@ -106,8 +99,8 @@ def train(
     show_progress: whether to show a progress bar in a terminal.
 
   Returns:
-    The last state. If the run was asked to stop it has fewer than `num_steps` updates; it is saved
-    unless it is the state that `evaluate_first` was to evaluate.
+    The last state. If the run was asked to stop, it may have fewer than `num_steps` updates; it is
+    saved unless it is the state that `evaluate_first` was to evaluate.
 
   Raises:
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
@@ -119,7 +112,7 @@ def train(
     pending = None
     for step in range(start_step + 1, intervals.num_steps + 1):
       waiting_since = time.perf_counter()
-      batch = _next(batches, step)
+      batch = next(batches)
       progress.waited(time.perf_counter() - waiting_since)
       for record in batch["failed"][batch["failed"] >= 0]:
         own_logger.warning("replaced a clip of %s: can't decode it", hooks.record_id(int(record)))
@@ -176,7 +169,7 @@ def _report(
   if failed > allowed:
     raise TrainingError(
       f"{failed} clips could not be decoded by step {step}, more than the {allowed:.0f} "
-      "allowed; mend the data set or raise --config.data.max_failed_share"
+      "allowed; fix the data set or raise --config.data.max_failed_share"
     )
   if step % intervals.log_every:
     return
@@ -195,17 +188,3 @@ def _report(
     metrics["learning_rate"],
     "" if speed is None else f"  {speed}",
   )
-
-
-def _next(batches: Iterator[dict], step: int) -> dict:
-  try:
-    return next(batches)
-  except RuntimeError as error:
-    # grain's error for a worker process that was killed from outside.
-    if "terminated unexpectedly" not in str(error):
-      raise
-    raise LostWorkerError(
-      f"a data worker died before step {step}: {' '.join(str(error).split())}. It may have run out "
-      "of memory, or of shared memory in /dev/shm; lower --config.loader.num_workers or "
-      "--config.loader.prefetch_batches. The same command resumes"
-    ) from error

@@ -8,14 +8,14 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-  """Work that was left because the run was asked to stop."""
+  """Raised when work is abandoned because the run was asked to stop."""
 
 
 class StopRequest:
-  """Whether the run was asked to stop; use as a context.
+  """Request to stop, by SIGTERM; use as a context.
 
-  In a run of several processes all get the same answer at the same poll, however far one of them is
-  ahead of another; so all must poll equally often.
+  In a run of several processes, all get the same answer at the same poll, so that they stop after
+  the same step. All must poll equally often.
   """
 
   def __init__(self):
@@ -39,7 +39,7 @@ class StopRequest:
       signal.signal(signal.SIGTERM, self._previous)
 
   def poll(self) -> bool:
-    """Whether to stop now; once true, it stays so."""
+    """Returns whether to stop; once true, it stays true."""
     if not self._reached:
       self._polls += 1
       if jax.distributed.is_initialized():
@@ -50,7 +50,7 @@ class StopRequest:
 
   @property
   def reached(self) -> bool:
-    """What the last poll said."""
+    """Result of the last poll."""
     return self._reached
 
   def check(self) -> None:
