@@ -170,6 +170,9 @@ _HARMFUL = {
   "bytes of a number": pickled(Call(Name("builtins", "bytes"), (10**12,))),
   "append to a tuple": pickled(Raw(b")Na")),
   "encoding that is none": pickled(Call(Name("_codecs", "encode"), ("a", "rot13"))),
+  "memo index out of order": b"\x80\x02Nr" + struct.pack("<I", 10**6) + b".",
+  "bytes as an encoding": pickled(Call(Name("_codecs", "encode"), ("a", Raw(b"C\1a")))),
+  "pairs of a text": pickled(Call(Name("collections", "OrderedDict"), ("abcd",))),
   "complex of a text": pickled(Call(Name("builtins", "complex"), ("1" * 10**5, 2))),
 }
 
@@ -194,6 +197,11 @@ _HUNGRY = {
   "long key compared often": b"\x80\x02" + _LONG_TEXT + b"}(" + b"h\0N" * 100_000 + b"u.",
   "colliding numbers": b"\x80\x02}("
   + b"".join(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(50_000))
+  + b"u.",
+  "colliding pairs of numbers": b"\x80\x02}("
+  + b"".join(
+    b"J" + struct.pack("<i", k) + b"J" + struct.pack("<i", -k) + b"\x86N" for k in range(60_000)
+  )
   + b"u.",
   "many arguments unpacked often": b"\x80\x02("
   + b"N" * 100_000

@@ -6,15 +6,18 @@ to any index, nested tuples as keys take exponential time to hash, and it sets a
 
 import dataclasses
 import pickle
+import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from vswin_jax.conversion.file_errors import FileError
 
-# Far above the pickles of real checkpoints; within them, reading takes less than a minute and 1 GB.
+# Far above the pickles of real checkpoints; within them, one takes less than a minute and 1 GB.
 LONGEST_PICKLE = 256 * 2**20
 MOST_STEPS = 10_000_000
 
-_STEPS_PER_CALL = 4
+_STEPS_PER_CALL = 8
+# Numbers as keys can be chosen to collide.
+_STEPS_PER_NUMBER_KEY = 300
 # An empty set takes as much memory as four empty lists.
 _STEPS_PER_SET = 3
 _MOST_ARGUMENTS = 16
@@ -101,7 +104,8 @@ class _Reader:
       )
 
   def read(self, count: int) -> bytes:
-    self.spend(1)
+    # Text takes up to four times the memory of its bytes.
+    self.spend(1 + count // 16)
     start, self.position = self.position, self.position + count
     if self.position <= self.end:
       return self.data[start : self.position]
@@ -142,7 +146,8 @@ class _DataUnpickler(pickle._Unpickler):
     if full in self.constants:
       return self.constants[full]
     full = full[:_LONGEST_NAME]
-    return Placeholder(full if full.isprintable() else ascii(full))
+    plain = full.isascii() and full.isprintable()
+    return Placeholder(full if plain else ascii(full)[:_LONGEST_NAME])
 
   def load_reduce(self) -> None:
     arguments, function = self.stack.pop(), self.stack.pop()
@@ -175,28 +180,38 @@ class _DataUnpickler(pickle._Unpickler):
     self.read(8)
 
   def load_setitem(self) -> None:
-    self.stack[-2] = _quick_key(self.stack[-2])
+    self.stack[-2] = self.quick_key(self.stack[-2])
     super().load_setitem()
 
   def load_setitems(self) -> None:
-    self.stack[::2] = map(_quick_key, self.stack[::2])
+    self.stack[::2] = map(self.quick_key, self.stack[::2])
     super().load_setitems()
 
   def load_dict(self) -> None:
-    self.stack[::2] = map(_quick_key, self.stack[::2])
+    self.stack[::2] = map(self.quick_key, self.stack[::2])
     super().load_dict()
+
+  def quick_key(self, value):
+    return _quick_key(self.spend, value)
+
+  # Chosen indices can collide in the memo, which is a dict.
+  def load_long_binput(self) -> None:
+    (index,) = struct.unpack("<I", self.read(4))
+    if index > len(self.memo) + 1:
+      raise ValueError("memo out of order")
+    self.memo[index] = self.stack[-1]
 
   def load_empty_set(self) -> None:
     self.spend(_STEPS_PER_SET)
     super().load_empty_set()
 
   def load_additems(self) -> None:
-    self.stack[:] = map(_quick_key, self.stack)
+    self.stack[:] = map(self.quick_key, self.stack)
     super().load_additems()
 
   def load_frozenset(self) -> None:
     self.spend(_STEPS_PER_SET)
-    self.stack[:] = map(_quick_key, self.stack)
+    self.stack[:] = map(self.quick_key, self.stack)
     super().load_frozenset()
 
   # The original allocates a length before it reads as much.
@@ -233,11 +248,13 @@ _DataUnpickler.dispatch = {
 }
 
 
-def _quick_key(value: object) -> object:
+def _quick_key(spend, value: object) -> object:
   """Returns `value`, or a placeholder where hashing or comparing it could take long.
 
   Hashing nested tuples takes time that doubles with each level; big numbers can collide.
   """
+  if type(value) not in (str, bytes, Placeholder):
+    spend(_STEPS_PER_NUMBER_KEY)
   is_short_tuple = type(value) is tuple and len(value) <= _LONGEST_TUPLE_KEY
   if all(map(_is_quick, value if is_short_tuple else (value,))):
     return value
@@ -252,14 +269,23 @@ def _is_quick(value: object) -> bool:
   return value is None or type(value) in (float, Placeholder)
 
 
+def _is_sequence(value: object) -> bool:
+  """Returns whether a value can be iterated without creating objects, as an array would."""
+  return type(value) in (list, tuple)
+
+
 def _make_dict(spend: Callable, pairs: Sequence = ()) -> dict:
   spend(len(pairs))
-  return {_quick_key(key): value for key, value in pairs}
+  if not _is_sequence(pairs) or not all(map(_is_sequence, pairs)):
+    raise TypeError("not pairs")
+  return {_quick_key(spend, key): value for key, value in pairs}
 
 
 def _make_set(spend: Callable, values: Sequence = ()) -> set:
-  spend(_STEPS_PER_SET + len(values))
-  return {_quick_key(value) for value in values}
+  if not _is_sequence(values):
+    raise TypeError("not values")
+  spend(_STEPS_PER_SET + 2 * len(values))
+  return {_quick_key(spend, value) for value in values}
 
 
 def _make_frozenset(spend: Callable, values: Sequence = ()) -> frozenset:
@@ -271,7 +297,7 @@ def _make_bytes(spend: Callable, value: str | bytes = b"", encoding: str = "lati
   spend(len(value) // 16)
   if type(value) is bytes:
     return value
-  if encoding not in ("latin1", "latin-1", "utf-8"):
+  if type(encoding) is not str or encoding not in ("latin1", "latin-1", "utf-8"):
     raise ValueError("not an encoding of bytes")
   return value.encode(encoding)
 

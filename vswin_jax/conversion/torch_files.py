@@ -1,6 +1,7 @@
 """Reader of PyTorch and .safetensors files that needs no PyTorch and runs no code in them."""
 
 import codecs
+import dataclasses
 import io
 import mmap
 import os
@@ -220,6 +221,7 @@ def _read_legacy(data: mmap.mmap) -> object:
     raise FileError(f"of an unknown version of PyTorch's legacy format; {DAMAGED}")
   if not isinstance(system, dict) or system.get("little_endian") is not True:
     raise FileError(_BIG_ENDIAN)
+  del system
 
   # Storages follow the object that refers to them: the first pass collects their dtypes.
   declared: dict[str, StorageId] = {}
@@ -228,7 +230,7 @@ def _read_legacy(data: mmap.mmap) -> object:
     # Classes of modules were saved with their source code.
     if not has_kind(saved_id, "module"):
       storage = parse_storage_id(saved_id)
-      known = declared.setdefault(storage.key, storage)
+      known = declared.setdefault(storage.key, dataclasses.replace(storage, view=None))
       if storage.dtype is None or (known.dtype, known.count) != (storage.dtype, storage.count):
         raise FileError(f"storage {storage.key!a} has an unknown or a second type; {DAMAGED}")
     return Placeholder("torch.storage")
