@@ -145,7 +145,7 @@ def test_prepare_fine_tune_evaluate_predict(folder, data_dir, weights, variables
   )
   result = run_command(train, variables)
   assert result.returncode == 0, result.stderr
-  assert "not taken from there, so random: head" in result.stderr
+  assert "randomly initialized: head" in result.stderr
   scores = json.loads((workdir / "evaluation.json").read_text())
   assert scores["views"] == 12 and scores["top1"] == 1.0
 

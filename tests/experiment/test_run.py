@@ -282,8 +282,8 @@ def test_weights_of_another_run_start_a_new_one(finished, tiny_data_dir, tmp_pat
     tiny_data_dir, tmp_path, f"--config.init_from={finished[0]}", "--config.train.epochs=0.2"
   )
   assert result.returncode == 0, result.stderr
-  assert f"weights from step 24 of {finished[0]}" in result.stderr
-  assert "starts at random" not in result.stderr
+  assert f"loaded weights of step 24 of {finished[0]}" in result.stderr
+  assert "randomly initialized" not in result.stderr
   other = run(
     tiny_data_dir,
     tmp_path / "b",
