@@ -15,8 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app, flags
 
 from vswin_jax.common.cli import one_line_errors
+from vswin_jax.common.logging import set_up_logging
 from vswin_jax.common.paths import local_path
-from vswin_jax.common.progress import set_up_logging
 from vswin_jax.conversion import download, released
 from vswin_jax.conversion.convert import convert_file, describe
 from vswin_jax.conversion.families import ARCHITECTURES, ConversionOptions

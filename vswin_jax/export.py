@@ -12,7 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app, flags
 
 from vswin_jax.common.cli import one_line_errors
-from vswin_jax.common.progress import set_up_logging
+from vswin_jax.common.logging import set_up_logging
 from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.export import export_file
 

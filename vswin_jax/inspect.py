@@ -41,8 +41,8 @@ def _inspect() -> None:
   from tqdm import tqdm
 
   from vswin_jax.augmentation.augmentation import Augmentation
+  from vswin_jax.common.logging import set_up_logging
   from vswin_jax.common.paths import file_path, local_path, replacing
-  from vswin_jax.common.progress import set_up_logging
   from vswin_jax.data.clips import ClipSpec, Views, check_views
   from vswin_jax.data.records import open_records, split_names
   from vswin_jax.experiment import contact_sheet

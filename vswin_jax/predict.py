@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
   if sum(map(bool, (_JSON.value, _CSV.value, _WHOLE.value, _FEATURES.value))) > 1:
     sys.exit("error: choose one of --json, --csv, --whole and --features")
 
-  from vswin_jax.common.progress import set_up_logging
+  from vswin_jax.common.logging import set_up_logging
   from vswin_jax.data.pipeline import LostWorkerError
   from vswin_jax.inference.output_files import predict_files
 

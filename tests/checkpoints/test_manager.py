@@ -26,7 +26,7 @@ from vswin_jax.checkpoints import integrity, manager
 from vswin_jax.checkpoints.manager import CheckpointError, open_checkpoints
 from vswin_jax.checkpoints.selection import complete_steps, newest_step, read_metadata
 from vswin_jax.common.cli import TRANSIENT
-from vswin_jax.common.progress import logger
+from vswin_jax.common.logging import logger
 
 
 @pytest.fixture

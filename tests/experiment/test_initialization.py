@@ -9,7 +9,7 @@ import pytest
 from tests.tables.recipes import load
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.common.progress import logger
+from vswin_jax.common.logging import logger
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.preprocessing import VTN_MEAN, VTN_STD, Preprocessing
 from vswin_jax.experiment import results

@@ -39,8 +39,8 @@ from vswin_jax.checkpoints.selection import (
   load_newest,
   path_of,
 )
+from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket, local_path
-from vswin_jax.common.progress import logger
 from vswin_jax.models.parameters import parameter_path, unflatten
 
 

@@ -10,7 +10,7 @@ import socket
 import time
 
 from vswin_jax.common.cli import is_transient
-from vswin_jax.common.progress import logger
+from vswin_jax.common.logging import logger
 from vswin_jax.distributed.clusters import Cluster
 from vswin_jax.distributed.errors import StartupError, TransientStartupError
 

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable
 
 from vswin_jax.checkpoints import manager
+from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath
-from vswin_jax.common.progress import logger
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
 from vswin_jax.distributed.consistency import is_first

@@ -10,8 +10,8 @@ from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.errors import CheckpointError
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.checkpoints.selection import newest_step, read_metadata
+from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, file_path
-from vswin_jax.common.progress import logger
 from vswin_jax.data.clips import short_side_of_crops
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.experiment import results

@@ -4,8 +4,8 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, replacing, write_table
-from vswin_jax.common.progress import logger
 from vswin_jax.experiment.config import Settings, flatten_values
 from vswin_jax.experiment.report import write_report
 from vswin_jax.training.evaluation import Evaluation

@@ -6,8 +6,8 @@ import jax
 from ml_collections import config_dict
 
 from vswin_jax.checkpoints.errors import CheckpointError
+from vswin_jax.common.logging import logger, set_up_logging
 from vswin_jax.common.paths import LocalPathError
-from vswin_jax.common.progress import logger, set_up_logging
 from vswin_jax.data.pipeline import LostWorkerError
 from vswin_jax.data.records import DatasetError
 from vswin_jax.data.video.decoding import VideoError

@@ -8,8 +8,8 @@ import jax
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.selection import newest_step
+from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath
-from vswin_jax.common.progress import logger
 from vswin_jax.data import pipeline
 from vswin_jax.distributed.consistency import broadcast_from_first, is_first
 from vswin_jax.experiment import initialization, results

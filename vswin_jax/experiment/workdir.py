@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from vswin_jax.checkpoints.errors import root_cause
 from vswin_jax.checkpoints.manager import checkpoints_of
 from vswin_jax.common.cli import TRANSIENT, is_transient
+from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
-from vswin_jax.common.progress import logger
 
 # Large, and only added to, so that a resumed run does not download them.
 _NOT_FETCHED = ("checkpoints", "tensorboard")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import jax
 
-from vswin_jax.common.progress import logger, own_logger
+from vswin_jax.common.logging import logger, own_logger
 from vswin_jax.training.progress import Progress
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState

@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from vswin_jax.common.progress import logger
+from vswin_jax.common.logging import logger
 
 
 @dataclasses.dataclass(frozen=True)
