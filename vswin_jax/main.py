@@ -20,7 +20,7 @@ from vswin_jax.common.cli import (
 
 # Worker processes import this module, so it imports nothing large.
 
-# Python's resource tracker removes the shared memory of the last batches, and warns of it.
+# Python's resource tracker removes the shared memory of the last batches, and warns about it.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -52,7 +52,7 @@ _COORDINATOR = flags.DEFINE_string(
   "HOST:PORT of process 0; detected under SLURM and on TPU pods.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Number of processes; 1 without --coordinator: no others are sought.", 1
+  "num_processes", None, "Number of processes; 1 without --coordinator: this process alone.", 1
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", 0)
 _START_TIMEOUT = flags.DEFINE_float(

@@ -21,7 +21,7 @@ from vswin_jax.conversion.released import (
   identify,
   table,
 )
-from vswin_jax.data.label_names import DATASETS, label_names
+from vswin_jax.data.label_names import NAMED_DATASETS, label_names
 from vswin_jax.models import CATALOG, create_model
 from vswin_jax.models.parameters import split_model
 
@@ -131,7 +131,7 @@ def test_table_is_aligned_text():
   assert len(starts) == 1
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", NAMED_DATASETS)
 def test_label_names_are_one_a_class(dataset):
   names = label_names(dataset)
   assert len(names) == len(set(names)) == NUM_CLASSES[dataset]

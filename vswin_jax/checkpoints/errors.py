@@ -45,7 +45,7 @@ class DamagedError(Exception):
   """Raised when the files of a checkpoint are not what was saved."""
 
 
-# A process that raises an earlier one decides for all.
+# If processes raise different errors, all raise the one that comes first here.
 _KINDS = (CheckpointError, StorageError, DamagedError)
 
 
@@ -67,8 +67,8 @@ def reading(path) -> Iterator[None]:
   """Converts errors of reading a checkpoint.
 
   Raises:
-    DamagedError: for all errors but
-    CheckpointError: for errors of the environment, such as missing rights or memory.
+    CheckpointError: the environment is at fault, such as missing rights or memory.
+    DamagedError: any other error.
   """
   try:
     yield

@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from vswin_jax.checkpoints.errors import CheckpointError, DamagedError, reading
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.checkpoints.orbax_remedies import reading_in_one_process
+from vswin_jax.checkpoints.orbax_workarounds import reading_in_one_process
 from vswin_jax.models.parameters import flatten, parameter_path
 
 _METADATA_FILE = "_CHECKPOINT_METADATA"

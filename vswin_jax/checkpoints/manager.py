@@ -32,7 +32,7 @@ from vswin_jax.checkpoints.errors import (
 )
 from vswin_jax.checkpoints.integrity import Contents, arrays_of
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.checkpoints.orbax_remedies import saving_context, without_orbax_logs
+from vswin_jax.checkpoints.orbax_workarounds import saving_context, without_orbax_logs
 from vswin_jax.checkpoints.selection import (
   check_fit,
   complete_steps,
@@ -222,7 +222,7 @@ def _finish_saving(checkpoints: Checkpoints, action: str) -> None:
         saving.result()
     return saving.done()
 
-  # Where nothing failed, the save waits for the process that failed.
+  # If another process failed, the save of this one never completes.
   while not multihost_utils.process_allgather(np.bool_(in_all_processes(is_complete))).all():
     pass
 
@@ -383,7 +383,7 @@ def _writing(directory: AnyPath, action: str) -> Iterator[None]:
     raise
   except Exception as error:
     raise storage_error(
-      f"can't {action} in {directory}: {root_cause(error)}. Make room and check that the folder "
-      "can be written to; the same command then resumes from the newest complete checkpoint",
+      f"can't {action} in {directory}: {root_cause(error)}. Free disk space and check that the "
+      "folder can be written to; the same command then resumes from the newest complete checkpoint",
       error,
     ) from error

@@ -16,7 +16,7 @@ from vswin_jax.checkpoints.errors import (
 )
 from vswin_jax.checkpoints.integrity import Contents
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.checkpoints.orbax_remedies import without_orbax_logs
+from vswin_jax.checkpoints.orbax_workarounds import without_orbax_logs
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, file_path
 from vswin_jax.distributed.consistency import broadcast_from_first

@@ -20,7 +20,7 @@ _STEPS_PER_CALL = 8
 _STEPS_PER_NUMBER_KEY = 300
 # An empty set takes as much memory as four empty lists.
 _STEPS_PER_SET = 3
-_MOST_ARGUMENTS = 16
+_MAX_ARGUMENTS = 16
 _LONGEST_NAME = 200
 _LONGEST_LINE = 2000
 _LONGEST_KEY = 10_000
@@ -157,7 +157,7 @@ class _DataUnpickler(pickle._Unpickler):
     name = function.name
     if name not in _CALLS and name not in self.calls:
       self.append(Placeholder(name))
-    elif len(arguments) > _MOST_ARGUMENTS:
+    elif len(arguments) > _MAX_ARGUMENTS:
       raise TypeError("too many arguments")
     elif name in _CALLS:
       self.append(_CALLS[name](self.spend, *arguments))

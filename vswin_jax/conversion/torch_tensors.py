@@ -11,9 +11,9 @@ from vswin_jax.conversion.file_errors import DAMAGED, MOST_AXES, FileError, is_c
 from vswin_jax.conversion.pickles import Placeholder
 
 # Limits on expanded tensors: times the elements of their storage, and elements beyond that.
-_MOST_REPEATS = 16
-_MOST_EXTRA = 2**24
-_MOST_ARGUMENTS = 16
+_MAX_REPEATS = 16
+_MAX_EXTRA = 2**24
+_MAX_ARGUMENTS = 16
 # Keys of storages are numbers in decimal.
 _LONGEST_STORAGE_KEY = 100
 
@@ -107,7 +107,7 @@ def _view(
     offset = 0
   elif offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) >= held:
     raise FileError(f"a tensor in it goes beyond its storage of {held} elements; {DAMAGED}")
-  if count > _MOST_REPEATS * held + _MOST_EXTRA:
+  if count > _MAX_REPEATS * held + _MAX_EXTRA:
     raise FileError(
       f"a tensor in it repeats a storage of {held} elements far too often, which would fill the "
       "memory; save it with .contiguous()"
@@ -149,7 +149,7 @@ def _rebuild_parameter(data, requires_grad=True, hooks=None, state=None):
 def _rebuild_with_attributes(function, kind, arguments, state):
   """Rebuilds tensors with Python attributes; other subclasses of tensors become placeholders."""
   plain = kind.name in ("torch.Tensor", "torch.nn.parameter.Parameter")
-  if plain and function.name in _REBUILD and len(arguments) <= _MOST_ARGUMENTS:
+  if plain and function.name in _REBUILD and len(arguments) <= _MAX_ARGUMENTS:
     return _REBUILD[function.name](*arguments)
   return Placeholder(kind.name)
 

@@ -7,7 +7,7 @@ from vswin_jax.data.clips import ClipSpec, Views
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-# Of VTN, whatever its backbone was trained with.
+# VTN uses these with every backbone.
 VTN_MEAN = (114.75, 114.75, 114.75)
 VTN_STD = (57.375, 57.375, 57.375)
 

@@ -91,7 +91,7 @@ def three_crop_boxes(height: int, width: int, size: int, round_up: bool = False)
   with the frame, as in PySlowFast.
 
   Raises:
-    ValueError: the shorter side has not `size` pixels.
+    ValueError: the shorter side is not `size` pixels.
   """
   if size != min(height, width):
     raise ValueError(

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 # Enough that workers stay busy while one item takes long, few enough to stay in memory.
 _TASKS_PER_WORKER = 4
-_MOST_BYTES_IN_FLIGHT = 4 << 30
+_MAX_BYTES_IN_FLIGHT = 4 << 30
 
 
 class WorkerError(ValueError):
@@ -70,14 +70,14 @@ def map_in_order(
   """Yields the results of a function over items, computed in worker processes, in order.
 
   Only a few results are in memory at a time. When a worker dies, for example because a file crashes
-  its decoder, the items in work are repeated one by one, and one that kills a worker by itself gets
-  the result `if_killed(item)`. Closing the generator ends its workers at once.
+  its decoder, the items in progress are repeated one by one, and one that kills a worker by itself
+  gets the result `if_killed(item)`. Closing the generator ends its workers at once.
 
   Args:
     function: picklable; its exceptions reach the caller.
     num_workers: processes.
     if_killed: None raises an error instead.
-    size: approximate bytes of an item's result; bounds the sum over items in work.
+    size: approximate bytes of an item's result; bounds the sum over items in progress.
 
   Raises:
     WorkerError: processes can't start, or one dies of an item and there is no `if_killed`.
@@ -94,7 +94,7 @@ def map_in_order(
           while (
             not suspects
             and len(tasks) < _TASKS_PER_WORKER * num_workers
-            and sum(task.num_bytes for task in tasks) < _MOST_BYTES_IN_FLIGHT
+            and sum(task.num_bytes for task in tasks) < _MAX_BYTES_IN_FLIGHT
             and (task := next(items, None))
           ):
             tasks.append(task)
@@ -110,7 +110,7 @@ def map_in_order(
       except BrokenProcessPool:
         if alone and if_killed is None:
           raise WorkerError(
-            f"a worker process died of {tasks[0].item!r}; memory may be short"
+            f"a worker process died while processing {tasks[0].item!r}; memory may be short"
           ) from None
         if alone:
           yield if_killed(tasks.popleft().item)

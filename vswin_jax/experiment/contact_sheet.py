@@ -22,7 +22,7 @@ from vswin_jax.models.normalization import denormalize
 from vswin_jax.training.inputs import augment_batch, model_inputs
 
 _FRAMES, _VIEWS = 8, 6
-_MOST_NAMED_CLASSES = 16
+_MAX_NAMED_CLASSES = 16
 _LONGEST_ID = 50
 # Names of videos and classes may contain "$", which begins a formula.
 _STYLE = {
@@ -258,7 +258,7 @@ def draw_contact_sheet(
 
 def _draw_balance(axes, counts: np.ndarray, class_names: tuple[str, ...]) -> None:
   order = np.argsort(-counts, kind="stable")
-  named = len(order) <= _MOST_NAMED_CLASSES
+  named = len(order) <= _MAX_NAMED_CLASSES
   axes.bar(range(len(order)), counts[order], 0.8 if named else 1.0, color=ACCENT)
   axes.set_title("Videos of each class, the largest first")
   if named:

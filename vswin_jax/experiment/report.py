@@ -27,8 +27,8 @@ _STYLE = {
   "xtick.color": _INK,
   "ytick.color": _INK,
 }
-_MOST_NAMED_CLASSES = 40
-_MOST_CELLS = 320
+_MAX_NAMED_CLASSES = 40
+_MAX_CELLS = 320
 _HARDEST, _PAIRS = 20, 16
 # Names of scores in metrics, and in words.
 _TOP1 = ("top1", "Top-1 accuracy")
@@ -63,8 +63,8 @@ def write_report(
     else:
       values, what, score = evaluation.class_accuracies, "accuracy", _TOP1
       _draw_confusion(right, evaluation, class_names)
-    # A few average precisions all stand at the right.
-    with_classes = not evaluation.multi_label or len(class_names) > _MOST_NAMED_CLASSES
+    # The right half shows the average precision of up to this many classes.
+    with_classes = not evaluation.multi_label or len(class_names) > _MAX_NAMED_CLASSES
     loss_axes, score_axes, *class_axes = left.subplots(2 + with_classes, 1)
     _draw_loss(loss_axes, metrics)
     _draw_scores(score_axes, metrics, *score)
@@ -158,7 +158,7 @@ def _draw_confusion(figure, evaluation, class_names) -> None:
   total = np.maximum(evaluation.confusion.sum(1, keepdims=True), 1)
   share = evaluation.confusion / total
   count = len(class_names)
-  if count > _MOST_NAMED_CLASSES:
+  if count > _MAX_NAMED_CLASSES:
     _set_title(figure, "Confusion: share of each class (row) predicted as (column)")
     picture, table = figure.subplots(2, 1, height_ratios=[1.5, 1])
     _draw_large_confusion(picture, share)
@@ -183,7 +183,7 @@ def _draw_confusion(figure, evaluation, class_names) -> None:
 def _draw_large_confusion(axes, share: np.ndarray) -> None:
   """Draws a matrix of many classes without names; each pixel shows the darkest of its cells."""
   count = len(share)
-  block = -(-count // _MOST_CELLS)
+  block = -(-count // _MAX_CELLS)
   padding = -count % block
   # The page has fewer pixels than a large matrix cells: the darkest of a block stands for it.
   blocks = np.pad(share, (0, padding)).reshape(-1, block, (count + padding) // block, block)
@@ -223,7 +223,7 @@ def _draw_precisions(figure, evaluation, class_names) -> None:
   numbers of videos."""
   values, positives = evaluation.average_precision, evaluation.positives
   order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]
-  if len(class_names) <= _MOST_NAMED_CLASSES:
+  if len(class_names) <= _MAX_NAMED_CLASSES:
     _set_title(figure, "Average precision of each class, and the number of its videos")
     notes = [f"{100 * values[index]:.0f} ({positives[index]})" for index in order]
     axes = figure.subplots()

@@ -156,7 +156,7 @@ class Stream:
     if not self._pending:
       return
     count = len(self._pending)
-    # Padded to a power of two, for the same reason.
+    # Padded to a power of two, so that few lengths are compiled.
     length = min(1 << (count - 1).bit_length(), self._frames_per_call)
     frames, position_ids = zip(*self._pending)
     frames = np.stack([*frames, *[np.zeros_like(frames[0])] * (length - count)])

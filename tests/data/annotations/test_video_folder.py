@@ -288,7 +288,7 @@ def test_repeated_lines(tmp_path):
   path = write(tmp_path / "list.csv", "a.mp4,x\n./a.mp4,x\nb.mp4,y\nb.mp4,y\n")
   annotations = _read(tmp_path, path)
   assert _all_labels(annotations) == {"a": (0,), "b": (1,)}
-  assert "2 rows repeat a video" in annotations.notes
+  assert "2 duplicate rows of a video" in annotations.notes
   # Both are the same file if only one is there.
   touch(tmp_path, "a.mp4")
   path = write(tmp_path / "list.csv", "a.mp4,x\na.avi,y\n")

@@ -1,4 +1,4 @@
-"""Annotation files that the user names, or that are in their usual places."""
+"""Search for annotation files: named by the user, or in the usual places."""
 
 import os
 from collections.abc import Callable, Sequence

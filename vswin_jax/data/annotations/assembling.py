@@ -1,4 +1,4 @@
-"""Annotations from rows: looks for the files, resolves labels, repetitions and splits."""
+"""Annotations from rows: finds the files, resolves labels, duplicates and splits."""
 
 import collections
 import dataclasses
@@ -120,7 +120,7 @@ def _merge(
       labels = tuple(sorted({*first.labels, *video.labels}))
       kept[key] = first_row, dataclasses.replace(first, labels=labels)
   if num_repeated:
-    notes.append(f"{num_repeated:,} rows repeat a video")
+    notes.append(f"{num_repeated:,} duplicate rows of a video")
   problems = [(kept.pop(key)[1].path, conflict) for key, conflict in conflicts.items()]
   if problems:
     example = problems[0][1]

@@ -35,7 +35,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """Rows of a data set, and what else `Annotations` need."""
+  """Rows of a data set, and the other fields of `Annotations`."""
 
   rows: Sequence[Row]
   class_names: Sequence[str]

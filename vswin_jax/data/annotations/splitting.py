@@ -63,7 +63,7 @@ def _in_both(groups: Sequence[str], chosen: Mapping[str, bool]) -> bool:
 
 
 def _move_a_group(groups, chosen, classes_of, groups_of) -> None:
-  """Moves a group of a one-sided class to the other part, unless another class gets one-sided."""
+  """Moves a group of a one-sided class to the other part, if no other class becomes one-sided."""
   if len(groups) < 2:
     return
   for group in groups:

@@ -244,7 +244,7 @@ def _write_dataset(
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Gives a file a second name, so that a kill loses nothing; copies it where links don't exist."""
+  """Hard-links a file, or copies it where links are not supported."""
   try:
     target.hardlink_to(source)
   except OSError:

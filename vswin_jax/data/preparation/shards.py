@@ -33,7 +33,7 @@ from vswin_jax.data.records import DatasetError
 # Random access to every record; compressing video again does not make it smaller.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # At most 512 shards.
-_MOST_BITS = 9
+_MAX_BITS = 9
 # Increase it when the record of an unchanged video changes.
 _FORMAT = 1
 
@@ -89,7 +89,7 @@ def plan_shards(
     videos = sorted((video for video in videos if video.exists), key=lambda one: digest(one.id))
     metadata = {video.id: file_metadata(video) for video in videos}
     num_bytes = sum(size for size, _ in metadata.values())
-    bits = min((max(num_bytes - 1, 0) // shard_bytes).bit_length(), _MOST_BITS)
+    bits = min((max(num_bytes - 1, 0) // shard_bytes).bit_length(), _MAX_BITS)
     for number, group in itertools.groupby(videos, functools.partial(_shard_number, bits=bits)):
       part = tuple(group)
       sources = [(video.path, video.id, video.labels, *metadata[video.id]) for video in part]

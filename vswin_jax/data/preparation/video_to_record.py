@@ -29,7 +29,7 @@ UNREADABLE, CRASHES = "unreadable", "crashes"
 
 _KINDS = {NotAVideo: "not a video", NoVideoStream: "no video stream", UnreadableFile: UNREADABLE}
 # Protocol buffers hold 2 GiB; everything but the video takes far less than the rest.
-_MOST_BYTES = 2**31 - 2**20
+_MAX_BYTES = 2**31 - 2**20
 # One video in so many is decoded before and after transcoding, to measure the speedup.
 _TIMED_SHARE = 2
 _TIMED_CLIP = np.arange(32) * 2
@@ -126,7 +126,7 @@ def _make_record(video: Video, options: PrepareOptions) -> Record:
 
 
 def _check_size(num_bytes: int) -> None:
-  if num_bytes > _MOST_BYTES:
+  if num_bytes > _MAX_BYTES:
     raise _LeftOut("too large", f"{num_bytes:,} bytes do not fit into one record; transcode it")
 
 

@@ -1,8 +1,8 @@
-"""Remedies for faults of Orbax 0.12.8.
+"""Workarounds for bugs in Orbax 0.12.8.
 
-Two others are why `ocp.training.Checkpointer` is not used in place of `ocp.save_async`. Each save
-reports its step to the counter by which JAX decides when all processes stop after SIGTERM. After a
-failed save, a process waits up to 20 minutes for the others before it raises the error.
+Two more bugs are why `ocp.training.Checkpointer` is not used in place of `ocp.save_async`. Each
+save reports its step to the counter by which JAX decides when all processes stop after SIGTERM.
+After a failed save, a process waits up to 20 minutes for the others before it raises the error.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def saving_context(*, copy_host_arrays: bool) -> ocp.Context:
   """
   context = ocp.Context()
   context.memory.deepcopy_host_arrays = copy_host_arrays
-  # Fault: if a folder can't be made in the background, writers wait for it for minutes.
+  # Bug: if a folder can't be made in the background, writers wait for it for minutes.
   context.asynchronous.create_directories_asynchronously = False
   return context
 
@@ -44,7 +44,7 @@ def reading_in_one_process() -> Iterator[None]:
 def without_orbax_logs() -> Iterator[None]:
   """Hides log messages of Orbax.
 
-  Fault: it logs an error with its traceback in every thread that the error passes through, besides
+  Bug: it logs an error with its traceback in every thread that the error passes through, besides
   raising it.
   """
 
