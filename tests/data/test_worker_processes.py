@@ -48,7 +48,7 @@ def test_item_that_kills_its_worker_gets_the_substitute():
 
 def test_without_a_substitute_the_death_of_a_worker_is_an_error():
   function = functools.partial(square, deadly=frozenset({2}))
-  with pytest.raises(WorkerError, match="a worker process died while processing 2; memory may be short"):
+  with pytest.raises(WorkerError, match="died while processing 2; memory may be short"):
     list(map_in_order(function, range(4), num_workers=2))
 
 
