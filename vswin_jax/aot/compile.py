@@ -18,6 +18,7 @@ from vswin_jax.aot.hlo import read_collectives, read_loops
 from vswin_jax.aot.results import NOTE, Result, describe, describe_search, table
 from vswin_jax.aot.topologies import Target, parse_targets
 from vswin_jax.common.checks import check_choices
+from vswin_jax.common.messages import one_line
 from vswin_jax.common.paths import file_path, local_path
 from vswin_jax.experiment.config import ConfigError, read_settings
 from vswin_jax.experiment.initialization import override_config
@@ -165,7 +166,7 @@ def compile_plan(plan: Plan, target: Target, effort: str = "quick") -> Result:
       # Messages round the number.
       fields = {"memory": None if needed is None else max(needed, target.chip.memory + 1)}
     else:
-      fields = {"error": " ".join(message.split())[:200]}
+      fields = {"error": one_line(message)[:200]}
   else:
     fields = _program_fields(compiled, target)
   result = Result(

@@ -7,6 +7,7 @@ import jax
 from jax.experimental import topologies
 
 from vswin_jax.aot.topologies import Target, TargetError
+from vswin_jax.common.messages import one_line
 
 # XLA's description of an H100; the compiler needs all fields.
 _H100 = """
@@ -62,7 +63,7 @@ def devices_of(target: Target) -> list[jax.Device]:
         f"{_CUDA_PLUGIN} is {found}, expected {wanted}, the version of jax; run: pip install "
         f"'{_CUDA_PLUGIN}=={wanted}' 'jax-cuda13-pjrt=={wanted}'"
       ) from error
-    raise TargetError(f"topology {target.name!r}: {' '.join(str(error).split())[:300]}") from error
+    raise TargetError(f"topology {target.name!r}: {one_line(error)[:300]}") from error
 
 
 def _topology(target: Target):

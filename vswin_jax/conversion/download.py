@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from vswin_jax.common.messages import one_line
 from vswin_jax.conversion.released import Released
 
 _SECONDS_WITHOUT_DATA = 30.0
@@ -92,7 +93,7 @@ def _download(url: str, part: pathlib.Path, path: pathlib.Path) -> int | None:
       if error.code < 500:
         break
     except ConnectionError as error:
-      problem = " ".join(str(error).split())
+      problem = one_line(error)
   raise DownloadError(
     f"{url} can't be downloaded ({problem}); get it another way and put it at {path}"
   )

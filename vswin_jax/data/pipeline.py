@@ -282,7 +282,7 @@ def _load_row(
   except BaseException as error:
     if isinstance(error, Exception) and not isinstance(error, StopIteration) and _pickles(error):
       raise
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     raise RuntimeError(
       f"loading clip {position} raised {type(error).__name__}: {reason}"
     ) from error

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
+from vswin_jax.common.messages import one_line
 from vswin_jax.data.clips import (
   ClipSpec,
   Views,
@@ -117,7 +118,7 @@ def _load(index: int, *, clips: tuple, spec: ClipSpec, views: Views) -> dict:
   # One bad file must not stop the others, whatever is wrong with it.
   except Exception as error:
     kind = "" if isinstance(error, VideoError) else f"{type(error).__name__}: "
-    text = kind + " ".join(str(error).split())
+    text = kind + one_line(error)
     text = text.encode(errors="backslashreplace")[:_MAX_ERROR_BYTES]
     return loaded | {"error": np.asarray(text, f"S{_MAX_ERROR_BYTES}")}
   return loaded | {"video": np.ascontiguousarray(video), "position_ids": position_ids}

@@ -15,6 +15,7 @@ from jax._src import distributed as jax_distributed
 
 import vswin_jax
 from vswin_jax.common.cli import UNEXPECTED, unexpected_errors
+from vswin_jax.common.messages import one_line
 from vswin_jax.distributed.clusters import Cluster
 from vswin_jax.distributed.startup_barrier import wait_for_all_processes
 
@@ -108,7 +109,7 @@ def _report(client, error: BaseException) -> int:
     if status is not None:
       return status
     reason, status = f"{type(error).__name__}: {error}", UNEXPECTED
-  reason = f"process {jax_distributed.global_state.process_id}: {' '.join(reason.split())}"
+  reason = f"process {jax_distributed.global_state.process_id}: {one_line(reason)}"
   with contextlib.suppress(Exception):  # another failure was first, or the coordinator is gone
     client.key_value_set(_FAILURE, json.dumps([reason, status]))
   # Lets the others read the failure before they notice that this process is gone.

@@ -115,7 +115,7 @@ def override_config(
       if names_no_model or config.model.name == saved.model["name"]:
         options = _merge_options(saved.model, set_options(config.model))
         config.model = config_dict.ConfigDict(options)
-    _check_model(directory, saved, config, mode)
+    _check_same_model(directory, saved, config, mode)
   _fit_short_sides(config, overridden_keys)
   return config.lock()
 
@@ -134,15 +134,17 @@ def _override(
   """
   own_size = preprocessing.clip.size
   size = config.clip.size if "clip.size" in overridden_keys else own_size
+  scaled = "" if size == own_size else f", scaled from clips of {own_size} pixels"
   values = _inference_values(preprocessing, size)
-  if mode == "train":
-    values |= _training_values(preprocessing, size, started_with)
-  for key, value in values.items():
+  derived = _training_values(preprocessing, size, started_with) if mode == "train" else {}
+  for key, value in (values | derived).items():
     section, name = key.split(".")
     if config[section][name] != value and key not in overridden_keys:
-      scaled = f", scaled from clips of {own_size} pixels" if "short_side" in name else ""
+      source = "the views of the checkpoint" if key in derived else "the checkpoint"
+      if started_with is not None and key in derived:
+        source = "the config of the run"
       logger.info(
-        "config.%s: %s (from the checkpoint%s)", key, value, scaled if size != own_size else ""
+        "config.%s: %s (from %s%s)", key, value, source, scaled if "short_side" in name else ""
       )
       config[section][name] = value
 
@@ -199,7 +201,7 @@ def _merge_options(own: dict, given: dict) -> dict:
   return {**own, **given} | ({"backbone_options": backbone} if backbone else {})
 
 
-def _check_model(
+def _check_same_model(
   directory: AnyPath, saved: CheckpointMetadata, config: config_dict.ConfigDict, mode: str
 ) -> None:
   """Raises CheckpointError if the weights belong to another model than the config names."""

@@ -34,22 +34,22 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
     CheckpointError: a checkpoint can't be read or written.
     TrainingError: training can't go on.
   """
-  plan, train = experiment.plan, experiment.settings.train
+  plan, settings = experiment.plan, experiment.settings.train
   intervals = loop.Intervals(
     num_steps=plan.num_steps,
-    log_every=train.log_every,
-    eval_every=train.eval_every,
-    save_every=train.save_every,
-    save_evaluated=train.keep_best > 0,
+    log_every=settings.log_every,
+    eval_every=settings.eval_every,
+    save_every=settings.save_every,
+    save_evaluated=settings.keep_best > 0,
   )
   scores = {
     step: main_score(metrics) for step, metrics in read_scores(experiment.folder.local).items()
   }
   with manager.open_checkpoints(
     experiment.folder.checkpoints,
-    keep=train.keep,
-    keep_best=train.keep_best,
-    keep_every=train.keep_every,
+    keep=settings.keep,
+    keep_best=settings.keep_best,
+    keep_every=settings.keep_every,
     scores=scores,
   ) as checkpoints:
     state = _start_or_resume(experiment, checkpoints, source)
@@ -67,7 +67,7 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
           plan.jitted_train_step(),
           batches,
           intervals=intervals,
-          batch_size=train.batch_size,
+          batch_size=settings.batch_size,
           sharding=sharding.batch_sharding(plan.mesh),
           hooks=hooks,
           stop=stop,

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from vswin_jax.common.messages import one_line
 from vswin_jax.common.paths import replacing
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
@@ -181,7 +182,7 @@ def _write_errors(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except (RuntimeError, OSError) as error:
-    reason = " ".join(str(error).split(";")[0].split())
+    reason = one_line(str(error).partition(";")[0])
     raise DatasetError(
       f"can't write to {folder}: {reason}; finished shards are kept, repeat the command to resume"
     ) from error

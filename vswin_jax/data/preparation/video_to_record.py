@@ -11,6 +11,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from vswin_jax.common.messages import one_line
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
 from vswin_jax.data.records import features, record
@@ -95,7 +96,7 @@ def prepare_video(video: Video, options: PrepareOptions) -> Record | Problem:
     return problem(UNREADABLE, error.strerror or str(error))
   # One file must not stop the preparation of the others.
   except Exception as error:
-    return problem("damaged", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return problem("damaged", f"{type(error).__name__}: {one_line(error)[:300]}")
 
 
 def crashed(video: Video) -> Problem:
