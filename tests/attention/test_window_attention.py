@@ -12,6 +12,7 @@ from flax import nnx
 from vswin_jax.attention import window_attention
 from vswin_jax.attention.relative_position import expand_bias, table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS, _chunk_size
+from vswin_jax.attention.windows import region_ids, window_layout
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.video_swin import Block, VideoSwinConfig
 
@@ -28,11 +29,23 @@ def reference_index(window) -> np.ndarray:
   )
 
 
-def dense_attention(query, key, value, table, window, regions):
+def reference_bias(table, window, effective):
+  """The reference's bias `[tokens, tokens, heads]`, tokens ordered by height, width and time."""
+  tokens = math.prod(effective)
+  order = np.arange(tokens).reshape(effective).transpose(1, 2, 0).reshape(-1)
+  return table[reference_index(window)[:tokens, :tokens][np.ix_(order, order)]]
+
+
+def split_heads(qkv, heads):
+  """`[batch, windows, tokens, 3 * channels]` -> `[3, batch, windows, heads, tokens, head_dim]`."""
+  return qkv.reshape(*qkv.shape[:3], 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
+
+
+def dense_attention(qkv, table, window, layout):
   """The definition, one window and head at a time, in float64."""
-  query, key, value, table = (np.asarray(x, np.float64) for x in (query, key, value, table))
-  tokens = query.shape[-2]
-  bias = table[reference_index(window)[:tokens, :tokens]]
+  qkv, table = (np.asarray(x, np.float64) for x in (qkv, table))
+  query, key, value = split_heads(qkv, table.shape[1])
+  bias, regions = reference_bias(table, window, layout.window), region_ids(layout)
   output = np.zeros_like(query)
   for b, w, h in np.ndindex(query.shape[:3]):
     logits = query[b, w, h] @ key[b, w, h].T / math.sqrt(query.shape[-1]) + bias[..., h]
@@ -40,27 +53,35 @@ def dense_attention(query, key, value, table, window, regions):
       logits = logits + np.where(regions[w][:, None] == regions[w][None, :], 0.0, -100.0)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     output[b, w, h] = weights / weights.sum(-1, keepdims=True) @ value[b, w, h]
-  return output
+  return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
 
 
-def random_inputs(window, tokens, *, batch=2, windows=18, heads=3, head_dim=8, regions=True):
+def random_inputs(window, layout, *, batch=2, heads=3, head_dim=8):
   random = np.random.default_rng(0)
-  qkv = random.normal(size=(3, batch, windows, heads, tokens, head_dim)).astype(np.float32)
-  table = random.normal(size=(table_rows(window), heads)).astype(np.float32)
-  ids = random.integers(0, 3, (windows, tokens)).astype(np.int32) if regions else None
-  return (*qkv, table), ids
+  qkv = random.normal(size=(batch, layout.windows, layout.tokens, 3 * heads * head_dim))
+  table = random.normal(size=(table_rows(window), heads))
+  return qkv.astype(np.float32), table.astype(np.float32)
 
 
-# Full windows, windows shrunk in time, and windows shrunk in space (fewer tokens than a plane, and
-# a number that fills no whole planes).
-SHAPES = [((2, 3, 4), 24), ((4, 2, 3), 12), ((3, 4, 4), 9), ((3, 4, 4), 36), ((1, 1, 1), 1)]
+# Grids and windows: full ones, 18 of them; shrunk in time; and shrunk in space to fewer tokens than
+# a plane of the window, and to a number of tokens that fills no whole planes.
+SHAPES = [
+  ((4, 9, 12), (2, 3, 4)),
+  ((2, 4, 6), (4, 2, 3)),
+  ((1, 3, 3), (3, 4, 4)),
+  ((6, 3, 8), (3, 4, 4)),
+  ((1, 1, 1), (1, 1, 1)),
+]
+SMALL_GRID, SMALL_WINDOW = SHAPES[0]
+SMALL = window_layout(SMALL_GRID, SMALL_WINDOW, shifted=True)
 
 
-@pytest.mark.parametrize(("window", "tokens"), SHAPES)
-def test_bias_is_the_corner_of_the_reference_index(window, tokens):
+@pytest.mark.parametrize(("grid", "window"), SHAPES)
+def test_bias_is_the_corner_of_the_reference_index(grid, window):
   table = np.random.default_rng(0).normal(size=(table_rows(window), 2)).astype(np.float32)
-  expected = table[reference_index(window)[:tokens, :tokens]].transpose(2, 0, 1)
-  np.testing.assert_array_equal(expand_bias(jnp.asarray(table), window, tokens), expected)
+  effective = window_layout(grid, window, shifted=False).window
+  expected = reference_bias(table, window, effective).transpose(2, 0, 1)
+  np.testing.assert_array_equal(expand_bias(jnp.asarray(table), window, effective), expected)
 
 
 @pytest.fixture
@@ -77,65 +98,75 @@ def test_chunks_fit_their_budget(windows, logits, size):
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
-@pytest.mark.parametrize(("window", "tokens"), SHAPES)
-def test_values_equal_dense_attention(window, tokens, implementation, regions):
-  inputs, ids = random_inputs(window, tokens, regions=regions)
+@pytest.mark.parametrize(("grid", "window"), SHAPES)
+def test_values_equal_dense_attention(grid, window, implementation, shifted):
+  layout = window_layout(grid, window, shifted=shifted)
+  inputs = random_inputs(window, layout)
   output = jax.jit(
-    lambda *inputs: window_attention(*inputs, window, ids, implementation=implementation)
+    lambda *inputs: window_attention(*inputs, window, layout, implementation=implementation)
   )(*inputs)
-  np.testing.assert_allclose(output, dense_attention(*inputs, window, ids), atol=2e-6)
+  np.testing.assert_allclose(output, dense_attention(*inputs, window, layout), atol=2e-6)
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
-@pytest.mark.parametrize(("window", "tokens"), SHAPES[:4])
-def test_gradients_equal_those_of_a_gathered_bias(window, tokens, implementation):
-  inputs, ids = random_inputs(window, tokens)
-  weight = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
+@pytest.mark.parametrize(("grid", "window"), SHAPES[:4])
+def test_gradients_equal_those_of_a_gathered_bias(grid, window, implementation):
+  layout = window_layout(grid, window, shifted=True)
+  qkv, table = random_inputs(window, layout)
+  weight = np.random.default_rng(1).normal(size=(*qkv.shape[:3], qkv.shape[3] // 3))
+  weight = weight.astype(np.float32)
 
-  def plain(query, key, value, table):
-    bias = table[reference_index(window)[:tokens, :tokens]].transpose(2, 0, 1)
+  def plain(qkv, table):
+    query, key, value = split_heads(qkv, table.shape[1])
+    bias = reference_bias(table, window, layout.window).transpose(2, 0, 1)
     logits = jnp.einsum("bwhnd,bwhmd->bwhnm", query, key) * query.shape[-1] ** -0.5 + bias
-    same = ids[:, None, :, None] == ids[:, None, None, :]
-    weights = jax.nn.softmax(jnp.where(same, logits, logits - 100.0))
-    return (jnp.einsum("bwhnm,bwhmd->bwhnd", weights, value) * weight).sum()
+    ids = region_ids(layout)
+    if ids is not None:
+      same = ids[:, None, :, None] == ids[:, None, None, :]
+      logits = jnp.where(same, logits, logits - 100.0)
+    output = jnp.einsum("bwhnm,bwhmd->bwnhd", jax.nn.softmax(logits), value)
+    return (output.reshape(weight.shape) * weight).sum()
 
-  def ours(*inputs):
-    return (window_attention(*inputs, window, ids, implementation=implementation) * weight).sum()
+  def ours(qkv, table):
+    output = window_attention(qkv, table, window, layout, implementation=implementation)
+    return (output * weight).sum()
 
-  gradients = [jax.grad(function, argnums=(0, 1, 2, 3)) for function in (ours, plain)]
-  for actual, reference in zip(*jax.jit(lambda *x: [f(*x) for f in gradients])(*inputs)):
+  gradients = [jax.grad(function, argnums=(0, 1)) for function in (ours, plain)]
+  for actual, reference in zip(*jax.jit(lambda *x: [f(*x) for f in gradients])(qkv, table)):
     scale = np.abs(reference).max()
     np.testing.assert_allclose(actual / scale, reference / scale, atol=2e-6)
 
 
 def test_bfloat16_keeps_the_softmax_in_float32():
-  inputs, ids = random_inputs((2, 3, 4), 24)
-  low = [jnp.asarray(x, jnp.bfloat16) for x in inputs[:3]]
-  output = window_attention(*low, inputs[3], (2, 3, 4), ids)
+  qkv, table = random_inputs(SMALL_WINDOW, SMALL)
+  low = jnp.asarray(qkv, jnp.bfloat16)
+  output = window_attention(low, table, SMALL_WINDOW, SMALL)
   assert output.dtype == jnp.bfloat16
-  exact = dense_attention(*low, inputs[3], (2, 3, 4), ids)
+  exact = dense_attention(low, table, SMALL_WINDOW, SMALL)
   np.testing.assert_allclose(np.asarray(output, np.float32), exact, atol=0.02)
-  text = jax.jit(lambda *x: window_attention(*x, (2, 3, 4), ids)).lower(*low, inputs[3]).as_text()
-  exponentials = re.findall(r"exponential .*", text)
+  attend = jax.jit(lambda qkv: window_attention(qkv, table, SMALL_WINDOW, SMALL))
+  exponentials = re.findall(r"exponential .*", attend.lower(low).as_text())
   assert exponentials
   assert all("f32" in line for line in exponentials)
 
 
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_dropout_keeps_the_expected_value(implementation):
-  inputs, ids = random_inputs((2, 2, 2), 8, batch=1, windows=2, heads=1)
+  window = (2, 2, 2)
+  layout = window_layout((4, 2, 2), window, shifted=True)
+  inputs = random_inputs(window, layout, batch=1, heads=1)
 
   def attend(key):
     return window_attention(
-      *inputs, (2, 2, 2), ids, dropout_rate=0.3, dropout_key=key, implementation=implementation
+      *inputs, window, layout, dropout_rate=0.3, dropout_key=key, implementation=implementation
     )
 
   outputs = jax.jit(jax.vmap(attend))(jax.random.split(jax.random.key(0), 4000))
   assert outputs.std(0).min() > 0.01
-  exact = dense_attention(*inputs, (2, 2, 2), ids)
+  exact = dense_attention(*inputs, window, layout)
   error = 5 * outputs.std(0) / math.sqrt(4000)
   assert (np.abs(outputs.mean(0) - exact) < error).all()
 
@@ -143,12 +174,14 @@ def test_dropout_keeps_the_expected_value(implementation):
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_every_window_draws_its_own_dropout(monkeypatch, implementation):
   monkeypatch.setattr("vswin_jax.attention.window._CHUNK_LOGITS", 2 * 8**2)
-  inputs, _ = random_inputs((2, 2, 2), 8, batch=1, windows=12, heads=1, regions=False)
-  alike = [jnp.broadcast_to(x[:, :1], x.shape) for x in inputs[:3]]
+  window = (2, 2, 2)
+  layout = window_layout((4, 4, 6), window, shifted=False)
+  qkv, table = random_inputs(window, layout, batch=1, heads=1)
   output = window_attention(
-    *alike,
-    inputs[3],
-    (2, 2, 2),
+    jnp.broadcast_to(qkv[:, :1], qkv.shape),
+    table,
+    window,
+    layout,
     dropout_rate=0.5,
     dropout_key=jax.random.key(0),
     implementation=implementation,
@@ -157,13 +190,12 @@ def test_every_window_draws_its_own_dropout(monkeypatch, implementation):
 
 
 def test_bfloat16_multiplies_in_bfloat16_in_both_directions():
-  inputs, ids = random_inputs((2, 3, 4), 24)
-  low = [jnp.asarray(x, jnp.bfloat16) for x in inputs[:3]]
+  qkv, table = random_inputs(SMALL_WINDOW, SMALL)
 
-  def loss(query, key, value):
-    return window_attention(query, key, value, inputs[3], (2, 3, 4), ids).astype(jnp.float32).sum()
+  def loss(qkv):
+    return window_attention(qkv, table, SMALL_WINDOW, SMALL).astype(jnp.float32).sum()
 
-  text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*low).as_text()
+  text = jax.jit(jax.grad(loss)).lower(jnp.asarray(qkv, jnp.bfloat16)).as_text()
   products = [line for line in text.splitlines() if "dot_general" in line]
   attention = [line for line in products if "24x8x" in line]
   assert len(attention) >= 5
@@ -174,17 +206,17 @@ def test_bfloat16_multiplies_in_bfloat16_in_both_directions():
 
 
 def test_tokens_and_tables_must_fit_the_window():
-  inputs, _ = random_inputs((2, 2, 2), 12, regions=False)
-  with pytest.raises(ValueError, match="expected at most 8 tokens"):
-    window_attention(*inputs, (2, 2, 2))
-  with pytest.raises(ValueError, match=r"do not fit the window \(2, 2, 3\)"):
-    window_attention(*inputs, (2, 2, 3))
+  qkv, table = random_inputs(SMALL_WINDOW, SMALL)
+  with pytest.raises(ValueError, match="expected 27 rows"):
+    window_attention(qkv, table, (2, 2, 2), SMALL)
+  with pytest.raises(ValueError, match="do not fit 18 windows of 24 tokens and 3 heads"):
+    window_attention(qkv[:, 1:], table, SMALL_WINDOW, SMALL)
 
 
 def test_unknown_implementation_is_refused():
-  inputs, ids = random_inputs((1, 1, 2), 2)
+  qkv, table = random_inputs(SMALL_WINDOW, SMALL)
   with pytest.raises(ValueError, match="unknown attention implementation 'xlaa'; choose one of"):
-    window_attention(*inputs, (1, 1, 2), ids, implementation="xlaa")
+    window_attention(qkv, table, SMALL_WINDOW, SMALL, implementation="xlaa")
 
 
 def shifted_block(attention="xla"):
@@ -232,23 +264,17 @@ def test_compiled_block_has_no_gather_scatter_or_large_constant(gradient, attent
 
 
 def test_bias_is_expanded_once_a_call_and_not_once_a_window():
-  """The products that expand the bias are the same for more clips and more windows."""
+  """Only the sum of logits and bias grows with the number of clips and windows."""
 
-  def expanding_products(batch, grid):
+  def expansions(batch, grid):
     text = compiled_block(batch, grid, gradient=False)
-    results = [
-      re.search(r"= \(?\w+\[([\d,]+)\]", line)[1].split(",")
-      for line in text.splitlines()
-      if re.search(r"= \S+ (dot|custom-call)\(", line)
-    ]
-    sizes = sorted(math.prod(map(int, result)) for result in results)
-    # Every product over tokens is larger than the bias: 2 heads of 64 x 64.
-    return [size for size in sizes if size <= 2 * 64 * 64]
+    lines = [line for line in text.splitlines() if "relative_position_bias" in line]
+    return sorted(array_sizes(line.split("(")[0] for line in lines))
 
-  few = expanding_products(2, (8, 8, 8))
+  few = expansions(2, (8, 8, 8))
   assert few
-  assert expanding_products(4, (8, 8, 8)) == few
-  assert expanding_products(2, (8, 8, 16)) == few
+  assert expansions(4, (8, 8, 8)) == few
+  assert expansions(2, (8, 8, 16)) == few
 
 
 @pytest.mark.parametrize("attention", sorted(IMPLEMENTATIONS))

@@ -156,9 +156,8 @@ def compile_plan(plan: Plan, target: Target, effort: str = "quick") -> Result:
   settings, mesh = plan.settings, plan.mesh
   start = time.monotonic()
   traced = trace_step(plan)
-  on_tpu = mesh.devices.flat[0].platform == "tpu"
   try:
-    compiled = traced.lower().compile(_QUICK if effort == "quick" and on_tpu else None)
+    compiled = compile_traced(traced, mesh, effort)
   except jax.errors.JaxRuntimeError as error:
     message = str(error)
     if lacks_memory(message):
@@ -220,6 +219,14 @@ def trace_step(plan: Plan) -> jax.stages.Traced:
     for name, (shape, dtype) in shapes.items()
   }
   return plan.jitted_train_step().trace(plan.state_shapes(), batch)
+
+
+def compile_traced(
+  traced: jax.stages.Traced, mesh: jax.sharding.Mesh, effort: str
+) -> jax.stages.Compiled:
+  """Compiles a traced step with an effort of `EFFORTS`."""
+  on_tpu = mesh.devices.flat[0].platform == "tpu"
+  return traced.lower().compile(_QUICK if effort == "quick" and on_tpu else None)
 
 
 def product_flops(traced: jax.stages.Traced, num_devices: int) -> float | None:

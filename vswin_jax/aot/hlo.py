@@ -125,6 +125,60 @@ def read_loops(text: str) -> list[int | None]:
   return [count for count in counts if count is None or count > 1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """An operation of a program outside of fusions.
+
+  Attributes:
+    name: of the instruction.
+    opcode: such as "fusion" or "custom-call".
+    scope: path of the named scopes and primitives that it comes from.
+    result: HLO type with layout.
+    operands: HLO types with layouts.
+    count: executions per step; loops of unknown length count once.
+  """
+
+  name: str
+  opcode: str
+  scope: str
+  result: str
+  operands: tuple[str, ...]
+  count: int
+
+
+def read_operations(text: str) -> list[Operation]:
+  """Returns the operations that read and write memory: those outside of fusions."""
+  computations, entry = _parse(text)
+  operations, waiting = [], [(entry, 1)]
+  while waiting:
+    name, count = waiting.pop()
+    computation = computations[name]
+    for instruction in computation.values():
+      if instruction.opcode in ("while", "conditional", "call"):
+        trips = 1
+        if instruction.opcode == "while":
+          trips = _trip_count(instruction, computation, computations) or 1
+        for called in _CALLED.findall(instruction.attributes):
+          names = computations.keys() & set(re.findall(r"[\w.\-]+", called))
+          waiting += [(name, count * trips) for name in names]
+        continue
+      operations.append(
+        Operation(
+          name=instruction.name,
+          opcode=instruction.opcode,
+          scope=_find(r'op_name="([^"]*)"', instruction.attributes),
+          result=instruction.type,
+          operands=tuple(
+            computation[operand].type
+            for operand in dict.fromkeys(instruction.operand_names)
+            if operand in computation
+          ),
+          count=count,
+        )
+      )
+  return operations
+
+
 def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
   """Returns the bytes that each device sends in a ring of `group` devices.
 

@@ -14,6 +14,7 @@ from vswin_jax.attention.operations import dropout, product
 _SMALLEST_BLOCK = 32
 
 
+@jax.named_scope("banded_attention")
 def banded_attention(
   query: jax.Array,
   key: jax.Array,
@@ -77,6 +78,7 @@ def banded_attention(
   return output[:, :, :tokens].astype(query.dtype)
 
 
+@jax.named_scope("global_attention")
 def global_attention(
   query: jax.Array,
   key: jax.Array,

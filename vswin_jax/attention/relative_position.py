@@ -1,41 +1,66 @@
-"""Relative position bias of 3D windows, expanded by matrix products.
+"""Relative position bias of 3D windows, expanded by slices.
 
 The bias between two tokens depends only on their offset in time, height and width (Video Swin,
-section 3.2), so the `[tokens, tokens]` bias of a head is a table of offsets pushed through one
-constant 0/1 matrix per axis. Its gradient is the transposed product: no gather forward, no
-scatter-add backward, and nothing of size `tokens x tokens` stored in the program.
+section 3.2), so the `[tokens, tokens]` bias of a head is a block Toeplitz matrix: the biases of
+each query are a slice of the biases of all offsets. The gradient adds these slices up: no gather
+forward, no scatter-add backward, and nothing of size `tokens x tokens` stored in the program.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from vswin_jax.attention.windows import Size3D
 
 
-def table_rows(window: tuple[int, int, int]) -> int:
+def table_rows(window: Size3D) -> int:
   """Returns the number of relative offsets inside a window: the rows of its bias table."""
-  return int(np.prod([2 * size - 1 for size in window]))
+  return math.prod(2 * size - 1 for size in window)
 
 
-def _offset_selector(size: int) -> np.ndarray:
-  """Returns a 0/1 array `[size, size, 2 * size - 1]`: query i, key j -> offset i - j + size - 1."""
-  offset = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
-  return np.eye(2 * size - 1, dtype=np.float32)[offset]
+def _expand_axis(offsets: jax.Array, axis: int, step: int = 1) -> list[jax.Array]:
+  """Returns the biases of the queries along an axis to all keys along it.
+
+  Args:
+    offsets: biases by offset, `[..., (2 * size - 1) * step, ...]`, the largest offset first.
+    step: elements per offset.
+
+  Returns:
+    An array `[..., size * step, ...]` per query.
+  """
+  size = (offsets.shape[axis] // step + 1) // 2
+  return [
+    jax.lax.slice_in_dim(offsets, start * step, (start + size) * step, axis=axis)
+    for start in reversed(range(size))
+  ]
 
 
-def _select(subscripts: str, table: jax.Array, size: int) -> jax.Array:
-  """Multiplies by the offset selector of one axis: offsets `o` -> queries and keys."""
-  return jnp.einsum(
-    subscripts,
-    table,
-    _offset_selector(size),
-    # Multiplying by 0 and 1 copies values exactly only if the products are not rounded.
-    precision=jax.lax.Precision.HIGHEST,
-  )
+def _expand_offsets(offsets: jax.Array) -> jax.Array:
+  """Expands biases by offset along three axes to all pairs of tokens.
+
+  Args:
+    offsets: `[2 * first - 1, 2 * second - 1, 2 * third - 1, heads]`, from the most negative offset
+      (query minus key) to the largest.
+
+  Returns:
+    `[heads, tokens, tokens]`, tokens in the order of the axes.
+  """
+  second, third = ((size + 1) // 2 for size in offsets.shape[1:3])
+  heads, plane = offsets.shape[3], second * third
+  # Heads and the first axis are last while the other two are expanded: TPUs pad the last axis to
+  # 128 elements.
+  bias = jnp.flip(offsets, (0, 1, 2)).transpose(1, 2, 3, 0)
+  bias = bias.reshape(2 * second - 1, 2 * third - 1, -1)
+  bias = jnp.stack(_expand_axis(bias, 1))
+  bias = jnp.stack(_expand_axis(bias, 1))
+  bias = bias.reshape(plane, plane, heads, -1).transpose(2, 0, 3, 1).reshape(heads, plane, -1)
+  return jnp.concatenate(_expand_axis(bias, 2, plane), axis=1)
 
 
-def expand_bias(table: jax.Array, window: tuple[int, int, int], tokens: int) -> jax.Array:
+@jax.named_scope("relative_position_bias")
+def expand_bias(table: jax.Array, window: Size3D, effective: Size3D) -> jax.Array:
   """Expands a table of relative biases to a bias for every pair of tokens.
 
   A window that shrank to fit a small grid has fewer tokens than `window`. The reference then
@@ -45,50 +70,48 @@ def expand_bias(table: jax.Array, window: tuple[int, int, int], tokens: int) -> 
   Args:
     table: float `[table_rows(window), heads]`, offsets in time-major order.
     window: the configured window (time, height, width), in tokens.
-    tokens: tokens of the effective window, at most `prod(window)`.
+    effective: the window that fits the grid.
 
   Returns:
-    float32 `[heads, tokens (query), tokens (key)]`.
+    float32 `[heads, tokens (query), tokens (key)]`, tokens ordered by height, width and time.
   """
   depth, height, width = window
-  heads = table.shape[1]
+  tokens = math.prod(effective)
   planes = -(-tokens // (height * width))
-  offsets = table.astype(jnp.float32).T.reshape(heads, 2 * depth - 1, -1)
-  bias = offsets[:, depth - planes : depth + planes - 1]
-  # One axis at a time and never more than five dimensions: XLA:CPU takes minutes to compile the
-  # transposition of an eight-dimensional array of one size.
-  bias = _select("hox,tso->htsx", bias, planes)
-  bias = bias.reshape(heads * planes, planes, 2 * height - 1, -1)
-  bias = _select("asox,ijo->aisjx", bias, height)
-  bias = bias.reshape(heads * planes * height, planes * height, -1)
-  bias = _select("aso,ijo->aisj", bias, width)
-  full = planes * height * width
-  return bias.reshape(-1, full, full)[:, :tokens, :tokens]
+  offsets = table.astype(jnp.float32).reshape(2 * depth - 1, 2 * height - 1, 2 * width - 1, -1)
+  offsets = offsets[depth - planes : depth + planes - 1]
+  if effective[1:] == window[1:]:
+    return _expand_offsets(offsets.transpose(1, 2, 0, 3))
+  bias = _expand_offsets(offsets)[:, :tokens, :tokens]
+  bias = bias.reshape(-1, effective[0], tokens // effective[0], tokens)
+  bias = bias.swapaxes(1, 2).reshape(-1, tokens, effective[0], tokens // effective[0])
+  return bias.swapaxes(2, 3).reshape(-1, tokens, tokens)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def batched_bias(
-  table: jax.Array, window: tuple[int, int, int], tokens: int, batch: int
-) -> jax.Array:
+def batched_bias(table: jax.Array, window: Size3D, effective: Size3D, batch: int) -> jax.Array:
   """Returns `expand_bias` for every example: float32 `[batch, heads, tokens, tokens]`.
 
   The values are one expansion, broadcast. The gradient of each example is reduced to the table
   before examples are summed, so data-parallel devices exchange gradients of the table's size
   and not of the `tokens x tokens` bias.
   """
-  bias = expand_bias(table, window, tokens)
+  bias = expand_bias(table, window, effective)
   return jnp.broadcast_to(bias, (batch, *bias.shape))
 
 
-def _batched_bias_forward(table, window, tokens, batch):
-  return batched_bias(table, window, tokens, batch), table
+def _batched_bias_forward(table, window, effective, batch):
+  return batched_bias(table, window, effective, batch), table
 
 
-def _batched_bias_backward(window, tokens, batch, table, gradient):
+@jax.named_scope("relative_position_bias")
+def _batched_bias_backward(window, effective, batch, table, gradient):
   # Heads are expanded independently, so the heads of all examples go back in one call.
   examples = jax.ShapeDtypeStruct((table.shape[0], batch * table.shape[1]), table.dtype)
-  transpose = jax.linear_transpose(partial(expand_bias, window=window, tokens=tokens), examples)
-  (gradient,) = transpose(gradient.reshape(-1, tokens, tokens))
+  transpose = jax.linear_transpose(
+    partial(expand_bias, window=window, effective=effective), examples
+  )
+  (gradient,) = transpose(gradient.reshape(-1, *gradient.shape[2:]))
   return (gradient.reshape(table.shape[0], batch, table.shape[1]).sum(1),)
 
 

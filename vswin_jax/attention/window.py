@@ -1,6 +1,5 @@
 """Window attention with a relative position bias and the mask of shifted windows."""
 
-import math
 from functools import partial
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 
 from vswin_jax.attention.operations import dropout, product
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
+from vswin_jax.attention.windows import Size3D, WindowLayout, region_ids
 
 # The reference adds it between tokens that are neighbors only through the cyclic shift.
 OTHER_REGION_LOGIT = -100.0
@@ -16,13 +16,12 @@ OTHER_REGION_LOGIT = -100.0
 _CHUNK_LOGITS = 2**21
 
 
+@jax.named_scope("window_attention")
 def window_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  qkv: jax.Array,
   bias_table: jax.Array,
-  window: tuple[int, int, int],
-  regions: jax.Array | None = None,
+  window: Size3D,
+  layout: WindowLayout,
   *,
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
@@ -31,52 +30,71 @@ def window_attention(
   """Computes multi-head attention within each window (Video Swin, section 3.2).
 
   Args:
-    query: `[batch, windows, heads, tokens, head_dim]`, not scaled.
-    key: as `query`.
-    value: as `query`.
+    qkv: `[batch, windows, tokens, 3 * channels]` in the order of `to_windows`: queries (not
+      scaled), keys and values, each with the channels of a head together.
     bias_table: float32 `[table_rows(window), heads]`, see `relative_position`.
-    window: the configured window (time, height, width) of `bias_table`; `tokens` may be fewer.
-    regions: int32 `[windows, tokens]`: tokens attend to those of the same region. None: a single
-      region.
+    window: the configured window (time, height, width) of `bias_table`.
+    layout: partition of the grid into windows, which may have shrunk.
     dropout_rate: on the attention probabilities, applied if `dropout_key` is given; each
       implementation draws in its own order.
     implementation: a key of `IMPLEMENTATIONS`. "xla" keeps the probabilities for the backward
       pass; "chunked" computes a few windows at a time and recomputes them, which saves memory.
 
   Returns:
-    `[batch, windows, heads, tokens, head_dim]`, the dtype of `query`. Logits and softmax are
-    float32 whatever that dtype. Differentiable in reverse mode only.
+    `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
+    whatever that dtype. Differentiable in reverse mode only.
 
   Raises:
-    ValueError: unknown implementation, or a table or number of tokens that does not fit `window`.
+    ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"unknown attention implementation {implementation!r}; choose one of "
       f"{', '.join(sorted(IMPLEMENTATIONS))}"
     )
-  heads, tokens = query.shape[2:4]
-  if bias_table.shape != (table_rows(window), heads) or tokens > math.prod(window):
+  batch, heads = qkv.shape[0], bias_table.shape[1]
+  fits = all(size <= limit for size, limit in zip(layout.window, window))
+  if bias_table.shape[0] != table_rows(window) or not fits:
     raise ValueError(
-      f"{tokens} tokens and a bias table {list(bias_table.shape)} do not fit the window {window} "
-      f"and {heads} heads; expected at most {math.prod(window)} tokens and "
-      f"{[table_rows(window), heads]}"
+      f"a bias table {list(bias_table.shape)} and windows of {layout.window} tokens do not fit the "
+      f"window {window}; expected {table_rows(window)} rows and no larger windows"
     )
+  if qkv.shape[1:3] != (layout.windows, layout.tokens) or qkv.shape[3] % (3 * heads):
+    raise ValueError(
+      f"queries, keys and values {list(qkv.shape)} do not fit {layout.windows} windows of "
+      f"{layout.tokens} tokens and {heads} heads"
+    )
+  query, key, value = qkv.reshape(*qkv.shape[:3], 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
   # Rounded once, after scaling, because the scale is not a bfloat16 number.
   query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
-  attend = partial(IMPLEMENTATIONS[implementation], window=window, dropout_rate=dropout_rate)
-  return attend(query, key, value, bias_table, regions, dropout_key)
+  regions = region_ids(layout)
+  attended = IMPLEMENTATIONS[implementation](
+    query,
+    key,
+    value,
+    partial(batched_bias, window=window, effective=layout.window, batch=batch),
+    bias_table,
+    None if regions is None else jnp.asarray(regions),
+    dropout_rate,
+    dropout_key,
+  )
+  return attended.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
 
 
-def _attend(query, key, value, bias_table, regions, dropout_key, *, window, dropout_rate):
-  """Attends with all logits in memory at once."""
-  bias = batched_bias(bias_table, window, query.shape[3], query.shape[0])
-  return _attend_with_bias(query, key, value, bias, regions, dropout_key, dropout_rate)
+def _attend(query, key, value, expand, bias_table, regions, dropout_rate, dropout_key):
+  """Attends with all logits in memory at once.
+
+  Args:
+    query: `[batch, windows, heads, tokens, head_dim]`, scaled.
+    expand: bias table -> bias for every example, `[batch, heads, tokens, tokens]`.
+  """
+  bias = expand(bias_table)
+  return _attend_with_bias(query, key, value, bias, regions, dropout_rate, dropout_key)
 
 
-def _attend_chunked(query, key, value, bias_table, regions, dropout_key, *, window, dropout_rate):
+def _attend_chunked(query, key, value, expand, bias_table, regions, dropout_rate, dropout_key):
   """Attends in a few windows of each example at a time; keeps only the inputs for backward."""
-  batch, windows, heads, tokens, _ = query.shape
+  _, windows, heads, tokens, _ = query.shape
   size = _chunk_size(windows, heads * tokens**2)
   chunks = windows // size
 
@@ -86,12 +104,12 @@ def _attend_chunked(query, key, value, bias_table, regions, dropout_key, *, wind
 
   @jax.checkpoint
   def attend(query, key, value, bias_table, regions, dropout_keys):
-    bias = batched_bias(bias_table, window, tokens, batch)
+    bias = expand(bias_table)
 
     @jax.checkpoint
     def attend_chunk(chunk):
       query, key, value, regions, dropout_key = chunk
-      return _attend_with_bias(query, key, value, bias, regions, dropout_key, dropout_rate)
+      return _attend_with_bias(query, key, value, bias, regions, dropout_rate, dropout_key)
 
     chunked = (
       split(query, 1),
@@ -104,7 +122,6 @@ def _attend_chunked(query, key, value, bias_table, regions, dropout_key, *, wind
     return jnp.moveaxis(output, 0, 1).reshape(query.shape)
 
   dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
-  regions = None if regions is None else jnp.asarray(regions)
   return attend(query, key, value, bias_table, regions, dropout_keys)
 
 
@@ -114,7 +131,7 @@ def _chunk_size(windows: int, logits_per_window: int) -> int:
   return max([size for size in sizes if size * logits_per_window <= _CHUNK_LOGITS], default=1)
 
 
-def _attend_with_bias(query, key, value, bias, regions, dropout_key, dropout_rate):
+def _attend_with_bias(query, key, value, bias, regions, dropout_rate, dropout_key):
   logits = add_bias(product("bwhnd,bwhmd->bwhnm", query, key), bias)
   if regions is not None:
     same_region = regions[:, None, :, None] == regions[:, None, None, :]

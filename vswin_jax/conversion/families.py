@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from vswin_jax.attention.windows import Size3D
 from vswin_jax.conversion import inflation, video_swin, vtn
 from vswin_jax.conversion.matching import NOTHING, ConversionError, match, nearest
 from vswin_jax.conversion.released import NUM_CLASSES, Released
@@ -18,7 +19,6 @@ from vswin_jax.models import CATALOG, create_model, model_config
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.video_swin import VideoSwinConfig
 from vswin_jax.models.vtn import VTNConfig
-from vswin_jax.models.windows import Size3D
 
 # What 2D Swin weights can become.
 ARCHITECTURES = ("video_swin", "vtn")

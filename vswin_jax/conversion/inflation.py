@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vswin_jax.attention.windows import Size3D
 from vswin_jax.conversion.matching import ConversionError
-from vswin_jax.models.windows import Size3D
 
 INFLATIONS = ("mean", "center")
 # Bias between frames under "center": at first, tokens attend mostly to their own frame.

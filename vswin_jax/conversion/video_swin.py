@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vswin_jax.attention.relative_position import table_rows
+from vswin_jax.attention.windows import Size3D
 from vswin_jax.conversion.matching import ConversionError, inference_of
-from vswin_jax.models.windows import Size3D
 
 # Buffers of the reference that follow from the window and the grid.
 BUFFERS = r".*\.(relative_position_index|attn_mask)"

@@ -30,6 +30,7 @@ def check_video(video: jax.Array) -> None:
 class LayerNorm(nnx.LayerNorm):
   """LayerNorm computed in float32, for inputs of any dtype."""
 
+  @jax.named_scope("layer_norm")
   def __call__(self, x: jax.Array) -> jax.Array:
     return super().__call__(x).astype(x.dtype)
 
@@ -52,6 +53,7 @@ class TokenLinear(nnx.Linear):
   into something three times slower than a plain matrix product.
   """
 
+  @jax.named_scope("linear")
   def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
     """Returns the outputs, or those of a range of output channels."""
     tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
@@ -171,6 +173,7 @@ class MLP(nnx.Module):
     self.fc1 = linear(channels, hidden, config, rngs)
     self.fc2 = linear(hidden, channels, config, rngs)
 
+  @jax.named_scope("mlp")
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     hidden_key, output_key = split_key(key, 2)
     x = jax.nn.gelu(self.fc1(x), approximate=False)

@@ -1,7 +1,8 @@
 """Video Swin Transformer (arXiv 2106.13230), equal to the reference implementation.
 
-Shapes are `[batch, time, height, width, channels]` throughout. Modules hold parameters only. Random
-keys are arguments; a call without a key is deterministic.
+Videos are `[batch, time, height, width, 3]`. Between blocks time is the last axis of tokens,
+`[batch, height, width, time, channels]`, see `attention.windows`. Modules hold parameters only.
+Random keys are arguments; a call without a key is deterministic.
 """
 
 import dataclasses
@@ -16,6 +17,13 @@ from vswin_jax.attention import window_attention
 from vswin_jax.attention.operations import dropout
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
+from vswin_jax.attention.windows import (
+  Size3D,
+  WindowLayout,
+  from_windows,
+  to_windows,
+  window_layout,
+)
 from vswin_jax.common.checks import (
   check_at_least,
   check_choices,
@@ -35,7 +43,6 @@ from vswin_jax.models.layers import (
   split_key,
   symmetric_uniform,
 )
-from vswin_jax.models.windows import Size3D, from_windows, region_ids, to_windows, window_layout
 
 LAYER_NORM_EPSILON = 1e-5
 REMATERIALIZATIONS = ("none", "block", "attention")
@@ -119,15 +126,16 @@ class PatchEmbed(nnx.Module):
     )
     self.norm = layer_norm(config.embed_dim, LAYER_NORM_EPSILON, config, rngs)
 
+  @jax.named_scope("patch_embed")
   def __call__(self, video: jax.Array) -> jax.Array:
     patch = self.config.patch_size
     padding = [(0, -size % step) for size, step in zip(video.shape[1:4], patch)]
-    # Padded first, because windows, unlike patches, shrink to a smaller video.
-    video = jnp.pad(video, [(0, 0), *padding, (0, 0)])
-    grid = tuple(size // step for size, step in zip(video.shape[1:4], patch))
-    patches = to_windows(video, window_layout(video.shape[1:4], patch, shifted=False))
-    patches = patches.reshape(video.shape[0], *grid, -1)
-    return self.norm(self.proj(patches))
+    x = jnp.pad(video, [(0, 0), *padding, (0, 0)])
+    # One axis per reshape: the partitioner follows shardings through each of these.
+    for axis, size in zip((1, 3, 5), patch):
+      x = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
+    x = x.transpose(0, 3, 5, 1, 2, 4, 6, 7)
+    return self.norm(self.proj(x.reshape(*x.shape[:4], -1)))
 
 
 class WindowAttention(nnx.Module):
@@ -135,25 +143,24 @@ class WindowAttention(nnx.Module):
 
   def __init__(self, channels: int, heads: int, config: VideoSwinConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.heads = heads
     self.relative_position_bias_table = normal_param(
       (table_rows(config.window_size), heads), config.init_std, config, rngs
     )
     self.qkv = linear(channels, 3 * channels, config, rngs)
     self.proj = linear(channels, channels, config, rngs)
 
+  @jax.named_scope("attention")
   def __call__(
-    self, x: jax.Array, regions: np.ndarray | None, *, key: jax.Array | None = None
+    self, x: jax.Array, layout: WindowLayout, *, key: jax.Array | None = None
   ) -> jax.Array:
     attention_key, proj_key = split_key(key, 2)
-    qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
 
     def attend(qkv, table):
       return window_attention(
-        *qkv.transpose(3, 0, 1, 4, 2, 5),
+        qkv,
         table,
         self.config.window_size,
-        None if regions is None else jnp.asarray(regions),
+        layout,
         dropout_rate=self.config.attention_dropout_rate,
         dropout_key=attention_key,
         implementation=self.config.attention,
@@ -161,8 +168,7 @@ class WindowAttention(nnx.Module):
 
     if self.config.rematerialization == "attention":
       attend = jax.checkpoint(attend)
-    heads = attend(qkv, self.relative_position_bias_table[...])
-    x = heads.swapaxes(2, 3).reshape(x.shape)
+    x = attend(self.qkv(x), self.relative_position_bias_table[...])
     return dropout(self.proj(x), self.config.dropout_rate, proj_key)
 
 
@@ -189,9 +195,10 @@ class Block(nnx.Module):
 
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
-    layout = window_layout(x.shape[1:4], self.config.window_size, shifted=self.shifted)
+    height, width, time = x.shape[1:4]
+    layout = window_layout((time, height, width), self.config.window_size, shifted=self.shifted)
     windows = to_windows(self.norm1(x), layout)
-    windows = self.attention(windows, region_ids(layout), key=attention_key)
+    windows = self.attention(windows, layout, key=attention_key)
     x = x + drop_path(from_windows(windows, layout), self.drop_path_rate, path1_key)
     return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
 
@@ -203,14 +210,15 @@ class PatchMerging(nnx.Module):
     self.norm = layer_norm(4 * channels, LAYER_NORM_EPSILON, config, rngs)
     self.reduction = linear(4 * channels, 2 * channels, config, rngs, use_bias=False)
 
+  @jax.named_scope("patch_merging")
   def __call__(self, x: jax.Array) -> jax.Array:
-    batch, time, height, width, channels = x.shape
-    x = jnp.pad(x, [(0, 0), (0, 0), (0, height % 2), (0, width % 2), (0, 0)])
-    x = x.reshape(batch, time, -(-height // 2), 2, *x.shape[3:])
-    x = x.reshape(*x.shape[:4], -(-width // 2), 2, channels)
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, [(0, 0), (0, height % 2), (0, width % 2), (0, 0), (0, 0)])
+    x = x.reshape(x.shape[0], -(-height // 2), 2, *x.shape[2:])
+    x = x.reshape(*x.shape[:3], -(-width // 2), 2, *x.shape[4:])
     # The reference's order of the four corners: the row varies fastest.
-    x = x.transpose(0, 1, 2, 4, 5, 3, 6)
-    return self.reduction(self.norm(x.reshape(*x.shape[:4], 4 * channels)))
+    corners = [x[:, :, row, :, column] for column in range(2) for row in range(2)]
+    return self.reduction(self.norm(jnp.concatenate(corners, axis=-1)))
 
 
 class Stage(nnx.Module):
@@ -241,8 +249,9 @@ class Stage(nnx.Module):
 
     if self.config.rematerialization == "block":
       run = jax.checkpoint(run)
-    for block, block_key in zip(self.blocks, split_key(key, len(self.blocks))):
-      x = run(block, x, block_key)
+    for index, block_key in enumerate(split_key(key, len(self.blocks))):
+      with jax.named_scope(f"block{index}"):
+        x = run(self.blocks[index], x, block_key)
     return x if self.downsample is None else self.downsample(x)
 
 
@@ -296,9 +305,10 @@ class VideoSwin(nnx.Module):
     embed_key, *stage_keys = split_key(key, 1 + len(self.stages))
     x = self.patch_embed(video.astype(self.config.dtype))
     x = dropout(x, self.config.dropout_rate, embed_key)
-    for stage, stage_key in zip(self.stages, stage_keys):
-      x = stage(x, key=stage_key)
-    return self.norm(x)
+    for index, stage_key in enumerate(stage_keys):
+      with jax.named_scope(f"stage{index}"):
+        x = self.stages[index](x, key=stage_key)
+    return self.norm(x).transpose(0, 3, 1, 2, 4)
 
   def features(
     self, video: jax.Array, position_ids=None, *, key: jax.Array | None = None

@@ -159,11 +159,12 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     augmented = augment_batch(batch, key, augmentation, mesh)
     loss, top1, grads = gradient_of_batch(state.params, augmented, key)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_decay:
-      ema_params = update_ema(ema_params, params, ema_decay, state.step + 1)
+    with jax.named_scope("optimizer"):
+      updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+      params = optax.apply_updates(state.params, updates)
+      ema_params = state.ema_params
+      if ema_decay:
+        ema_params = update_ema(ema_params, params, ema_decay, state.step + 1)
 
     now = {"steps": 1.0, "loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
     starts_anew = state.step % log_every == 0

@@ -1,7 +1,8 @@
 """Geometry of 3D windows: effective size, padding, cyclic shift, regions, partition.
 
 Layouts and regions depend on static shapes only and are computed with numpy at trace time. Grids,
-windows and shifts are (time, height, width) in tokens.
+windows and shifts are (time, height, width) in tokens. In arrays time is the last axis of tokens:
+windows are then contiguous along time, and time and channels fill the tiles of TPUs.
 """
 
 import dataclasses
@@ -66,37 +67,52 @@ def region_ids(layout: WindowLayout) -> np.ndarray | None:
     ids = ids * 3 + along.reshape([-1 if i == axis else 1 for i in range(3)])
   counts = [size // window for size, window in zip(layout.padded_grid, layout.window)]
   split = [n for pair in zip(counts, layout.window) for n in pair]
-  ids = ids.reshape(split).transpose(0, 2, 4, 1, 3, 5).reshape(layout.windows, layout.tokens)
+  ids = ids.reshape(split).transpose(2, 4, 0, 3, 5, 1).reshape(layout.windows, layout.tokens)
   ids.flags.writeable = False  # shared by all callers
   return ids
 
 
+@jax.named_scope("to_windows")
 def to_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
-  """Pads, shifts and cuts `[batch, *grid, channels]` into `[batch, windows, tokens, channels]`.
+  """Pads, shifts and cuts tokens into windows.
 
-  Windows and the tokens inside one are in time-major order. Padding is zero.
+  Windows and the tokens of one are ordered by height, width and time. Padding is zero.
+
+  Args:
+    x: `[batch, height, width, time, channels]`.
+
+  Returns:
+    `[batch, windows, tokens, channels]`.
   """
-  padding = [(0, after - before) for before, after in zip(layout.grid, layout.padded_grid)]
+  grid, padded_grid, window, shift = _time_last(layout)
+  padding = [(0, after - before) for before, after in zip(grid, padded_grid)]
   if any(after for _, after in padding):
     x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-  if any(layout.shift):
-    x = jnp.roll(x, [-shift for shift in layout.shift], axis=(1, 2, 3))
+  if any(shift):
+    x = jnp.roll(x, [-size for size in shift], axis=(1, 2, 3))
   # One axis per reshape: the partitioner follows shardings through each of these.
-  for axis, window in zip((1, 3, 5), layout.window):
-    x = x.reshape(*x.shape[:axis], x.shape[axis] // window, window, *x.shape[axis + 1 :])
+  for axis, size in zip((1, 3, 5), window):
+    x = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
   x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
   return x.reshape(x.shape[0], layout.windows, layout.tokens, x.shape[-1])
 
 
+@jax.named_scope("from_windows")
 def from_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
-  """Inverts `to_windows`: returns `[batch, *grid, channels]` without padding."""
+  """Inverts `to_windows`: returns `[batch, height, width, time, channels]` without padding."""
+  grid, padded_grid, window, shift = _time_last(layout)
   batch, channels = x.shape[0], x.shape[-1]
-  counts = [size // window for size, window in zip(layout.padded_grid, layout.window)]
-  x = x.reshape(batch, *counts, *layout.window, channels)
+  counts = [size // step for size, step in zip(padded_grid, window)]
+  x = x.reshape(batch, *counts, *window, channels)
   x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-  for axis, size in zip((1, 2, 3), layout.padded_grid):
+  for axis, size in zip((1, 2, 3), padded_grid):
     x = x.reshape(*x.shape[:axis], size, *x.shape[axis + 2 :])
-  if any(layout.shift):
-    x = jnp.roll(x, layout.shift, axis=(1, 2, 3))
-  depth, height, width = layout.grid
-  return x[:, :depth, :height, :width]
+  if any(shift):
+    x = jnp.roll(x, shift, axis=(1, 2, 3))
+  height, width, time = grid
+  return x[:, :height, :width, :time]
+
+
+def _time_last(layout: WindowLayout) -> list[Size3D]:
+  """Returns the sizes of a layout in the order of the axes of tokens: height, width, time."""
+  return [(size[1], size[2], size[0]) for size in dataclasses.astuple(layout)]
