@@ -39,7 +39,7 @@ def forward_errors(case: str) -> dict[str, float]:
     stages = []
     for stage in model.stages:
       x = stage(x)
-      stages.append(x)
+      stages.append(x.transpose(0, 3, 1, 2, 4))
     return model(video), stages
 
   logits, stages = logits_and_stages(reference_model(meta), golden_video(meta))
