@@ -37,26 +37,50 @@ def _expand_axis(offsets: jax.Array, axis: int, step: int = 1) -> list[jax.Array
   ]
 
 
-def _expand_offsets(offsets: jax.Array) -> jax.Array:
-  """Expands biases by offset along three axes to all pairs of tokens.
+def _strip(offsets: jax.Array) -> jax.Array:
+  """Returns the biases of the first row of tokens to keys at all offsets along the first axis.
 
   Args:
     offsets: `[2 * first - 1, 2 * second - 1, 2 * third - 1, heads]`, from the most negative offset
       (query minus key) to the largest.
 
   Returns:
-    `[heads, tokens, tokens]`, tokens in the order of the axes.
+    `[heads, second * third, (2 * first - 1) * second * third]`, the largest offset first.
   """
   second, third = ((size + 1) // 2 for size in offsets.shape[1:3])
-  heads, plane = offsets.shape[3], second * third
+  heads, row = offsets.shape[3], second * third
   # Heads and the first axis are last while the other two are expanded: TPUs pad the last axis to
   # 128 elements.
   bias = jnp.flip(offsets, (0, 1, 2)).transpose(1, 2, 3, 0)
   bias = bias.reshape(2 * second - 1, 2 * third - 1, -1)
   bias = jnp.stack(_expand_axis(bias, 1))
   bias = jnp.stack(_expand_axis(bias, 1))
-  bias = bias.reshape(plane, plane, heads, -1).transpose(2, 0, 3, 1).reshape(heads, plane, -1)
-  return jnp.concatenate(_expand_axis(bias, 2, plane), axis=1)
+  return bias.reshape(row, row, heads, -1).transpose(2, 0, 3, 1).reshape(heads, row, -1)
+
+
+def _offsets(table: jax.Array, window: Size3D, depth: int) -> jax.Array:
+  """Returns the table as `[time, height, width, heads]`, with the offsets of `depth` frames."""
+  heads = table.shape[1]
+  offsets = table.astype(jnp.float32).reshape(*[2 * size - 1 for size in window], heads)
+  return offsets[window[0] - depth : window[0] + depth - 1]
+
+
+@jax.named_scope("relative_position_bias")
+def bias_strip(table: jax.Array, window: Size3D, effective: Size3D) -> jax.Array:
+  """Returns the biases of the first row of a window's tokens to keys at all offsets in height.
+
+  The biases of row i of `expand_bias` are those of the strip, `i * width * time` columns further
+  left. `effective` is `window`, or smaller in time; the arguments are those of `expand_bias`.
+
+  Returns:
+    float32 `[heads, width * time, (2 * height - 1) * width * time]`; the biases of row i to all
+    tokens begin at column `(height - 1 - i) * width * time`.
+  """
+  return _strip(_offsets(table, window, effective[0]).transpose(1, 2, 0, 3))
+
+
+def _expand_strip(strip: jax.Array) -> jax.Array:
+  return jnp.concatenate(_expand_axis(strip, 2, strip.shape[1]), axis=1)
 
 
 @jax.named_scope("relative_position_bias")
@@ -75,14 +99,11 @@ def expand_bias(table: jax.Array, window: Size3D, effective: Size3D) -> jax.Arra
   Returns:
     float32 `[heads, tokens (query), tokens (key)]`, tokens ordered by height, width and time.
   """
-  depth, height, width = window
   tokens = math.prod(effective)
-  planes = -(-tokens // (height * width))
-  offsets = table.astype(jnp.float32).reshape(2 * depth - 1, 2 * height - 1, 2 * width - 1, -1)
-  offsets = offsets[depth - planes : depth + planes - 1]
   if effective[1:] == window[1:]:
-    return _expand_offsets(offsets.transpose(1, 2, 0, 3))
-  bias = _expand_offsets(offsets)[:, :tokens, :tokens]
+    return _expand_strip(bias_strip(table, window, effective))
+  planes = -(-tokens // math.prod(window[1:]))
+  bias = _expand_strip(_strip(_offsets(table, window, planes)))[:, :tokens, :tokens]
   bias = bias.reshape(-1, effective[0], tokens // effective[0], tokens)
   bias = bias.swapaxes(1, 2).reshape(-1, tokens, effective[0], tokens // effective[0])
   return bias.swapaxes(2, 3).reshape(-1, tokens, tokens)

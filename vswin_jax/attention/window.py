@@ -1,10 +1,9 @@
 """Window attention with a relative position bias and the mask of shifted windows."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
+from vswin_jax.attention import tpu
 from vswin_jax.attention.operations import dropout, product
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import Size3D, WindowLayout, region_ids
@@ -52,7 +51,7 @@ def window_attention(
       f"unknown attention implementation {implementation!r}; choose one of "
       f"{', '.join(sorted(IMPLEMENTATIONS))}"
     )
-  batch, heads = qkv.shape[0], bias_table.shape[1]
+  heads = bias_table.shape[1]
   fits = all(size <= limit for size, limit in zip(layout.window, window))
   if bias_table.shape[0] != table_rows(window) or not fits:
     raise ValueError(
@@ -64,65 +63,71 @@ def window_attention(
       f"queries, keys and values {list(qkv.shape)} do not fit {layout.windows} windows of "
       f"{layout.tokens} tokens and {heads} heads"
     )
-  query, key, value = qkv.reshape(*qkv.shape[:3], 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
-  # Rounded once, after scaling, because the scale is not a bfloat16 number.
-  query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
-  regions = region_ids(layout)
-  attended = IMPLEMENTATIONS[implementation](
-    query,
-    key,
-    value,
-    partial(batched_bias, window=window, effective=layout.window, batch=batch),
-    bias_table,
-    None if regions is None else jnp.asarray(regions),
-    dropout_rate,
-    dropout_key,
-  )
-  return attended.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
+  return IMPLEMENTATIONS[implementation](qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
 
-def _attend(query, key, value, expand, bias_table, regions, dropout_rate, dropout_key):
-  """Attends with all logits in memory at once.
-
-  Args:
-    query: `[batch, windows, heads, tokens, head_dim]`, scaled.
-    expand: bias table -> bias for every example, `[batch, heads, tokens, tokens]`.
-  """
-  bias = expand(bias_table)
-  return _attend_with_bias(query, key, value, bias, regions, dropout_rate, dropout_key)
+def _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  """Attends with all logits in memory at once."""
+  query, key, value = _split_heads(qkv, bias_table.shape[1])
+  bias = batched_bias(bias_table, window, layout.window, len(qkv))
+  output = _attend(query, key, value, bias, region_ids(layout), dropout_rate, dropout_key)
+  return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
 
 
-def _attend_chunked(query, key, value, expand, bias_table, regions, dropout_rate, dropout_key):
+def _chunked(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   """Attends in a few windows of each example at a time; keeps only the inputs for backward."""
-  _, windows, heads, tokens, _ = query.shape
-  size = _chunk_size(windows, heads * tokens**2)
-  chunks = windows // size
+  batch, heads, regions = qkv.shape[0], bias_table.shape[1], region_ids(layout)
+  size = _chunk_size(layout.windows, heads * layout.tokens**2)
+  chunks = layout.windows // size
 
   def split(x, axis):
     x = x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
 
   @jax.checkpoint
-  def attend(query, key, value, bias_table, regions, dropout_keys):
-    bias = expand(bias_table)
+  def attend(qkv, bias_table, dropout_keys):
+    bias = batched_bias(bias_table, window, layout.window, batch)
 
     @jax.checkpoint
     def attend_chunk(chunk):
-      query, key, value, regions, dropout_key = chunk
-      return _attend_with_bias(query, key, value, bias, regions, dropout_rate, dropout_key)
+      qkv, regions, dropout_key = chunk
+      query, key, value = _split_heads(qkv, heads)
+      output = _attend(query, key, value, bias, regions, dropout_rate, dropout_key)
+      return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
 
-    chunked = (
-      split(query, 1),
-      split(key, 1),
-      split(value, 1),
-      None if regions is None else split(regions, 0),
-      dropout_keys,
-    )
-    output = jax.lax.map(attend_chunk, chunked)
-    return jnp.moveaxis(output, 0, 1).reshape(query.shape)
+    chunked_regions = None if regions is None else split(jnp.asarray(regions), 0)
+    output = jax.lax.map(attend_chunk, (split(qkv, 1), chunked_regions, dropout_keys))
+    return jnp.moveaxis(output, 0, 1).reshape(*qkv.shape[:3], -1)
 
   dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
-  return attend(query, key, value, bias_table, regions, dropout_keys)
+  return attend(qkv, bias_table, dropout_keys)
+
+
+def _pallas_tpu(qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  drops = dropout_rate > 0 and dropout_key is not None
+  if drops or tpu.why_not(layout, window, channels, heads):
+    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+
+  def attend(qkv, bias_table):
+    parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
+    return tpu.attend(*parts, bias_table, window, layout).reshape(*qkv.shape[:3], -1)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    rows = jax.P(mesh.axis_names)
+    # Inside, a kernel sees the examples of one device.
+    attend = jax.shard_map(
+      attend, mesh=mesh, in_specs=(rows, jax.P()), out_specs=rows, check_vma=False
+    )
+  return attend(qkv, bias_table)
+
+
+def _split_heads(qkv, heads: int):
+  """Returns queries (scaled), keys and values `[batch, windows, heads, tokens, head_dim]`."""
+  query, key, value = qkv.reshape(*qkv.shape[:3], 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
+  # Rounded once, after scaling, because the scale is not a bfloat16 number.
+  return (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype), key, value
 
 
 def _chunk_size(windows: int, logits_per_window: int) -> int:
@@ -131,9 +136,10 @@ def _chunk_size(windows: int, logits_per_window: int) -> int:
   return max([size for size in sizes if size * logits_per_window <= _CHUNK_LOGITS], default=1)
 
 
-def _attend_with_bias(query, key, value, bias, regions, dropout_rate, dropout_key):
+def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
   logits = add_bias(product("bwhnd,bwhmd->bwhnm", query, key), bias)
   if regions is not None:
+    regions = jnp.asarray(regions)
     same_region = regions[:, None, :, None] == regions[:, None, None, :]
     logits = logits + jnp.where(same_region, 0.0, OTHER_REGION_LOGIT)
   # The division by the sum is left to the end, where it costs head_dim instead of tokens.
@@ -144,4 +150,4 @@ def _attend_with_bias(query, key, value, bias, regions, dropout_rate, dropout_ke
   return (output / total).astype(query.dtype)
 
 
-IMPLEMENTATIONS = {"xla": _attend, "chunked": _attend_chunked}
+IMPLEMENTATIONS = {"xla": _xla, "chunked": _chunked, "pallas_tpu": _pallas_tpu}

@@ -1,0 +1,321 @@
+"""Window attention for TPUs, as Pallas kernels that keep logits and probabilities on the chip.
+
+For the queries q (scaled), keys k and values v of a window and a head, the bias b and the mask m:
+
+  forward    s = q kᵀ + b + m     p = softmax(s)     o = p v
+  backward   dv = pᵀ do     dp = do vᵀ     ds = p (dp - Σ p dp)     dq = ds k     dk = dsᵀ q
+             db = Σ over windows of ds
+
+The backward kernel computes p again. A kernel visits one window and one group of heads at a time:
+the heads that fill the 128 lanes of a tile, told apart by zeroing the lanes of the others, which
+costs nothing because the matrix unit pads a head's channels to 128 anyway.
+
+The bias and its gradient exist per token pair on the chip only. In memory they are strips, the
+biases of the first row of a window's tokens to the keys at all offsets in height: the biases of row
+i are the strip, rolled by i rows (`relative_position.bias_strip`).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from vswin_jax.attention.relative_position import bias_strip
+from vswin_jax.attention.windows import Size3D, WindowLayout
+
+_LANES = 128
+_SUBLANES = 8
+OTHER_REGION_LOGIT = -100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+  """Sizes of a call; hashable, so that it can be a static argument.
+
+  Attributes:
+    layout: partition of the grid into windows.
+    head_dim: channels of a head.
+    group: heads of a group.
+    interpret: whether to interpret the kernels on a CPU.
+  """
+
+  layout: WindowLayout
+  head_dim: int
+  group: int
+  interpret: bool
+
+  @property
+  def lanes(self) -> int:
+    return self.group * self.head_dim
+
+  @property
+  def rows(self) -> int:
+    """Rows of a window, along its height."""
+    return self.layout.window[1]
+
+  @property
+  def row(self) -> int:
+    """Tokens of a row."""
+    return self.layout.tokens // self.rows
+
+
+def why_not(layout: WindowLayout, window: Size3D, channels: int, heads: int) -> str | None:
+  """Returns why the kernels can't compute an attention; None if they can."""
+  head_dim = channels // heads
+  if layout.window[1:] != window[1:]:
+    return f"a window {window} that shrank to {layout.window} has no geometric bias"
+  if (layout.tokens // layout.window[1]) % _SUBLANES:
+    return f"width x time of a window {layout.window} is no multiple of {_SUBLANES}"
+  if channels % _LANES == 0 and _LANES % head_dim:
+    return f"heads of {head_dim} channels do not divide {_LANES} lanes"
+  return None
+
+
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias_table: jax.Array,
+  window: Size3D,
+  layout: WindowLayout,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
+  """Attends within windows; see `window_attention`, and `why_not` for what it can't compute.
+
+  Args:
+    query: `[batch * windows, tokens, channels]`, not scaled.
+    key: as `query`.
+    value: as `query`.
+    bias_table: float32 `[table_rows(window), heads]`.
+    window: the configured window.
+    layout: partition of the grid into windows.
+    interpret: whether to interpret the kernels, for tests on a CPU.
+
+  Returns:
+    `[batch * windows, tokens, channels]`. Differentiable in reverse mode only.
+  """
+  channels, heads = query.shape[-1], bias_table.shape[1]
+  head_dim = channels // heads
+  group = _LANES // head_dim if channels % _LANES == 0 else heads
+  sizes = _Sizes(layout, head_dim, group, interpret)
+  strip = bias_strip(bias_table, window, layout.window)
+  padding = -strip.shape[2] % _LANES
+  strip = jnp.pad(strip, [(0, 0), (0, 0), (0, padding)])
+  return _attend(sizes, query, key, value, strip)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(sizes, query, key, value, strip):
+  return _call(_forward_kernel, sizes, (query, key, value), strip, [query], flops=4)[0]
+
+
+def _attend_forward(sizes, query, key, value, strip):
+  return _attend(sizes, query, key, value, strip), (query, key, value, strip)
+
+
+def _attend_backward(sizes, residuals, gradient):
+  query, key, value, strip = residuals
+  return tuple(
+    _call(
+      _backward_kernel,
+      sizes,
+      (query, key, value, gradient),
+      strip,
+      [query, key, value, strip],
+      flops=10,
+    )
+  )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _call(kernel, sizes: _Sizes, inputs, strip, outputs, *, flops: int) -> list[jax.Array]:
+  """Calls a kernel for every group of heads and, inside a group, for every window.
+
+  Args:
+    inputs: arrays `[windows, tokens, channels]`.
+    strip: biases, see `bias_strip`.
+    outputs: arrays of the shapes of the results; one like `strip` is summed over windows.
+    flops: operations per token pair and channel.
+  """
+  windows, tokens, channels = inputs[0].shape
+  crossed, axes = _axis_bits(sizes.layout)
+  heads = strip.shape[0]
+  tile = pl.BlockSpec((1, tokens, sizes.lanes), lambda group, window, *_: (window, 0, group))
+  strips = pl.BlockSpec((sizes.group, *strip.shape[1:]), lambda group, window, *_: (group, 0, 0))
+  whole = [pl.BlockSpec(axis.shape, lambda *_: (0, 0)) for axis in axes]
+  pairs = pltpu.VMEM((sizes.group, tokens, tokens), jnp.float32)
+  result = pl.pallas_call(
+    functools.partial(kernel, sizes),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(heads // sizes.group, windows),
+      in_specs=[tile] * len(inputs) + [strips] + whole,
+      out_specs=[strips if x is strip else tile for x in outputs],
+      # The bias, and in the backward pass its gradient.
+      scratch_shapes=[pairs] * (2 if len(outputs) > 1 else 1),
+    ),
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=64 * 2**20
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=flops * windows * tokens**2 * channels,
+      transcendentals=windows * tokens**2 * heads,
+      bytes_accessed=sum(x.nbytes for x in (*inputs, strip, *outputs)),
+    ),
+    interpret=sizes.interpret,
+    name=kernel.__name__.strip("_"),
+  )(crossed, *inputs, strip, *axes)
+  return result
+
+
+def _axis_bits(layout: WindowLayout) -> tuple[jax.Array, list[jax.Array]]:
+  """Returns from which regions the tokens of the windows come, as one bit per axis.
+
+  The tokens of a window that crosses the end of a shifted axis come from two regions along it.
+
+  Returns:
+    The axes that each window crosses, int32 `[windows]`; and the part of each token along all
+    axes, int32 `[tokens, 1]` and `[1, tokens]`.
+  """
+  crossed, parts = 0, 0
+  for axis in (1, 2, 0):
+    size, step, shift = layout.padded_grid[axis], layout.window[axis], layout.shift[axis]
+    bit = 1 << axis if shift else 0
+    last = np.arange(size // step) == size // step - 1
+    crossed = np.asarray(crossed)[..., None] | np.where(last, bit, 0)
+    parts = np.asarray(parts)[..., None] | np.where(np.arange(step) >= step - shift, bit, 0)
+  parts = parts.reshape(-1).astype(np.int32)
+  return (
+    jnp.asarray(crossed.reshape(-1).astype(np.int32)),
+    [jnp.asarray(parts[:, None]), jnp.asarray(parts[None, :])],
+  )
+
+
+def _forward_kernel(
+  sizes, crossed_ref, query_ref, key_ref, value_ref, strip_ref, queries_ref, keys_ref, output_ref,
+  bias_ref,
+):  # fmt: skip
+  @pl.when(pl.program_id(1) == 0)
+  def _():
+    _expand_strip(sizes, strip_ref, bias_ref)
+
+  query, key, value = _scaled(sizes, query_ref), key_ref[0], value_ref[0]
+  mask = _mask(sizes, crossed_ref, queries_ref, keys_ref)
+  output = jnp.zeros(query.shape, jnp.float32)
+  for head in range(sizes.group):
+    weights, total = _weights(sizes, query, key, bias_ref, mask, head)
+    heads_value = _only(sizes, value, head)
+    output += _product(weights.astype(value.dtype), heads_value) * (1.0 / total)
+  output_ref[0] = output.astype(output_ref.dtype)
+
+
+def _backward_kernel(
+  sizes, crossed_ref, query_ref, key_ref, value_ref, gradient_ref, strip_ref, queries_ref, keys_ref,
+  query_gradient_ref, key_gradient_ref, value_gradient_ref, strip_gradient_ref, bias_ref,
+  bias_gradient_ref,
+):  # fmt: skip
+  @pl.when(pl.program_id(1) == 0)
+  def _():
+    _expand_strip(sizes, strip_ref, bias_ref)
+    bias_gradient_ref[...] = jnp.zeros_like(bias_gradient_ref)
+
+  query, key, value = _scaled(sizes, query_ref), key_ref[0], value_ref[0]
+  gradient, dtype = gradient_ref[0], query.dtype
+  mask = _mask(sizes, crossed_ref, queries_ref, keys_ref)
+  query_gradient = key_gradient = value_gradient = jnp.zeros(query.shape, jnp.float32)
+  for head in range(sizes.group):
+    weights, total = _weights(sizes, query, key, bias_ref, mask, head)
+    weights *= 1.0 / total
+    heads_gradient = _only(sizes, gradient, head)
+    weights_gradient = _product(heads_gradient, value, transpose=(False, True))
+    expected = jnp.sum(weights * weights_gradient, axis=1, keepdims=True)
+    logits_gradient = weights * (weights_gradient - expected)
+    bias_gradient_ref[head] += logits_gradient
+    logits_gradient = logits_gradient.astype(dtype)
+    query_gradient += _product(logits_gradient, _only(sizes, key, head))
+    key_gradient += _product(logits_gradient, _only(sizes, query, head), transpose=(True, False))
+    value_gradient += _product(weights.astype(dtype), heads_gradient, transpose=(True, False))
+  query_gradient_ref[0] = (query_gradient * sizes.head_dim**-0.5).astype(dtype)
+  key_gradient_ref[0] = key_gradient.astype(dtype)
+  value_gradient_ref[0] = value_gradient.astype(dtype)
+
+  @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+  def _():
+    _reduce_to_strip(sizes, bias_gradient_ref, strip_gradient_ref)
+
+
+def _scaled(sizes, query_ref):
+  query = query_ref[0].astype(jnp.float32) * sizes.head_dim**-0.5
+  return query.astype(query_ref.dtype)
+
+
+def _only(sizes, x, head: int):
+  """Returns `x` with zeros in the lanes of all heads but one."""
+  lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[1]), 1)
+  own = (lane >= head * sizes.head_dim) & (lane < (head + 1) * sizes.head_dim)
+  return jnp.where(own, x, jnp.zeros_like(x))
+
+
+def _weights(sizes, query, key, bias_ref, mask, head: int):
+  """Returns probabilities `[tokens, tokens]` short of the division by their sums, and the sums."""
+  logits = _product(_only(sizes, query, head), key, transpose=(False, True)) + bias_ref[head]
+  if mask is not None:
+    logits += mask
+  weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
+  return weights, jnp.sum(weights, axis=1, keepdims=True)
+
+
+def _product(left, right, transpose=(False, False)):
+  """Returns the product of two matrices, either of them transposed first, in float32."""
+  dimensions = ((0 if transpose[0] else 1,), (1 if transpose[1] else 0,))
+  return jax.lax.dot_general(
+    left,
+    right,
+    (dimensions, ((), ())),
+    # Otherwise the matrix unit would round float32 to bfloat16.
+    precision=jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _mask(sizes, crossed_ref, queries_ref, keys_ref):
+  """Returns the logits of the mask, `[tokens, tokens]`; None if the windows are not shifted."""
+  if not any(sizes.layout.shift):
+    return None
+  window = jax.lax.rem(pl.program_id(1), jnp.int32(sizes.layout.windows))
+  differ = (queries_ref[...] ^ keys_ref[...]) & crossed_ref[window]
+  return jnp.where(differ != 0, OTHER_REGION_LOGIT, 0.0)
+
+
+def _expand_strip(sizes, strip_ref, bias_ref):
+  """Writes the biases of all token pairs."""
+  tokens = bias_ref.shape[2]
+  for head in range(sizes.group):
+    for row, offset in _rows(sizes):
+      biases = pltpu.roll(strip_ref[head], strip_ref.shape[2] - offset, 1)
+      bias_ref[head, pl.ds(row * sizes.row, sizes.row), :] = biases[:, :tokens]
+
+
+def _reduce_to_strip(sizes, bias_gradient_ref, strip_gradient_ref):
+  """Sums the gradients of all token pairs that share an offset in height."""
+  padding = strip_gradient_ref.shape[2] - bias_gradient_ref.shape[2]
+  for head in range(sizes.group):
+    total = jnp.zeros(strip_gradient_ref.shape[1:], jnp.float32)
+    for row, offset in _rows(sizes):
+      gradients = bias_gradient_ref[head, pl.ds(row * sizes.row, sizes.row), :]
+      total += pltpu.roll(jnp.pad(gradients, ((0, 0), (0, padding))), offset, 1)
+    strip_gradient_ref[head] = total
+
+
+def _rows(sizes):
+  """Yields the rows of a window, and where the biases of each begin in a strip."""
+  for row in range(sizes.rows):
+    yield row, (sizes.rows - 1 - row) * sizes.row
