@@ -1,6 +1,6 @@
 """Operations that attention functions and models share: matrix products and dropout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -41,3 +41,23 @@ def dropout(
     broadcast_axes: axes along which all elements share one draw.
   """
   return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(x, deterministic=key is None, rngs=key)
+
+
+def on_each_device(function: Callable, *shared: jax.Array, whole) -> jax.Array:
+  """Calls a function on the examples of each device of the context's mesh, if there is one.
+
+  Kernels need it: the compiler can't partition them.
+
+  Args:
+    function: (*shared, whole) -> an array with the examples along its first axis.
+    *shared: arrays with the examples along their first axis.
+    whole: a tree of arrays that every device sees whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function(*shared, whole)
+  rows = jax.P(mesh.axis_names)
+  specs = (*[rows] * len(shared), jax.P())
+  return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(
+    *shared, whole
+  )

@@ -213,7 +213,7 @@ def _forward_kernel(
   for head in range(sizes.group):
     weights, total = _weights(sizes, query, key, bias_ref, mask, head)
     heads_value = _only(sizes, value, head)
-    output += _product(weights.astype(value.dtype), heads_value) * (1.0 / total)
+    output += product(weights.astype(value.dtype), heads_value) * (1.0 / total)
   output_ref[0] = output.astype(output_ref.dtype)
 
 
@@ -235,14 +235,14 @@ def _backward_kernel(
     weights, total = _weights(sizes, query, key, bias_ref, mask, head)
     weights *= 1.0 / total
     heads_gradient = _only(sizes, gradient, head)
-    weights_gradient = _product(heads_gradient, value, transpose=(False, True))
+    weights_gradient = product(heads_gradient, value, transpose=(False, True))
     expected = jnp.sum(weights * weights_gradient, axis=1, keepdims=True)
     logits_gradient = weights * (weights_gradient - expected)
     bias_gradient_ref[head] += logits_gradient
     logits_gradient = logits_gradient.astype(dtype)
-    query_gradient += _product(logits_gradient, _only(sizes, key, head))
-    key_gradient += _product(logits_gradient, _only(sizes, query, head), transpose=(True, False))
-    value_gradient += _product(weights.astype(dtype), heads_gradient, transpose=(True, False))
+    query_gradient += product(logits_gradient, _only(sizes, key, head))
+    key_gradient += product(logits_gradient, _only(sizes, query, head), transpose=(True, False))
+    value_gradient += product(weights.astype(dtype), heads_gradient, transpose=(True, False))
   query_gradient_ref[0] = (query_gradient * sizes.head_dim**-0.5).astype(dtype)
   key_gradient_ref[0] = key_gradient.astype(dtype)
   value_gradient_ref[0] = value_gradient.astype(dtype)
@@ -266,14 +266,14 @@ def _only(sizes, x, head: int):
 
 def _weights(sizes, query, key, bias_ref, mask, head: int):
   """Returns probabilities `[tokens, tokens]` short of the division by their sums, and the sums."""
-  logits = _product(_only(sizes, query, head), key, transpose=(False, True)) + bias_ref[head]
+  logits = product(_only(sizes, query, head), key, transpose=(False, True)) + bias_ref[head]
   if mask is not None:
     logits += mask
   weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
   return weights, jnp.sum(weights, axis=1, keepdims=True)
 
 
-def _product(left, right, transpose=(False, False)):
+def product(left, right, transpose=(False, False)):
   """Returns the product of two matrices, either of them transposed first, in float32."""
   dimensions = ((0 if transpose[0] else 1,), (1 if transpose[1] else 0,))
   return jax.lax.dot_general(

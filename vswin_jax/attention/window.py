@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention import tpu
-from vswin_jax.attention.operations import dropout, product
+from vswin_jax.attention.operations import dropout, on_each_device, product
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import Size3D, WindowLayout, region_ids
 
@@ -113,14 +113,7 @@ def _pallas_tpu(qkv, bias_table, window, layout, dropout_rate, dropout_key):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
     return tpu.attend(*parts, bias_table, window, layout).reshape(*qkv.shape[:3], -1)
 
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:
-    rows = jax.P(mesh.axis_names)
-    # Inside, a kernel sees the examples of one device.
-    attend = jax.shard_map(
-      attend, mesh=mesh, in_specs=(rows, jax.P()), out_specs=rows, check_vma=False
-    )
-  return attend(qkv, bias_table)
+  return on_each_device(attend, qkv, whole=bias_table)
 
 
 def _split_heads(qkv, heads: int):

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from vswin_jax.attention import window_attention
-from vswin_jax.attention.operations import dropout
+from vswin_jax.attention.operations import dropout, on_each_device
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
 from vswin_jax.attention.windows import (
@@ -32,6 +32,7 @@ from vswin_jax.common.checks import (
   fields,
   set_sizes,
 )
+from vswin_jax.models import tpu_block
 from vswin_jax.models.layers import (
   DTYPES,
   MLP,
@@ -197,10 +198,31 @@ class Block(nnx.Module):
     attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
     height, width, time = x.shape[1:4]
     layout = window_layout((time, height, width), self.config.window_size, shifted=self.shifted)
+    if self.config.attention == "pallas_tpu" and self._fits_kernels(layout, key):
+      return self._run_kernels(x, layout, path1_key, path2_key)
     windows = to_windows(self.norm1(x), layout)
     windows = self.attention(windows, layout, key=attention_key)
     x = x + drop_path(from_windows(windows, layout), self.drop_path_rate, path1_key)
     return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
+
+  def _fits_kernels(self, layout: WindowLayout, key: jax.Array | None) -> bool:
+    config, kernel = self.config, self.attention.qkv.kernel
+    drops = config.dropout_rate or config.attention_dropout_rate
+    heads = self.attention.relative_position_bias_table.shape[1]
+    reason = tpu_block.why_not(layout, config.window_size, kernel.shape[0], heads)
+    return reason is None and not (drops and key is not None)
+
+  def _run_kernels(self, x: jax.Array, layout: WindowLayout, *path_keys) -> jax.Array:
+    one = jnp.ones((x.shape[0], 1), jnp.float32)
+    factors = [drop_path(one, self.drop_path_rate, key) for key in path_keys]
+    parameters = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+
+    def run(x, factors, parameters):
+      return tpu_block.run_block(
+        x, factors, parameters, self.config.window_size, layout, LAYER_NORM_EPSILON
+      )
+
+    return on_each_device(run, x, jnp.concatenate(factors, axis=1), whole=parameters)
 
 
 class PatchMerging(nnx.Module):
