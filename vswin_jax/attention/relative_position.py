@@ -58,25 +58,19 @@ def _strip(offsets: jax.Array) -> jax.Array:
   return bias.reshape(row, row, heads, -1).transpose(2, 0, 3, 1).reshape(heads, row, -1)
 
 
-def _offsets(table: jax.Array, window: Size3D, depth: int) -> jax.Array:
-  """Returns the table as `[time, height, width, heads]`, with the offsets of `depth` frames."""
+def offset_grid(table: jax.Array, window: Size3D, depth: int) -> jax.Array:
+  """Returns a table of biases by offset along each axis, as far as `depth` tokens in time need.
+
+  Args:
+    table: float `[table_rows(window), heads]`, offsets in time-major order.
+
+  Returns:
+    float32 `[2 * depth - 1, 2 * height - 1, 2 * width - 1, heads]`, from the most negative offset
+    (query minus key) to the largest.
+  """
   heads = table.shape[1]
   offsets = table.astype(jnp.float32).reshape(*[2 * size - 1 for size in window], heads)
   return offsets[window[0] - depth : window[0] + depth - 1]
-
-
-@jax.named_scope("relative_position_bias")
-def bias_strip(table: jax.Array, window: Size3D, effective: Size3D) -> jax.Array:
-  """Returns the biases of the first row of a window's tokens to keys at all offsets in height.
-
-  The biases of row i of `expand_bias` are those of the strip, `i * width * time` columns further
-  left. `effective` is `window`, or smaller in time; the arguments are those of `expand_bias`.
-
-  Returns:
-    float32 `[heads, width * time, (2 * height - 1) * width * time]`; the biases of row i to all
-    tokens begin at column `(height - 1 - i) * width * time`.
-  """
-  return _strip(_offsets(table, window, effective[0]).transpose(1, 2, 0, 3))
 
 
 def _expand_strip(strip: jax.Array) -> jax.Array:
@@ -101,9 +95,10 @@ def expand_bias(table: jax.Array, window: Size3D, effective: Size3D) -> jax.Arra
   """
   tokens = math.prod(effective)
   if effective[1:] == window[1:]:
-    return _expand_strip(bias_strip(table, window, effective))
+    offsets = offset_grid(table, window, effective[0])
+    return _expand_strip(_strip(offsets.transpose(1, 2, 0, 3)))
   planes = -(-tokens // math.prod(window[1:]))
-  bias = _expand_strip(_strip(_offsets(table, window, planes)))[:, :tokens, :tokens]
+  bias = _expand_strip(_strip(offset_grid(table, window, planes)))[:, :tokens, :tokens]
   bias = bias.reshape(-1, effective[0], tokens // effective[0], tokens)
   bias = bias.swapaxes(1, 2).reshape(-1, tokens, effective[0], tokens // effective[0])
   return bias.swapaxes(2, 3).reshape(-1, tokens, tokens)

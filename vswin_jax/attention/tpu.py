@@ -10,9 +10,9 @@ The backward kernel computes p again. A kernel visits one window and one group o
 the heads that fill the 128 lanes of a tile, told apart by zeroing the lanes of the others, which
 costs nothing because the matrix unit pads a head's channels to 128 anyway.
 
-The bias and its gradient exist per token pair on the chip only. In memory they are strips, the
-biases of the first row of a window's tokens to the keys at all offsets in height: the biases of row
-i are the strip, rolled by i rows (`relative_position.bias_strip`).
+The bias of token pairs and its gradient exist on the chip only. A group's first window expands the
+table of offsets, axis by axis: the biases of a query are those of all offsets along an axis from
+its own on. The last window sums the gradient back to the table.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention.relative_position import bias_strip
+from vswin_jax.attention.relative_position import offset_grid
 from vswin_jax.attention.windows import Size3D, WindowLayout
 
 _LANES = 128
@@ -61,6 +61,11 @@ class _Sizes:
   def row(self) -> int:
     """Tokens of a row."""
     return self.layout.tokens // self.rows
+
+  @property
+  def strip_columns(self) -> int:
+    """Tokens at all offsets in height."""
+    return _round_up((2 * self.rows - 1) * self.row, _LANES)
 
 
 def why_not(layout: WindowLayout, window: Size3D, channels: int, heads: int) -> str | None:
@@ -103,52 +108,59 @@ def attend(
   head_dim = channels // heads
   group = _LANES // head_dim if channels % _LANES == 0 else heads
   sizes = _Sizes(layout, head_dim, group, interpret)
-  strip = bias_strip(bias_table, window, layout.window)
-  padding = -strip.shape[2] % _LANES
-  strip = jnp.pad(strip, [(0, 0), (0, 0), (0, padding)])
-  return _attend(sizes, query, key, value, strip)
+  return _attend(sizes, query, key, value, _kernel_table(bias_table, window, layout.window[0]))
+
+
+def _kernel_table(bias_table: jax.Array, window: Size3D, time: int) -> jax.Array:
+  """Returns the table as `[heads, offsets in time, offsets in height and width x time]`.
+
+  The offsets in height and width are descending, and each is there for every key in time.
+  """
+  offsets = offset_grid(bias_table, window, time)
+  heads, columns = offsets.shape[3], offsets.shape[1] * offsets.shape[2]
+  table = jnp.flip(offsets, (1, 2)).transpose(3, 0, 1, 2).reshape(-1, columns)
+  # As a product, since an axis of `time` elements would be padded to a tile.
+  width = _round_up(columns * time, _LANES)
+  repeat = jnp.arange(width)[None, :] // time == jnp.arange(columns)[:, None]
+  table = jnp.dot(table, repeat.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+  table = table.reshape(heads, -1, width)
+  return jnp.pad(table, [(0, 0), (0, -table.shape[1] % _SUBLANES), (0, 0)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes, query, key, value, strip):
-  return _call(_forward_kernel, sizes, (query, key, value), strip, [query], flops=4)[0]
+def _attend(sizes, query, key, value, table):
+  return _call(_forward_kernel, sizes, (query, key, value), table, [query], flops=4)[0]
 
 
-def _attend_forward(sizes, query, key, value, strip):
-  return _attend(sizes, query, key, value, strip), (query, key, value, strip)
+def _attend_forward(sizes, query, key, value, table):
+  return _attend(sizes, query, key, value, table), (query, key, value, table)
 
 
 def _attend_backward(sizes, residuals, gradient):
-  query, key, value, strip = residuals
+  query, key, value, table = residuals
+  outputs = [query, key, value, table]
   return tuple(
-    _call(
-      _backward_kernel,
-      sizes,
-      (query, key, value, gradient),
-      strip,
-      [query, key, value, strip],
-      flops=10,
-    )
+    _call(_backward_kernel, sizes, (query, key, value, gradient), table, outputs, flops=10)
   )
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(kernel, sizes: _Sizes, inputs, strip, outputs, *, flops: int) -> list[jax.Array]:
+def _call(kernel, sizes: _Sizes, inputs, table, outputs, *, flops: int) -> list[jax.Array]:
   """Calls a kernel for every group of heads and, inside a group, for every window.
 
   Args:
     inputs: arrays `[windows, tokens, channels]`.
-    strip: biases, see `bias_strip`.
-    outputs: arrays of the shapes of the results; one like `strip` is summed over windows.
+    table: of biases, see `_kernel_table`.
+    outputs: arrays of the shapes of the results; the one like `table` is summed over windows.
     flops: operations per token pair and channel.
   """
   windows, tokens, channels = inputs[0].shape
   crossed, axes = _axis_bits(sizes.layout)
-  heads = strip.shape[0]
+  heads = table.shape[0]
   tile = pl.BlockSpec((1, tokens, sizes.lanes), lambda group, window, *_: (window, 0, group))
-  strips = pl.BlockSpec((sizes.group, *strip.shape[1:]), lambda group, window, *_: (group, 0, 0))
+  tables = pl.BlockSpec((sizes.group, *table.shape[1:]), lambda group, window, *_: (group, 0, 0))
   whole = [pl.BlockSpec(axis.shape, lambda *_: (0, 0)) for axis in axes]
   pairs = pltpu.VMEM((sizes.group, tokens, tokens), jnp.float32)
   result = pl.pallas_call(
@@ -156,10 +168,14 @@ def _call(kernel, sizes: _Sizes, inputs, strip, outputs, *, flops: int) -> list[
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
       grid=(heads // sizes.group, windows),
-      in_specs=[tile] * len(inputs) + [strips] + whole,
-      out_specs=[strips if x is strip else tile for x in outputs],
-      # The bias, and in the backward pass its gradient.
-      scratch_shapes=[pairs] * (2 if len(outputs) > 1 else 1),
+      in_specs=[tile] * len(inputs) + [tables] + whole,
+      out_specs=[tables if x is table else tile for x in outputs],
+      scratch_shapes=[
+        pltpu.VMEM((sizes.layout.window[0], table.shape[2]), jnp.float32),
+        pltpu.VMEM((sizes.row, sizes.strip_columns), jnp.float32),
+        # The bias, and in the backward pass its gradient.
+        *[pairs] * (2 if len(outputs) > 1 else 1),
+      ],
     ),
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
     compiler_params=pltpu.CompilerParams(
@@ -168,11 +184,11 @@ def _call(kernel, sizes: _Sizes, inputs, strip, outputs, *, flops: int) -> list[
     cost_estimate=pl.CostEstimate(
       flops=flops * windows * tokens**2 * channels,
       transcendentals=windows * tokens**2 * heads,
-      bytes_accessed=sum(x.nbytes for x in (*inputs, strip, *outputs)),
+      bytes_accessed=sum(x.nbytes for x in (*inputs, table, *outputs)),
     ),
     interpret=sizes.interpret,
     name=kernel.__name__.strip("_"),
-  )(crossed, *inputs, strip, *axes)
+  )(crossed, *inputs, table, *axes)
   return result
 
 
@@ -200,12 +216,12 @@ def _axis_bits(layout: WindowLayout) -> tuple[jax.Array, list[jax.Array]]:
 
 
 def _forward_kernel(
-  sizes, crossed_ref, query_ref, key_ref, value_ref, strip_ref, queries_ref, keys_ref, output_ref,
-  bias_ref,
+  sizes, crossed_ref, query_ref, key_ref, value_ref, table_ref, queries_ref, keys_ref, output_ref,
+  times_ref, strip_ref, bias_ref,
 ):  # fmt: skip
   @pl.when(pl.program_id(1) == 0)
   def _():
-    _expand_strip(sizes, strip_ref, bias_ref)
+    _expand_table(sizes, table_ref, times_ref, strip_ref, bias_ref)
 
   query, key, value = _scaled(sizes, query_ref), key_ref[0], value_ref[0]
   mask = _mask(sizes, crossed_ref, queries_ref, keys_ref)
@@ -218,13 +234,13 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-  sizes, crossed_ref, query_ref, key_ref, value_ref, gradient_ref, strip_ref, queries_ref, keys_ref,
-  query_gradient_ref, key_gradient_ref, value_gradient_ref, strip_gradient_ref, bias_ref,
-  bias_gradient_ref,
+  sizes, crossed_ref, query_ref, key_ref, value_ref, gradient_ref, table_ref, queries_ref, keys_ref,
+  query_gradient_ref, key_gradient_ref, value_gradient_ref, table_gradient_ref, times_ref,
+  strip_ref, bias_ref, bias_gradient_ref,
 ):  # fmt: skip
   @pl.when(pl.program_id(1) == 0)
   def _():
-    _expand_strip(sizes, strip_ref, bias_ref)
+    _expand_table(sizes, table_ref, times_ref, strip_ref, bias_ref)
     bias_gradient_ref[...] = jnp.zeros_like(bias_gradient_ref)
 
   query, key, value = _scaled(sizes, query_ref), key_ref[0], value_ref[0]
@@ -249,7 +265,7 @@ def _backward_kernel(
 
   @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
   def _():
-    _reduce_to_strip(sizes, bias_gradient_ref, strip_gradient_ref)
+    _reduce_to_table(sizes, bias_gradient_ref, strip_ref, times_ref, table_gradient_ref)
 
 
 def _scaled(sizes, query_ref):
@@ -295,27 +311,70 @@ def _mask(sizes, crossed_ref, queries_ref, keys_ref):
   return jnp.where(differ != 0, OTHER_REGION_LOGIT, 0.0)
 
 
-def _expand_strip(sizes, strip_ref, bias_ref):
-  """Writes the biases of all token pairs."""
-  tokens = bias_ref.shape[2]
+def _expand_table(sizes, table_ref, times_ref, strip_ref, bias_ref):
+  """Writes the biases of all token pairs.
+
+  Args:
+    table_ref: see `_kernel_table`.
+    times_ref: scratch: queries in time -> keys in time, at all offsets in height and width.
+    strip_ref: scratch: queries of a row -> keys of a row, at all offsets in height.
+    bias_ref: queries of a window -> keys of a window, for each head.
+  """
+  time, tokens = sizes.layout.window[0], bias_ref.shape[2]
   for head in range(sizes.group):
+    table, times = table_ref[head], jnp.zeros(times_ref.shape, jnp.float32)
+    for key, own in _key_times(times_ref.shape[1], time):
+      times = jnp.where(own, table[time - 1 - key : 2 * time - 1 - key], times)
+    times_ref[...] = times
+    for target, source in _strip_parts(sizes):
+      strip_ref[target] = times_ref[source]
     for row, offset in _rows(sizes):
-      biases = pltpu.roll(strip_ref[head], strip_ref.shape[2] - offset, 1)
+      biases = pltpu.roll(strip_ref[...], strip_ref.shape[1] - offset, 1)
       bias_ref[head, pl.ds(row * sizes.row, sizes.row), :] = biases[:, :tokens]
 
 
-def _reduce_to_strip(sizes, bias_gradient_ref, strip_gradient_ref):
-  """Sums the gradients of all token pairs that share an offset in height."""
-  padding = strip_gradient_ref.shape[2] - bias_gradient_ref.shape[2]
+def _reduce_to_table(sizes, bias_gradient_ref, strip_ref, times_ref, table_gradient_ref):
+  """Sums the gradients of all token pairs that share an offset: transposes `_expand_table`."""
+  time = sizes.layout.window[0]
+  padding = strip_ref.shape[1] - bias_gradient_ref.shape[2]
   for head in range(sizes.group):
-    total = jnp.zeros(strip_gradient_ref.shape[1:], jnp.float32)
+    strip = jnp.zeros(strip_ref.shape, jnp.float32)
     for row, offset in _rows(sizes):
       gradients = bias_gradient_ref[head, pl.ds(row * sizes.row, sizes.row), :]
-      total += pltpu.roll(jnp.pad(gradients, ((0, 0), (0, padding))), offset, 1)
-    strip_gradient_ref[head] = total
+      strip += pltpu.roll(jnp.pad(gradients, ((0, 0), (0, padding))), offset, 1)
+    strip_ref[...] = strip
+    times_ref[...] = jnp.zeros_like(times_ref)
+    for target, source in _strip_parts(sizes):
+      times_ref[source] += strip_ref[target]
+    times = times_ref[...]
+    table_gradient_ref[head] = jnp.zeros(table_gradient_ref.shape[1:], jnp.float32)
+    for key, own in _key_times(times_ref.shape[1], time):
+      offsets = pl.ds(time - 1 - key, time)
+      table_gradient_ref[head, offsets, :] += jnp.where(own, times, 0.0)
+
+
+def _key_times(columns: int, time: int):
+  """Yields every key in time, and which columns of a table belong to it."""
+  column = jax.lax.broadcasted_iota(jnp.int32, (1, columns), 1)
+  for key in range(time):
+    yield key, jax.lax.rem(column, jnp.int32(time)) == key
+
+
+def _strip_parts(sizes):
+  """Yields the parts of a strip, and those of the biases in time that they consist of."""
+  time, height, width = sizes.layout.window
+  for column in range(width):
+    for offset in range(2 * height - 1):
+      first = (offset * (2 * width - 1) + width - 1 - column) * time
+      target = (pl.ds(column * time, time), pl.ds(offset * sizes.row, sizes.row))
+      yield target, (slice(None), pl.ds(first, sizes.row))
 
 
 def _rows(sizes):
   """Yields the rows of a window, and where the biases of each begin in a strip."""
   for row in range(sizes.rows):
     yield row, (sizes.rows - 1 - row) * sizes.row
+
+
+def _round_up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
