@@ -147,10 +147,11 @@ def test_logged_means_are_reset_after_each_logged_step(single):
   np.testing.assert_allclose([metrics["mean_loss"] for metrics in history], means, rtol=1e-6)
 
 
-def test_ema_is_kept_and_differs_from_the_parameters():
+def test_ema_differs_from_the_parameters_and_does_not_change_them(single):
   _, state, _ = run(ema_decay=0.9)
-  _, plain, _ = run()
-  chex.assert_trees_all_equal(state.params, plain.params)
+  _, other, _ = run(ema_decay=0.5)
+  chex.assert_trees_all_equal(state.params, other.params)
+  chex.assert_trees_all_close(state.params, single[1].params, rtol=0, atol=1e-6)
   distance = optax.tree.norm(jax.tree.map(jnp.subtract, state.ema_params, state.params))
   assert float(distance) > 1e-4
 
