@@ -111,7 +111,9 @@ class Clip:
 
 def draw_clip(video: int, seed: int) -> Clip:
   random = np.random.default_rng(seed)
-  indices = sampling.dense_train(SECONDS * FPS, SPEC.num_frames, SPEC.frame_interval, random)[0]
+  span = SPEC.num_frames * SPEC.frame_interval
+  indices = np.arange(0, span, SPEC.frame_interval)
+  indices += sampling.random_start(SECONDS * FPS, span, random)
   box = transforms.random_resized_crop_box(HEIGHT, WIDTH, random)
   return Clip(video, seed, indices, box, random.random() < SPEC.flip_probability)
 
