@@ -138,6 +138,12 @@ def view_frames(spec: ClipSpec, views: Views) -> int:
   return views.whole_frames or spec.num_frames
 
 
+def blank_clips(spec: ClipSpec, views: Views) -> tuple[np.ndarray, np.ndarray]:
+  """Returns zeros of the shapes and types of `eval_clips`."""
+  shape = (count_views(spec, views), view_frames(spec, views))
+  return np.zeros((*shape, spec.size, spec.size, 3), np.uint8), np.zeros(shape, np.int32)
+
+
 def describe_views(spec: ClipSpec, views: Views) -> str:
   """Returns clips x crops, as in "4x3"."""
   crops = CROPS[views.crops]

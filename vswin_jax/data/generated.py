@@ -2,9 +2,8 @@
 
 import os
 
-from vswin_jax.data.locks import dataset_lock
 from vswin_jax.data.motion import MotionClips
-from vswin_jax.data.records import DatasetError
+from vswin_jax.data.records import DatasetError, dataset_lock
 
 # A generated data set is a TFDS builder in a file of its own and a line here.
 BUILDERS = {MotionClips.name: MotionClips}

@@ -14,17 +14,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from vswin_jax.common.checks import check_at_least
+from vswin_jax.common.checks import check_at_least, fields
 from vswin_jax.common.cli import TRANSIENT
-from vswin_jax.common.messages import one_line
-from vswin_jax.data.clips import (
-  ClipSpec,
-  Views,
-  count_views,
-  eval_clips,
-  train_clip,
-  view_frames,
-)
+from vswin_jax.common.messages import describe_error, one_line
+from vswin_jax.data.clips import ClipSpec, Views, blank_clips, eval_clips, train_clip
 from vswin_jax.data.records import VideoRecords
 from vswin_jax.data.video.decoding import VideoError
 from vswin_jax.data.worker_processes import end_with_parent
@@ -40,8 +33,7 @@ class LoaderOptions:
     num_workers: worker processes; 0: threads of this process.
     num_threads: decoding threads per worker.
     prefetch_batches: batches that each worker prefetches.
-    memory_gib: limit of the batches in all workers together, for which `within_memory` reduces the
-      number of workers.
+    memory_gib: limit of the batches in all workers together, see `within_memory`.
   """
 
   num_workers: int = 2
@@ -50,9 +42,8 @@ class LoaderOptions:
   memory_gib: float = 32.0
 
   def __post_init__(self):
-    check_at_least(0, num_workers=self.num_workers)
-    check_at_least(1, num_threads=self.num_threads, prefetch_batches=self.prefetch_batches)
-    check_at_least(0, memory_gib=self.memory_gib)
+    check_at_least(0, **fields(self, "num_workers", "memory_gib"))
+    check_at_least(1, **fields(self, "num_threads", "prefetch_batches"))
 
 
 def train_batches(
@@ -66,7 +57,7 @@ def train_batches(
   options: LoaderOptions,
   rows: Sequence[int] | None = None,
   repeats: int = 1,
-) -> "grain.DatasetIterator":
+) -> Iterator[dict]:
   """Loads batches of training clips for steps `start_step` to `num_steps - 1`.
 
   Each epoch visits all records once in its own order. A batch may span two epochs. A visit takes
@@ -74,8 +65,6 @@ def train_batches(
   arXiv 1901.09335).
 
   Args:
-    records: the training split.
-    spec: sampling and cropping of clips.
     batch_size: clips per batch over all hosts.
     seed: seed of order and augmentation.
     rows: indices in the batch that this host loads, ascending; None: all.
@@ -93,9 +82,8 @@ def train_batches(
   """
   check_at_least(1, repeats=repeats)
   load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed, repeats=repeats)
-  rows = range(batch_size) if rows is None else rows
-  options = within_memory(options, len(rows) * spec.num_frames * 3 * spec.size**2)
-  return _batches(load, range(start_step, num_steps), batch_size, rows, options)
+  frames = spec.num_frames * spec.size**2
+  return _batches(load, range(start_step, num_steps), batch_size, rows, options, 3 * frames)
 
 
 def eval_batches(
@@ -107,13 +95,10 @@ def eval_batches(
   seed: int,
   options: LoaderOptions,
   rows: Sequence[int] | None = None,
-) -> "grain.DatasetIterator":
+) -> Iterator[dict]:
   """Loads batches of all views of each record, each record exactly once over all hosts.
 
   Args:
-    records: the split to evaluate.
-    spec: sampling and cropping of clips.
-    views: views (clips x crops) of each video.
     batch_size: videos per batch over all hosts.
     seed: seed of random frame orders.
     rows: as in `train_batches`.
@@ -124,36 +109,38 @@ def eval_batches(
     "failed" as in `train_batches`, "record" int32 `[rows]` (its index) and "weight" float32
     `[rows]`: 0 for padding and for videos that can't be decoded.
   """
-  num_batches = -(-len(records) // batch_size)
   load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
-  frames = count_views(spec, views) * view_frames(spec, views)
-  rows = range(batch_size) if rows is None else rows
-  options = within_memory(options, len(rows) * frames * 3 * spec.size**2)
-  return _batches(load, range(num_batches), batch_size, rows, options)
-
-
-def within_memory(options: LoaderOptions, batch_bytes: int) -> LoaderOptions:
-  """Reduces prefetched batches, then workers, until their batches fit into `memory_gib`.
-
-  A worker holds its prefetched batches, one that it fills and one that is being fetched.
-  """
-  room = int(options.memory_gib * 2**30) // max(batch_bytes, 1)
-  ready = max(min(options.prefetch_batches, room // max(options.num_workers, 1) - 2), 1)
-  workers = min(options.num_workers, max(room // (ready + 2), 1))
-  return dataclasses.replace(options, prefetch_batches=ready, num_workers=workers)
+  steps = range(-(-len(records) // batch_size))
+  clip_bytes = blank_clips(spec, views)[0].nbytes
+  return _batches(load, steps, batch_size, rows, options, clip_bytes)
 
 
 def _batches(
   load: Callable[[int], dict],
   steps: range,
   batch_size: int,
-  rows: Sequence[int],
+  rows: Sequence[int] | None,
   options: LoaderOptions,
-) -> "grain.DatasetIterator":
+  clip_bytes: int,
+) -> Iterator[dict]:
   """Loads the batch rows of this host; `load` maps a position in the stream to a clip."""
-  load_row = functools.partial(_load_row, load=load, rows=tuple(rows), batch_size=batch_size)
+  rows = tuple(range(batch_size) if rows is None else rows)
+  load_row = functools.partial(_load_row, load=load, rows=rows, batch_size=batch_size)
   clips = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(load_row)
-  return iterate(clips.batch(len(rows), drop_remainder=True), options)
+  batches = clips.batch(len(rows), drop_remainder=True)
+  return iterate(batches, within_memory(options, len(rows) * clip_bytes))
+
+
+def within_memory(options: LoaderOptions, batch_bytes: int) -> LoaderOptions:
+  """Reduces prefetched batches, then workers, until their batches fit into `memory_gib`.
+
+  A worker holds its prefetched batches twice, in its threads and in its queue, and two more: one
+  between them, and one that is being fetched.
+  """
+  pairs = int(options.memory_gib * 2**29) // max(batch_bytes, 1)
+  prefetch = max(min(options.prefetch_batches, pairs // max(options.num_workers, 1) - 1), 1)
+  workers = min(options.num_workers, max(pairs // (prefetch + 1), 1))
+  return dataclasses.replace(options, prefetch_batches=prefetch, num_workers=workers)
 
 
 def epoch_and_record(position: int, num_records: int, seed: int) -> tuple[int, int]:
@@ -181,7 +168,7 @@ def _load_train_clip(position: int, *, records, spec, seed, repeats) -> dict:
       index = int(random.integers(len(records)))
       continue
     return {
-      "video": np.ascontiguousarray(video),
+      "video": video,
       "position_ids": position_ids,
       "label": _label(records, record),
       "failed": np.int32(-1 if index == first else first),
@@ -193,78 +180,33 @@ def _load_train_clip(position: int, *, records, spec, seed, repeats) -> dict:
 
 
 def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
-  shape = (count_views(spec, views), view_frames(spec, views))
-  loaded = {
-    "video": np.zeros((*shape, spec.size, spec.size, 3), np.uint8),
-    "position_ids": np.zeros(shape, np.int32),
-    "label": _label(records),
-    "record": np.int32(position),
-    "failed": np.int32(-1),
-    "weight": np.float32(0.0),
-  }
+  # Padding has the form of the last record.
+  record = records[min(position, len(records) - 1)]
+  label, failed, weight = _label(records, record), -1, 0.0
+  video, position_ids = blank_clips(spec, views)
   if position >= len(records):
-    return loaded
-  record = records[position]
-  loaded["label"] = _label(records, record)
-  try:
-    random = np.random.default_rng((seed, position))
-    loaded["video"], loaded["position_ids"] = eval_clips(record, spec, views, random)
-    loaded["weight"] = np.float32(1.0)
-  except VideoError:
-    loaded["failed"] = np.int32(position)
-  return loaded
+    label = np.zeros_like(label)
+  else:
+    try:
+      random = np.random.default_rng((seed, position))
+      video, position_ids = eval_clips(record, spec, views, random)
+      weight = 1.0
+    except VideoError:
+      failed = position
+  return {
+    "video": video,
+    "position_ids": position_ids,
+    "label": label,
+    "record": np.int32(position),
+    "failed": np.int32(failed),
+    "weight": np.float32(weight),
+  }
 
 
-def _label(records: VideoRecords, record: dict | None = None) -> np.ndarray | np.int32:
-  """Returns the label of a record in the form of `train_batches`, or that of padding."""
+def _label(records: VideoRecords, record: dict) -> np.ndarray:
   if not records.multi_label:
-    return np.int32(0 if record is None else record["label"])
-  multi_hot = np.zeros(len(records.class_names), np.uint8)
-  if record is not None:
-    multi_hot[np.asarray(record["label"], int)] = 1
-  return multi_hot
-
-
-class LostWorkerError(RuntimeError):
-  """Raised when a worker process that loads data died."""
-
-  exit_status = TRANSIENT
-
-
-def iterate(batches: grain.MapDataset, options: LoaderOptions) -> Iterator[dict]:
-  """Yields `batches`, which workers or threads load ahead; close it to end them.
-
-  Raises:
-    LostWorkerError: a worker died.
-  """
-  if not flags.FLAGS.is_parsed():
-    # grain reads its flags when it starts workers, also in programs that parse none.
-    flags.FLAGS.mark_as_parsed()
-  reading = grain.ReadOptions(
-    num_threads=options.num_threads, prefetch_buffer_size=options.prefetch_batches
-  )
-  dataset = batches.to_iter_dataset(reading)
-  if options.num_workers:
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(
-        num_workers=options.num_workers, per_worker_buffer_size=options.prefetch_batches
-      ),
-      worker_init_fn=_end_with_parent,
-    )
-  iterator = iter(dataset)
-  try:
-    yield from iterator
-  except RuntimeError as error:
-    # grain's error for a worker process that was killed from outside.
-    if "terminated unexpectedly" not in str(error):
-      raise
-    raise LostWorkerError(
-      f"a data worker died: {one_line(error)}. It may have run out of memory, or of shared memory "
-      "in /dev/shm; lower the number of workers (--config.loader.num_workers, of predict "
-      "--num_workers) or --config.loader.prefetch_batches, and run the same command again"
-    ) from error
-  finally:
-    iterator.close()
+    return np.int32(record["label"])
+  return np.isin(np.arange(len(records.class_names)), record["label"]).astype(np.uint8)
 
 
 def _load_row(
@@ -282,10 +224,7 @@ def _load_row(
   except BaseException as error:
     if isinstance(error, Exception) and not isinstance(error, StopIteration) and _pickles(error):
       raise
-    reason = one_line(error)
-    raise RuntimeError(
-      f"loading clip {position} raised {type(error).__name__}: {reason}"
-    ) from error
+    raise RuntimeError(f"loading clip {position} raised {describe_error(error)}") from error
 
 
 def _pickles(error: Exception) -> bool:
@@ -296,6 +235,39 @@ def _pickles(error: Exception) -> bool:
   return True
 
 
-def _end_with_parent(worker: int, num_workers: int) -> None:
-  del worker, num_workers
-  end_with_parent()
+class LostWorkerError(RuntimeError):
+  """Raised when a worker process that loads data died."""
+
+  exit_status = TRANSIENT
+
+
+def iterate(batches: grain.MapDataset, options: LoaderOptions) -> Iterator[dict]:
+  """Yields `batches`, which workers or threads load ahead; close it to end them.
+
+  Raises:
+    LostWorkerError: a worker died.
+  """
+  if not flags.FLAGS.is_parsed():
+    # grain reads its flags when it starts workers, also in programs that parse none.
+    flags.FLAGS.mark_as_parsed()
+  prefetch = options.prefetch_batches
+  dataset = batches.to_iter_dataset(grain.ReadOptions(options.num_threads, prefetch))
+  if options.num_workers:
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(options.num_workers, per_worker_buffer_size=prefetch),
+      worker_init_fn=lambda worker, num_workers: end_with_parent(),
+    )
+  iterator = iter(dataset)
+  try:
+    yield from iterator
+  except RuntimeError as error:
+    # grain's error for a worker process that was killed from outside.
+    if "terminated unexpectedly" not in str(error):
+      raise
+    raise LostWorkerError(
+      f"a data worker died: {one_line(error)}. It may have run out of memory, or of shared memory "
+      "in /dev/shm; lower the number of workers (--config.loader.num_workers, of predict "
+      "--num_workers) or --config.loader.prefetch_batches, and run the same command again"
+    ) from error
+  finally:
+    iterator.close()

@@ -9,15 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from vswin_jax.common.messages import one_line
-from vswin_jax.data.clips import (
-  ClipSpec,
-  Views,
-  count_views,
-  eval_clips,
-  sliding_clip,
-  view_frames,
-)
+from vswin_jax.common.messages import describe_error, one_line
+from vswin_jax.data.clips import ClipSpec, Views, blank_clips, eval_clips, sliding_clip
 from vswin_jax.data.pipeline import LoaderOptions, iterate
 from vswin_jax.data.video.decoding import VideoError, probe
 
@@ -51,12 +44,8 @@ def find_videos(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
 
 
 def _videos_in(folder: str) -> list[str]:
-  return sorted(
-    os.path.join(parent, name)
-    for parent, _, names in os.walk(folder)
-    for name in names
-    if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-  )
+  files = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+  return sorted(path for path in files if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES)
 
 
 def file_record(path: str) -> dict:
@@ -100,25 +89,21 @@ def _load(index: int, *, clips: tuple, spec: ClipSpec, views: Views) -> dict:
   path, start = clips[min(index, len(clips) - 1)]
   if start is not None:
     views = dataclasses.replace(views, num_clips=1, whole_frames=0)
-  shape = (count_views(spec, views), view_frames(spec, views))
-  loaded = {
-    "video": np.zeros((*shape, spec.size, spec.size, 3), np.uint8),
-    "position_ids": np.zeros(shape, np.int32),
-    "index": np.int32(index if index < len(clips) else -1),
-    "error": np.asarray(b"", f"S{_MAX_ERROR_BYTES}"),
-  }
-  if index >= len(clips):
-    return loaded
-  try:
-    record = file_record(path)
-    if start is None:
-      video, position_ids = eval_clips(record, spec, views, np.random.default_rng(0))
-    else:
-      video, position_ids = sliding_clip(record, spec, views, start)
+  video, position_ids = blank_clips(spec, views)
+  message, is_padding = "", index >= len(clips)
   # One bad file must not stop the others, whatever is wrong with it.
+  try:
+    if start is not None and not is_padding:
+      video, position_ids = sliding_clip(file_record(path), spec, views, start)
+    elif not is_padding:
+      video, position_ids = eval_clips(file_record(path), spec, views, np.random.default_rng(0))
+  except VideoError as error:
+    message = one_line(error)
   except Exception as error:
-    kind = "" if isinstance(error, VideoError) else f"{type(error).__name__}: "
-    text = kind + one_line(error)
-    text = text.encode(errors="backslashreplace")[:_MAX_ERROR_BYTES]
-    return loaded | {"error": np.asarray(text, f"S{_MAX_ERROR_BYTES}")}
-  return loaded | {"video": np.ascontiguousarray(video), "position_ids": position_ids}
+    message = describe_error(error)
+  return {
+    "video": video,
+    "position_ids": position_ids,
+    "index": np.int32(-1 if is_padding else index),
+    "error": np.asarray(message.encode(errors="backslashreplace"), f"S{_MAX_ERROR_BYTES}"),
+  }
