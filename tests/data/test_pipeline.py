@@ -139,11 +139,6 @@ def test_repeats_depend_on_nothing_but_the_step(
   assert_same(joined, {name: value[start:] for name, value in repeated_batches.items()})
 
 
-def test_fewer_than_one_repeat_is_refused(train_records):
-  with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
-    training(train_records, repeats=0)
-
-
 def test_train_clip_is_the_stated_composition(train_records):
   """Without resizing, cropping and flipping, the clip is the decoded frames."""
   spec = dataclasses.replace(

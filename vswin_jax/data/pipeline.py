@@ -76,11 +76,7 @@ def train_batches(
     `[rows, classes]` of 0 and 1 for multi-label data sets, and "failed" int32 `[rows]`: the record
     that could not be decoded and was substituted by another, or -1. It raises any error of loading
     in the place of the clip.
-
-  Raises:
-    ValueError: fewer than one repeat.
   """
-  check_at_least(1, repeats=repeats)
   load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed, repeats=repeats)
   frames = spec.num_frames * spec.size**2
   return _batches(load, range(start_step, num_steps), batch_size, rows, options, 3 * frames)

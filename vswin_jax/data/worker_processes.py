@@ -12,10 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from typing import Any
 
 # Enough that workers stay busy while one item takes long, few enough to stay in memory.
 _TASKS_PER_WORKER = 4
@@ -60,13 +57,13 @@ class _Task:
 
 
 def map_in_order(
-  function: Callable[[Item], Result],
-  items: Iterable[Item],
+  function: Callable,
+  items: Iterable,
   *,
   num_workers: int,
-  if_killed: Callable[[Item], Result] | None = None,
-  size: Callable[[Item], int] = lambda item: 0,
-) -> Iterator[Result]:
+  if_killed: Callable | None = None,
+  size: Callable[[Any], int] = lambda item: 0,
+) -> Iterator:
   """Yields the results of a function over items, computed in worker processes, in order.
 
   Only a few results are in memory at a time. When a worker dies, for example because a file crashes
@@ -75,7 +72,6 @@ def map_in_order(
 
   Args:
     function: picklable; its exceptions reach the caller.
-    num_workers: processes.
     if_killed: None raises an error instead.
     size: approximate bytes of an item's result; bounds the sum over items in progress.
 

@@ -133,7 +133,8 @@ def _check_size(num_bytes: int) -> None:
 
 def _checked_metadata(path: str, max_seconds: float) -> tuple[VideoMetadata, float]:
   """Returns the metadata of a video that is no picture and not too long, and its seconds."""
-  with open_video(path) as (container, _):
+  with open_video(path) as stream:
+    container = stream.container
     # FFmpeg reads a picture as a video of one frame, whatever the name of the file.
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
       raise NotAVideo(f"it is a picture ({container.format.long_name})")

@@ -58,8 +58,8 @@ def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
 
 
 @contextlib.contextmanager
-def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
-  """Opens a video file, given by its bytes or its path, and yields (container, video stream).
+def open_video(video: bytes | str | os.PathLike) -> Iterator[av.VideoStream]:
+  """Opens a video file, given by its bytes or its path, and yields its video stream.
 
   Raises:
     VideoError: the file can't be opened, read or decoded; the message names it.
@@ -76,7 +76,7 @@ def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
       except (av.FFmpegError, UnicodeDecodeError) as error:
         raise NotAVideo(f"not a readable video: {_reason(error)}") from error
       with container:
-        yield container, _choose_stream(container)
+        yield _choose_stream(container)
   except VideoError as error:
     raise type(error)(f"{name}{error}") from error
   except av.FFmpegError as error:
@@ -89,7 +89,7 @@ def _reason(error: Exception) -> str:
   return getattr(error, "strerror", None) or str(error)
 
 
-def _choose_stream(container):
+def _choose_stream(container) -> av.VideoStream:
   """Returns the stream that a player shows: the first one, default and decodable ones first."""
   pictures = Disposition.attached_pic | Disposition.timed_thumbnails
   streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
@@ -110,10 +110,10 @@ def _choose_stream(container):
   return stream
 
 
-def read_packets(container, stream) -> Iterator[av.Packet]:
+def read_packets(stream: av.VideoStream) -> Iterator[av.Packet]:
   """Yields the packets of the stream from the current position on; they end where damage begins."""
   try:
-    for packet in container.demux(stream):
+    for packet in stream.container.demux(stream):
       # An empty packet marks a skipped frame; a decoder would treat it as the end.
       if packet.size:
         yield packet

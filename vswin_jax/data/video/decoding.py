@@ -106,10 +106,10 @@ def probe(video: bytes | str | os.PathLike) -> VideoMetadata:
     VideoError: there is no such file, no video stream, or no frame.
   """
   index = _index(video)
-  with open_video(video) as (container, stream):
+  with open_video(video) as stream:
     rate = stream.average_rate or stream.guessed_rate
     # The size in the header may be wrong, and PyAV does not expose the rotation there.
-    frames = decode_packets(read_packets(container, stream), stream)
+    frames = decode_packets(read_packets(stream), stream)
     frame, _ = next(frames, (None, False))
     if frame is None:
       raise VideoError("no frame of the video can be decoded")
@@ -174,14 +174,14 @@ def decode_frames(
   if not places or min(places) < 0:
     raise VideoError(f"expected positions of frames, counted from 0; got {sorted(places)}")
   index = _index(video) if isinstance(video, (str, os.PathLike)) else None
-  with open_video(video) as (container, stream):
-    index = index or _index_packets(container, stream)
+  with open_video(video) as stream:
+    index = index or _index_packets(stream)
     if index:
       _check_range(places, index.num_frames)
-      _decode_seeking(container, stream, index, sorted(places), add)
+      _decode_seeking(stream, index, sorted(places), add)
   if places:
-    with open_video(video) as (container, stream):
-      _decode_in_order(container, stream, index, set(places), add)
+    with open_video(video) as stream:
+      _decode_in_order(stream, index, set(places), add)
   return pictures
 
 
@@ -195,26 +195,26 @@ def _check_range(wanted: Collection[int], num_frames: int) -> None:
 # Consecutive clips of one long video share its index.
 @_cached_by_file
 def _index(video) -> _Index:
-  with open_video(video) as (container, stream):
-    index = _index_packets(container, stream)
+  with open_video(video) as stream:
+    index = _index_packets(stream)
   if index is None:
-    with open_video(video) as (container, stream):
-      index = _index_frames(container, stream)
+    with open_video(video) as stream:
+      index = _index_frames(stream)
   return index
 
 
-def _index_packets(container, stream) -> _Index | None:
+def _index_packets(stream) -> _Index | None:
   """Builds the index of a stream from its packets; None if that takes its frames.
 
   Decoding can start at keyframes that an edit list hides.
   """
   codec = stream.codec_context.name
-  if container.format.name not in _INDEXED_FORMATS or codec not in _ONE_FRAME_PER_PACKET:
+  if stream.container.format.name not in _INDEXED_FORMATS or codec not in _ONE_FRAME_PER_PACKET:
     return None
   if codec == "h264" and stream.codec_context.field_order > 1:  # a packet may be half a frame
     return None
   times, keyframes, broken = [], [], set()
-  for packet in read_packets(container, stream):
+  for packet in read_packets(stream):
     if packet.pts is None or (codec == "mpeg4" and packet.size <= _MPEG4_EMPTY):
       return None
     if packet.is_keyframe:
@@ -243,7 +243,7 @@ def _index_packets(container, stream) -> _Index | None:
   )
 
 
-def _index_frames(container, stream) -> _Index:
+def _index_frames(stream) -> _Index:
   """Builds the index of a stream by decoding all of it, without frames of a damaged end."""
   keyframes, frames, num_frames = [], [], 0
 
@@ -253,7 +253,7 @@ def _index_frames(container, stream) -> _Index:
         keyframes.append((packet.pts, packet.dts))
       yield packet
 
-  packets = noting_keyframes(read_packets(container, stream))
+  packets = noting_keyframes(read_packets(stream))
   for frame, is_intact in decode_packets(packets, stream):
     frames.append((frame.pts, frame.dts, frame.key_frame))
     num_frames = len(frames) if is_intact else num_frames
@@ -262,7 +262,7 @@ def _index_frames(container, stream) -> _Index:
   pts, dts, begins = zip(*frames)
   index = _Index(num_frames, _seconds(pts, stream)[:num_frames])
   if (
-    container.format.name not in _SEEKABLE_FORMATS
+    stream.container.format.name not in _SEEKABLE_FORMATS
     or stream.codec_context.name not in _SEEKABLE_CODECS
   ):
     return index
@@ -278,7 +278,7 @@ def _index_frames(container, stream) -> _Index:
   # Frames that the decoder outputs at the end have no dts.
   dts = dts[: len(dts) - dts.count(None)]
   # Other formats store no dts: FFmpeg guesses them, differently after a seek.
-  if container.format.name == "avi" and _are_distinct(dts) and len(keyframes) == sum(begins):
+  if stream.container.format.name == "avi" and _are_distinct(dts) and len(keyframes) == sum(begins):
     firsts = np.flatnonzero(begins).tolist()
     return dataclasses.replace(
       index,
@@ -302,13 +302,13 @@ def _seconds(times: Sequence[int | None], stream) -> np.ndarray:
   return np.arange(len(times)) / float(rate)
 
 
-def _decode_seeking(container, stream, index: _Index, wanted: list[int], add: Callable) -> None:
+def _decode_seeking(stream, index: _Index, wanted: list[int], add: Callable) -> None:
   """Decodes frames at sorted positions from the keyframes before them.
 
   Stops at the first frame that is damaged or not where the index says.
   """
   for keyframe, goals in _runs(index, wanted):
-    frames = _frames_from(container, stream, index, keyframe, goals)
+    frames = _frames_from(stream, index, keyframe, goals)
     for goal in goals:
       later = (item for item in frames if item[0] >= goal)
       position, frame, is_intact = next(later, (None, None, False))
@@ -331,7 +331,7 @@ def _runs(index: _Index, wanted: list[int]) -> list[tuple[int, list[int]]]:
 
 
 def _frames_from(
-  container, stream, index: _Index, keyframe: int, goals: list[int]
+  stream, index: _Index, keyframe: int, goals: list[int]
 ) -> Iterator[tuple[int, av.VideoFrame, bool]]:
   """Yields (position, frame, whether it is intact) from a keyframe on.
 
@@ -339,10 +339,10 @@ def _frames_from(
   """
   start, seek_time = index.keyframes[keyframe]
   try:
-    container.seek(seek_time, stream=stream, backward=True)
+    stream.container.seek(seek_time, stream=stream, backward=True)
   except av.FFmpegError:
     return
-  packets = read_packets(container, stream)
+  packets = read_packets(stream)
   for packet in packets:
     if packet.is_keyframe and getattr(packet, index.clock) in index.keyframes:
       break
@@ -391,9 +391,7 @@ def _needed(packets, stream, index: _Index, goals: set[int]) -> Iterator[av.Pack
       return
 
 
-def _decode_in_order(
-  container, stream, index: _Index | None, wanted: set[int], add: Callable
-) -> None:
+def _decode_in_order(stream, index: _Index | None, wanted: set[int], add: Callable) -> None:
   """Decodes frames from the start of the stream.
 
   Raises:
@@ -401,7 +399,7 @@ def _decode_in_order(
   """
   positions = index.positions if index and index.clock == "pts" else None
   remaining, num_frames = set(wanted), 0
-  frames = decode_packets(read_packets(container, stream), stream)
+  frames = decode_packets(read_packets(stream), stream)
   for count, (frame, is_intact) in enumerate(frames):
     num_frames = count + 1 if is_intact else num_frames
     position = count if positions is None else positions.get(frame.pts)

@@ -95,8 +95,8 @@ def check_frames(video: bytes | str | os.PathLike, metadata: VideoMetadata) -> N
 def _all_frames(video, metadata: VideoMetadata) -> Iterator[av.VideoFrame]:
   """Yields every frame in presentation order, not rotated, except those of a damaged end."""
   number = -1
-  with open_video(video) as (container, stream):
-    frames = decode_packets(read_packets(container, stream), stream)
+  with open_video(video) as stream:
+    frames = decode_packets(read_packets(stream), stream)
     for number, (frame, is_intact) in enumerate(itertools.islice(frames, metadata.num_frames)):
       if not is_intact:
         raise VideoError(f"damaged video: frame {number} can't be decoded")
