@@ -165,7 +165,7 @@ def train_clip(
   if spec.sampling == "uniform":
     (indices,) = sampling.uniform_train(int(record["num_frames"]), spec.num_frames, random)
   else:
-    shown, span = frames_shown(record, spec), _clip_span(record, spec)
+    shown, span = frames_shown(record, spec)
     (indices,) = _clips_at([sampling.random_start(len(shown), span, random)], shown, span, spec)
   order = _reorder(indices, spec, random)
   frames = decode_frames(record["video"], order, _random_cut(spec, random))
@@ -194,7 +194,7 @@ def eval_clips(
   elif spec.sampling == "uniform":
     indices = sampling.uniform_eval(num_frames, spec.num_frames)
   else:
-    shown, span = frames_shown(record, spec), _clip_span(record, spec)
+    shown, span = frames_shown(record, spec)
     if spec.sampling == "dense":
       starts = sampling.middle_starts(len(shown), span, views.num_clips)
     elif spec.sampling == "time":
@@ -225,7 +225,7 @@ def sliding_clip(
   Raises:
     VideoError: as in `train_clip`.
   """
-  indices = _clips_at([start], frames_shown(record, spec), _clip_span(record, spec), spec)
+  indices = _clips_at([start], *frames_shown(record, spec), spec)
   return _decode_views(record, indices, spec, views, indices)
 
 
@@ -240,21 +240,17 @@ def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray
   Raises:
     VideoError: the frame rate is needed and unknown.
   """
-  shown = frames_shown(record, spec)
-  starts, parts = sampling.consecutive_starts(len(shown), _clip_span(record, spec))
+  shown, span = frames_shown(record, spec)
+  starts, parts = sampling.consecutive_starts(len(shown), span)
   return starts, shown[parts]
 
 
-def frames_shown(record: dict, spec: ClipSpec) -> np.ndarray:
-  """Returns the positions in the video of the frames that clips are taken from."""
-  step = 1 if spec.sampling == "time" else _source_step(record, spec)
-  return sampling.resample(int(record["num_frames"]), step)
-
-
-def _clip_span(record: dict, spec: ClipSpec) -> int | Fraction:
-  """Returns how many of the `frames_shown` a clip spans."""
-  count = spec.num_frames * spec.frame_interval
-  return _native_span(record, spec, count) if spec.sampling == "time" else count
+def frames_shown(record: dict, spec: ClipSpec) -> tuple[np.ndarray, int | Fraction]:
+  """Returns the positions of the frames that clips are taken from, and how many a clip spans."""
+  num_frames, span = int(record["num_frames"]), spec.num_frames * spec.frame_interval
+  if spec.sampling == "time":
+    return np.arange(num_frames), _native_span(record, spec, span)
+  return sampling.resample(num_frames, _source_step(record, spec)), span
 
 
 def _clips_at(

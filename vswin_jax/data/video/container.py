@@ -23,19 +23,16 @@ _MAX_REORDERED = 32
 
 
 class VideoError(ValueError):
-  """Raised when a video can't be decoded; the message gives the reason in one line."""
+  """Raised when a video can't be decoded; the message gives the reason in one line.
 
+  Attributes:
+    kind: "damaged"; "not a video"; "no video stream" (only sound or a cover picture); or
+      "unreadable" (permissions, network, disk): a later try may succeed.
+  """
 
-class NotAVideo(VideoError):
-  """Raised when a file is not a video."""
-
-
-class UnreadableFile(VideoError):
-  """Raised when a file can't be read (permissions, network, disk); a later try may succeed."""
-
-
-class NoVideoStream(VideoError):
-  """Raised when a file holds only sound or a cover picture."""
+  def __init__(self, message: str, kind: str = "damaged"):
+    super().__init__(message)
+    self.kind = kind
 
 
 def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
@@ -48,7 +45,7 @@ def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
   try:
     found = os.stat(path)
   except (OSError, ValueError) as error:
-    raise UnreadableFile(f"{path}: {_reason(error)}") from error
+    raise VideoError(f"{path}: {_reason(error)}", "unreadable") from error
   if not stat.S_ISREG(found.st_mode):
     kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
     raise VideoError(f"{path}: it is {kind}; expected a video file")
@@ -74,15 +71,15 @@ def open_video(video: bytes | str | os.PathLike) -> Iterator[av.VideoStream]:
       try:
         container = av.open(source, mode="r", **_OPEN_OPTIONS)
       except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise NotAVideo(f"not a readable video: {_reason(error)}") from error
+        raise VideoError(f"not a readable video: {_reason(error)}", "not a video") from error
       with container:
         yield _choose_stream(container)
   except VideoError as error:
-    raise type(error)(f"{name}{error}") from error
+    raise VideoError(f"{name}{error}", error.kind) from error
   except av.FFmpegError as error:
     raise VideoError(f"{name}damaged video: {_reason(error)}") from error
   except OSError as error:
-    raise UnreadableFile(f"{name}{_reason(error)}") from error
+    raise VideoError(f"{name}{_reason(error)}", "unreadable") from error
 
 
 def _reason(error: Exception) -> str:
@@ -95,7 +92,7 @@ def _choose_stream(container) -> av.VideoStream:
   streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
   if not streams:
     only = "only a cover picture" if container.streams.video else "no video stream"
-    raise NoVideoStream(f"the file has {only}")
+    raise VideoError(f"the file has {only}", "no video stream")
   stream = min(
     streams,
     key=lambda one: (one.codec_context is None, not one.disposition & Disposition.default),

@@ -9,6 +9,7 @@ and for bytes at each call up to the last requested frame.
 
 import bisect
 import dataclasses
+import fractions
 import functools
 import itertools
 import os
@@ -107,20 +108,14 @@ def probe(video: bytes | str | os.PathLike) -> VideoMetadata:
   """
   index = _index(video)
   with open_video(video) as stream:
-    rate = stream.average_rate or stream.guessed_rate
+    rate = stream.average_rate or stream.guessed_rate or fractions.Fraction(0)
     # The size in the header may be wrong, and PyAV does not expose the rotation there.
     frames = decode_packets(read_packets(stream), stream)
     frame, _ = next(frames, (None, False))
     if frame is None:
       raise VideoError("no frame of the video can be decoded")
     height, width, _ = to_picture(frame, VideoReformatter()).shape
-    return VideoMetadata(
-      num_frames=index.num_frames,
-      height=height,
-      width=width,
-      fps_numerator=rate.numerator if rate else 0,
-      fps_denominator=rate.denominator if rate else 1,
-    )
+    return VideoMetadata(index.num_frames, height, width, rate.numerator, rate.denominator)
 
 
 def frame_times(video: bytes | str | os.PathLike) -> np.ndarray:
@@ -178,7 +173,9 @@ def decode_frames(
     index = index or _index_packets(stream)
     if index:
       _check_range(places, index.num_frames)
-      _decode_seeking(stream, index, sorted(places), add)
+      for keyframe, goals in _runs(index, sorted(places)):
+        if not _decode_run(stream, index, keyframe, goals, add):
+          break
   if places:
     with open_video(video) as stream:
       _decode_in_order(stream, index, set(places), add)
@@ -302,21 +299,6 @@ def _seconds(times: Sequence[int | None], stream) -> np.ndarray:
   return np.arange(len(times)) / float(rate)
 
 
-def _decode_seeking(stream, index: _Index, wanted: list[int], add: Callable) -> None:
-  """Decodes frames at sorted positions from the keyframes before them.
-
-  Stops at the first frame that is damaged or not where the index says.
-  """
-  for keyframe, goals in _runs(index, wanted):
-    frames = _frames_from(stream, index, keyframe, goals)
-    for goal in goals:
-      later = (item for item in frames if item[0] >= goal)
-      position, frame, is_intact = next(later, (None, None, False))
-      if position != goal or not is_intact:
-        return
-      add(position, frame)
-
-
 def _runs(index: _Index, wanted: list[int]) -> list[tuple[int, list[int]]]:
   """Groups sorted positions by the timestamp of the keyframe that they are decoded from."""
   times = list(index.keyframes)
@@ -330,33 +312,31 @@ def _runs(index: _Index, wanted: list[int]) -> list[tuple[int, list[int]]]:
   return runs
 
 
-def _frames_from(
-  stream, index: _Index, keyframe: int, goals: list[int]
-) -> Iterator[tuple[int, av.VideoFrame, bool]]:
-  """Yields (position, frame, whether it is intact) from a keyframe on.
+def _decode_run(stream, index: _Index, keyframe: int, goals: list[int], add: Callable) -> bool:
+  """Decodes frames at sorted positions from a keyframe on.
 
-  Yields nothing if the keyframe is not where the index says. May skip frames outside `goals`.
+  Stops, and returns False, at the first one that is damaged or not where the index says.
   """
   start, seek_time = index.keyframes[keyframe]
   try:
     stream.container.seek(seek_time, stream=stream, backward=True)
   except av.FFmpegError:
-    return
+    return False
   packets = read_packets(stream)
   for packet in packets:
     if packet.is_keyframe and getattr(packet, index.clock) in index.keyframes:
       break
   else:
-    return
+    return False
   landing, _ = index.keyframes[getattr(packet, index.clock)]
   if landing > start:
-    return
+    return False
   # The first frame must be the keyframe, unless an edit list hides it.
   begun = index.clock == "pts" and packet.pts not in index.positions
-  position = None
   packets = itertools.chain([packet], packets)
   if index.one_per_packet:
     packets = _needed(packets, stream, index, set(goals))
+  position, remaining = None, goals[::-1]
   for frame, is_intact in decode_packets(packets, stream):
     time = getattr(frame, index.clock)
     if time is not None:
@@ -369,9 +349,15 @@ def _frames_from(
       # Some keyframes only begin a gradual refresh of the picture.
       gradual = frame.pict_type in (PictureType.P, PictureType.B) and not frame.interlaced_frame
       if position > landing or gradual:
-        return
+        return False
       begun = True
-    yield position, frame, is_intact
+    if position >= remaining[-1]:
+      if position != remaining.pop() or not is_intact:
+        return False
+      add(position, frame)
+      if not remaining:
+        return True
+  return False
 
 
 def _needed(packets, stream, index: _Index, goals: set[int]) -> Iterator[av.Packet]:
