@@ -19,11 +19,10 @@ from vswin_jax.data.clips import (
   sliding_clip,
   train_clip,
 )
-from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.data.pipeline import LoaderOptions, clip_batches
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.video.encoding import encode_mp4
-from vswin_jax.data.video_files import clip_batches
 
 # Frames of the video below keep their size in an evaluation.
 SPEC = ClipSpec(num_frames=4, frame_interval=3, size=32)

@@ -175,7 +175,7 @@ def train_clip(
 def eval_clips(
   record: dict, spec: ClipSpec, views: Views, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes all views of a record, crop-major.
+  """Decodes all views of a record, crop-major; raises as `train_clip`.
 
   Args:
     random: used only for the frame orders "shuffled" and "single".
@@ -183,9 +183,6 @@ def eval_clips(
   Returns:
     Views, uint8 `[views, time, size, size, 3]` with `view_frames` frames each, and the positions of
     their frames relative to the first one of the clip, int32 `[views, time]`.
-
-  Raises:
-    VideoError: as in `train_clip`.
   """
   num_frames = int(record["num_frames"])
   if views.whole_frames:
@@ -210,20 +207,14 @@ def eval_clips(
 def sliding_clip(
   record: dict, spec: ClipSpec, views: Views, start: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes all crops of one clip of a timeline.
+  """Decodes all crops of the clip of a timeline at `start` (see `sliding_starts`).
 
   The clip has `num_frames` frames whatever the views. With uniform sampling, whose clips otherwise
-  span a whole video, they are `frame_interval` apart as in dense sampling.
-
-  Args:
-    start: first frame, from `sliding_starts`.
+  span a whole video, they are `frame_interval` apart as in dense sampling. Raises as `train_clip`.
 
   Returns:
     Crops, uint8 `[crops, num_frames, size, size, 3]`, and the positions of their frames in the
     video, int32 `[crops, num_frames]`.
-
-  Raises:
-    VideoError: as in `train_clip`.
   """
   indices = _clips_at([start], *frames_shown(record, spec), spec)
   return _decode_views(record, indices, spec, views, indices)

@@ -17,12 +17,14 @@ from absl import flags
 from vswin_jax.common.checks import check_at_least, fields
 from vswin_jax.common.cli import TRANSIENT
 from vswin_jax.common.messages import describe_error, one_line
-from vswin_jax.data.clips import ClipSpec, Views, blank_clips, eval_clips, train_clip
+from vswin_jax.data.clips import ClipSpec, Views, blank_clips, eval_clips, sliding_clip, train_clip
 from vswin_jax.data.records import VideoRecords
 from vswin_jax.data.video.decoding import VideoError
+from vswin_jax.data.video_files import file_record
 from vswin_jax.data.worker_processes import end_with_parent
 
 _MAX_ATTEMPTS = 20
+_MAX_ERROR_BYTES = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,31 @@ def train_batches(
     that could not be decoded and was substituted by another, or -1. It raises any error of loading
     in the place of the clip.
   """
-  load = functools.partial(_load_train_clip, records=records, spec=spec, seed=seed, repeats=repeats)
+
+  def load(position: int) -> dict:
+    visit, repeat = divmod(position, repeats)
+    epoch, first = epoch_and_record(visit, len(records), seed)
+    # The first clip of a visit is the same as without repeats.
+    random = np.random.default_rng((seed, epoch, first, repeat) if repeat else (seed, epoch, first))
+    index = first
+    for _ in range(_MAX_ATTEMPTS):
+      record = records[index]
+      try:
+        video, position_ids = train_clip(record, spec, random)
+      except VideoError:
+        index = int(random.integers(len(records)))
+        continue
+      return {
+        "video": video,
+        "position_ids": position_ids,
+        "label": _label(records, record),
+        "failed": np.int32(-1 if index == first else first),
+      }
+    raise VideoError(
+      f"{_MAX_ATTEMPTS} records in a row can't be decoded, the first is "
+      f"{records.video_id(first)!r}; check the data set"
+    )
+
   frames = spec.num_frames * spec.size**2
   return _batches(load, range(start_step, num_steps), batch_size, rows, options, 3 * frames)
 
@@ -105,10 +131,83 @@ def eval_batches(
     "failed" as in `train_batches`, "record" int32 `[rows]` (its index) and "weight" float32
     `[rows]`: 0 for padding and for videos that can't be decoded.
   """
-  load = functools.partial(_load_eval_clips, records=records, spec=spec, views=views, seed=seed)
+
+  def load(position: int) -> dict:
+    # Padding has the form of the last record.
+    record = records[min(position, len(records) - 1)]
+    label, failed, weight = _label(records, record), -1, 0.0
+    video, position_ids = blank_clips(spec, views)
+    if position >= len(records):
+      label = np.zeros_like(label)
+    else:
+      try:
+        random = np.random.default_rng((seed, position))
+        video, position_ids = eval_clips(record, spec, views, random)
+        weight = 1.0
+      except VideoError:
+        failed = position
+    return {
+      "video": video,
+      "position_ids": position_ids,
+      "label": label,
+      "record": np.int32(position),
+      "failed": np.int32(failed),
+      "weight": np.float32(weight),
+    }
+
   steps = range(-(-len(records) // batch_size))
-  clip_bytes = blank_clips(spec, views)[0].nbytes
-  return _batches(load, steps, batch_size, rows, options, clip_bytes)
+  return _batches(load, steps, batch_size, rows, options, blank_clips(spec, views)[0].nbytes)
+
+
+def clip_batches(
+  clips: Sequence[tuple[str, int | None]],
+  spec: ClipSpec,
+  views: Views,
+  *,
+  batch_size: int,
+  options: LoaderOptions,
+) -> Iterator[dict]:
+  """Loads clips of video files in batches, in order.
+
+  Args:
+    clips: (path, start): all with the start of a single clip as in `clips.sliding_clip`, which has
+      one view per crop, or all with None for the views of the whole video.
+    batch_size: clips per batch; the last batch is padded.
+
+  Returns:
+    An iterator (close it at the end) of dicts with "video" uint8 `[batch_size, views, time,
+    height, width, 3]`, "position_ids" int32 `[batch_size, views, time]` (see `clips.eval_clips` and
+    `clips.sliding_clip`), "index" int32 `[batch_size]` (into `clips`, -1 for padding) and "error"
+    bytes `[batch_size]`: why the clip could not be decoded, or empty.
+  """
+  if clips and clips[0][1] is not None:
+    views = dataclasses.replace(views, num_clips=1, whole_frames=0)
+
+  def load(index: int) -> dict:
+    video, position_ids = blank_clips(spec, views)
+    message, is_padding = "", index >= len(clips)
+    # One bad file must not stop the others, whatever is wrong with it.
+    try:
+      if not is_padding:
+        path, start = clips[index]
+        record = file_record(path)
+        if start is None:
+          video, position_ids = eval_clips(record, spec, views, np.random.default_rng(0))
+        else:
+          video, position_ids = sliding_clip(record, spec, views, start)
+    except VideoError as error:
+      message = one_line(error)
+    except Exception as error:
+      message = describe_error(error)
+    return {
+      "video": video,
+      "position_ids": position_ids,
+      "index": np.int32(-1 if is_padding else index),
+      "error": np.asarray(message.encode(errors="backslashreplace"), f"S{_MAX_ERROR_BYTES}"),
+    }
+
+  steps = range(-(-len(clips) // batch_size))
+  return _batches(load, steps, batch_size, None, options, blank_clips(spec, views)[0].nbytes)
 
 
 def _batches(
@@ -121,7 +220,19 @@ def _batches(
 ) -> Iterator[dict]:
   """Loads the batch rows of this host; `load` maps a position in the stream to a clip."""
   rows = tuple(range(batch_size) if rows is None else rows)
-  load_row = functools.partial(_load_row, load=load, rows=rows, batch_size=batch_size)
+
+  def load_row(index: int) -> dict:
+    step, place = divmod(index, len(rows))
+    position = step * batch_size + rows[place]
+    # grain would lose some errors: StopIteration would end the stream, SystemExit would silently
+    # end the worker, and the parent would wait forever for an error that can't be pickled.
+    try:
+      return load(position)
+    except BaseException as error:
+      if isinstance(error, Exception) and not isinstance(error, StopIteration) and _pickles(error):
+        raise
+      raise RuntimeError(f"loading clip {position} raised {describe_error(error)}") from error
+
   clips = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(load_row)
   batches = clips.batch(len(rows), drop_remainder=True)
   return iterate(batches, within_memory(options, len(rows) * clip_bytes))
@@ -150,77 +261,10 @@ def _epoch_order(num_records: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(num_records)
 
 
-def _load_train_clip(position: int, *, records, spec, seed, repeats) -> dict:
-  visit, repeat = divmod(position, repeats)
-  epoch, first = epoch_and_record(visit, len(records), seed)
-  # The first clip of a visit is the same as without repeats.
-  random = np.random.default_rng((seed, epoch, first, repeat) if repeat else (seed, epoch, first))
-  index = first
-  for _ in range(_MAX_ATTEMPTS):
-    record = records[index]
-    try:
-      video, position_ids = train_clip(record, spec, random)
-    except VideoError:
-      index = int(random.integers(len(records)))
-      continue
-    return {
-      "video": video,
-      "position_ids": position_ids,
-      "label": _label(records, record),
-      "failed": np.int32(-1 if index == first else first),
-    }
-  raise VideoError(
-    f"{_MAX_ATTEMPTS} records in a row can't be decoded, the first is "
-    f"{records.video_id(first)!r}; check the data set"
-  )
-
-
-def _load_eval_clips(position: int, *, records, spec, views, seed) -> dict:
-  # Padding has the form of the last record.
-  record = records[min(position, len(records) - 1)]
-  label, failed, weight = _label(records, record), -1, 0.0
-  video, position_ids = blank_clips(spec, views)
-  if position >= len(records):
-    label = np.zeros_like(label)
-  else:
-    try:
-      random = np.random.default_rng((seed, position))
-      video, position_ids = eval_clips(record, spec, views, random)
-      weight = 1.0
-    except VideoError:
-      failed = position
-  return {
-    "video": video,
-    "position_ids": position_ids,
-    "label": label,
-    "record": np.int32(position),
-    "failed": np.int32(failed),
-    "weight": np.float32(weight),
-  }
-
-
 def _label(records: VideoRecords, record: dict) -> np.ndarray:
   if not records.multi_label:
     return np.int32(record["label"])
   return np.isin(np.arange(len(records.class_names)), record["label"]).astype(np.uint8)
-
-
-def _load_row(
-  index: int, *, load: Callable[[int], dict], rows: tuple[int, ...], batch_size: int
-) -> dict:
-  """Loads the clip at `index` of the clips of this host, and replaces errors that grain would lose.
-
-  StopIteration would end the stream, SystemExit would silently end the worker, and the parent would
-  wait forever for an error that can't be pickled.
-  """
-  step, place = divmod(index, len(rows))
-  position = step * batch_size + rows[place]
-  try:
-    return load(position)
-  except BaseException as error:
-    if isinstance(error, Exception) and not isinstance(error, StopIteration) and _pickles(error):
-      raise
-    raise RuntimeError(f"loading clip {position} raised {describe_error(error)}") from error
 
 
 def _pickles(error: Exception) -> bool:

@@ -51,9 +51,7 @@ def random_resized_crop_box(
 ) -> Box:
   """Draws a box of random area and aspect ratio; the center square if ten draws do not fit.
 
-  Args:
-    area_range: range of the area, uniform, as a fraction of the frame.
-    aspect_ratio_range: range of width over height, log-uniform.
+  Areas are uniform, as fractions of the frame; aspect ratios (width over height) log-uniform.
   """
   attempts = 10
   areas = random.uniform(*area_range, attempts) * height * width

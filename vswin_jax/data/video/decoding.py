@@ -121,10 +121,7 @@ def probe(video: bytes | str | os.PathLike) -> VideoMetadata:
 def frame_times(video: bytes | str | os.PathLike) -> np.ndarray:
   """Returns presentation times in seconds since the first frame: float64 `[num_frames]`.
 
-  Without usable timestamps, they follow from the frame rate (25 if unknown).
-
-  Raises:
-    VideoError: as in `probe`.
+  Without usable timestamps, they follow from the frame rate (25 if unknown). Raises as `probe`.
   """
   return _index(video).seconds.copy()
 
