@@ -334,7 +334,7 @@ def run_pipeline(folder: str, kind: str, workers: int, seconds: float) -> Throug
   shared, count = 0, 0
   with contextlib.closing(batches):
     # Use up the batches that were prefetched during startup.
-    for _ in range(workers * (options.prefetch_batches + 2)):
+    for _ in range(3 * workers * (options.prefetch_batches + 1)):
       next(batches)
     processes = [process.pid for process in multiprocessing.active_children()]
     everyone = [os.getpid(), *processes]

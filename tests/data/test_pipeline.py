@@ -1,9 +1,13 @@
 """Batches are a function of the step: the same for any workers, hosts and restarts."""
 
+import contextlib
 import dataclasses
+import functools
 import subprocess
 import sys
+import time
 
+import grain
 import numpy as np
 import pytest
 
@@ -332,10 +336,10 @@ def test_data_modules_and_the_training_command_import_no_jax():
 @pytest.mark.parametrize(
   "gibibytes, expected",
   [
-    (48, (8, 2)),
-    (47, (8, 1)),  # six batches of a gibibyte in each of eight workers are 48
-    (31, (7, 1)),
-    (9, (2, 1)),
+    (72, (8, 2)),
+    (71, (8, 1)),  # 9 batches of a gibibyte in each of eight workers are 72
+    (47, (7, 1)),
+    (14, (2, 1)),
     (1, (1, 1)),
   ],
 )
@@ -345,3 +349,20 @@ def test_large_batches_are_loaded_by_fewer_workers(gibibytes, expected):
   assert (fitting.num_workers, fitting.prefetch_batches) == expected
   without = dataclasses.replace(options, num_workers=0)
   assert pipeline.within_memory(without, 2**30).num_workers == 0
+
+
+def note(index: int, folder) -> dict:
+  (folder / str(index)).touch()
+  return {"index": np.int32(index)}
+
+
+def test_a_worker_buffers_as_many_batches_as_the_memory_limit_counts(tmp_path):
+  batches = grain.MapDataset.range(99).map(functools.partial(note, folder=tmp_path)).batch(1)
+  options = LoaderOptions(num_workers=1, prefetch_batches=1)
+  with contextlib.closing(pipeline.iterate(batches, options)) as loaded:
+    next(loaded)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 6 and time.monotonic() < deadline:
+      time.sleep(0.1)
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) == 6

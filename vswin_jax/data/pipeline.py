@@ -229,7 +229,12 @@ def _batches(
     try:
       return load(position)
     except BaseException as error:
-      if isinstance(error, Exception) and not isinstance(error, StopIteration) and _pickles(error):
+      try:
+        pickle.loads(pickle.dumps(error))
+        is_lost = isinstance(error, StopIteration) or not isinstance(error, Exception)
+      except Exception:
+        is_lost = True
+      if not is_lost:
         raise
       raise RuntimeError(f"loading clip {position} raised {describe_error(error)}") from error
 
@@ -241,12 +246,12 @@ def _batches(
 def within_memory(options: LoaderOptions, batch_bytes: int) -> LoaderOptions:
   """Reduces prefetched batches, then workers, until their batches fit into `memory_gib`.
 
-  A worker holds its prefetched batches twice, in its threads and in its queue, and two more: one
-  between them, and one that is being fetched.
+  grain buffers the batches of a worker in three places (its threads, its queue and the parent);
+  each holds the prefetched ones and another one.
   """
-  pairs = int(options.memory_gib * 2**29) // max(batch_bytes, 1)
-  prefetch = max(min(options.prefetch_batches, pairs // max(options.num_workers, 1) - 1), 1)
-  workers = min(options.num_workers, max(pairs // (prefetch + 1), 1))
+  room = int(options.memory_gib * 2**30) // max(3 * batch_bytes, 1)
+  prefetch = max(min(options.prefetch_batches, room // max(options.num_workers, 1) - 1), 1)
+  workers = min(options.num_workers, max(room // (prefetch + 1), 1))
   return dataclasses.replace(options, prefetch_batches=prefetch, num_workers=workers)
 
 
@@ -265,14 +270,6 @@ def _label(records: VideoRecords, record: dict) -> np.ndarray:
   if not records.multi_label:
     return np.int32(record["label"])
   return np.isin(np.arange(len(records.class_names)), record["label"]).astype(np.uint8)
-
-
-def _pickles(error: Exception) -> bool:
-  try:
-    pickle.loads(pickle.dumps(error))
-  except Exception:
-    return False
-  return True
 
 
 class LostWorkerError(RuntimeError):

@@ -31,13 +31,10 @@ def find_videos(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
       path = os.path.expanduser(path)
     matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
     for match in matches or [path]:
-      found |= dict.fromkeys(_videos_in(match) if os.path.isdir(match) else [match])
+      inside = (os.path.join(folder, name) for folder, _, names in os.walk(match) for name in names)
+      videos = sorted(p for p in inside if os.path.splitext(p)[1].lower() in VIDEO_SUFFIXES)
+      found |= dict.fromkeys(videos if os.path.isdir(match) else [match])
   return list(found)
-
-
-def _videos_in(folder: str) -> list[str]:
-  files = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
-  return sorted(path for path in files if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES)
 
 
 def file_record(path: str) -> dict:
