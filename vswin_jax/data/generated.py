@@ -19,13 +19,11 @@ def ensure(name: str, data_dir: str) -> None:
     return
   folder = os.path.expanduser(data_dir)
   builder = BUILDERS[name](data_dir=folder, file_format="array_record")
-  if builder.is_prepared():
-    return
   try:
-    os.makedirs(folder, exist_ok=True)
-    with dataset_lock(name, folder, wait=True):
-      if not builder.is_prepared():
-        builder.download_and_prepare()
+    if not builder.is_prepared():
+      os.makedirs(folder, exist_ok=True)
+      with dataset_lock(name, folder, wait=True):
+        builder.download_and_prepare()  # does nothing if another process has done it
   except OSError as error:
     # On a shared disk without locks another host may have generated it first.
     if not builder.is_prepared():

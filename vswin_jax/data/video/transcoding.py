@@ -56,7 +56,6 @@ def transcode(
   frames. The frame rate is the average of the source.
 
   Args:
-    video: the bytes or the path of a video file.
     metadata: of the video, from `decoding.probe`; None reads it.
 
   Raises:
