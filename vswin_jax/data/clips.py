@@ -109,11 +109,7 @@ class Views:
 
 
 def check_views(spec: ClipSpec, views: Views, name: str = "views") -> None:
-  """Checks that clips of the size of `spec` can be cropped from the frames of `views`.
-
-  Raises:
-    ValueError: they can't; the message names the views `name`.
-  """
+  """Raises ValueError unless `views`, called `name`, crop clips of the size of `spec`."""
   if views.short_side < spec.size or (views.crops == "three" and views.short_side != spec.size):
     relation = "equal to" if views.crops == "three" else "at least"
     raise ValueError(

@@ -78,8 +78,6 @@ def poses(motion: str, random: np.random.Generator) -> np.ndarray:
 
   Each of the three components (column, row, logarithm of size) takes the same evenly spaced values
   between -1 and 1: that of the class in ascending or descending order, the others in random order.
-  As a set, the frames of a clip are thus a uniformly random matching of the values of the three
-  components, whatever the class.
 
   Returns:
     float64 `[NUM_FRAMES, 3]`, in units of the largest offset from the center.

@@ -23,12 +23,7 @@ class DatasetError(ValueError):
 
 
 def features(class_names: list[str], multi_label: bool = False) -> tfds.features.FeaturesDict:
-  """Returns the schema of a record: encoded video, its metadata (`VideoMetadata`), id and label.
-
-  Args:
-    class_names: by index.
-    multi_label: whether the label is a sequence of any number of classes.
-  """
+  """Returns the schema of a record: encoded video, its `VideoMetadata`, id, and label or labels."""
   label = tfds.features.ClassLabel(names=class_names)
   return tfds.features.FeaturesDict(
     {
