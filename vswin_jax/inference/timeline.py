@@ -110,7 +110,7 @@ def _divide(path: str, spec: ClipSpec) -> _VideoClips:
     times = frame_times(path)
     record = file_record(path)
     starts, parts = sliding_starts(record, spec)
-    frames = frames_shown(record, spec)
+    frames, _ = frames_shown(record, spec)
   except VideoError as error:
     return _VideoClips(path, error=str(error))
   # The last frame is shown as long as the others.

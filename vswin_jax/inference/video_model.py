@@ -13,9 +13,9 @@ from flax import nnx
 
 from vswin_jax.common.checks import check_at_least
 from vswin_jax.data.clips import ClipSpec, Views, check_views
-from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.data.pipeline import LoaderOptions, clip_batches
 from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.data.video_files import clip_batches, find_videos
+from vswin_jax.data.video_files import find_videos
 from vswin_jax.models.outputs import make_view_step, probabilities_of
 from vswin_jax.models.parameters import split_model
 

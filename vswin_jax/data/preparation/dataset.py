@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from vswin_jax.common.paths import write_table
 from vswin_jax.data.annotations.common import Annotations
-from vswin_jax.data.locks import dataset_lock
 from vswin_jax.data.preparation.backends import Backend
 from vswin_jax.data.preparation.shards import (
   Shard,
@@ -25,7 +24,7 @@ from vswin_jax.data.preparation.shards import (
   records_path,
 )
 from vswin_jax.data.preparation.video_to_record import PrepareOptions, Problem, Record
-from vswin_jax.data.records import DatasetError, features
+from vswin_jax.data.records import DatasetError, dataset_lock, features
 from vswin_jax.data.video.transcoding import Transcoding
 
 VERSION = "1.0.0"

@@ -15,20 +15,13 @@ from vswin_jax.common.messages import one_line
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
 from vswin_jax.data.records import features, record
-from vswin_jax.data.video.container import (
-  NotAVideo,
-  NoVideoStream,
-  UnreadableFile,
-  VideoError,
-  open_video,
-)
+from vswin_jax.data.video.container import VideoError, open_video
 from vswin_jax.data.video.decoding import VideoMetadata, decode_frames, probe
 from vswin_jax.data.video.transcoding import Transcoding, check_frames, transcode
 
 # Kinds of problems that may be gone when the command is repeated.
 UNREADABLE, CRASHES = "unreadable", "crashes"
 
-_KINDS = {NotAVideo: "not a video", NoVideoStream: "no video stream", UnreadableFile: UNREADABLE}
 # Protocol buffers hold 2 GiB; everything but the video takes far less than the rest.
 _MAX_BYTES = 2**31 - 2**20
 # One video in so many is decoded before and after transcoding, to measure the speedup.
@@ -89,7 +82,7 @@ def prepare_video(video: Video, options: PrepareOptions) -> Record | Problem:
   except _LeftOut as error:
     return problem(*error.args)
   except VideoError as error:
-    return problem(_KINDS.get(type(error), "damaged"), str(error).removeprefix(f"{video.path}: "))
+    return problem(error.kind, str(error).removeprefix(f"{video.path}: "))
   except MemoryError:
     return problem(UNREADABLE, "not enough memory")
   except OSError as error:
@@ -133,10 +126,11 @@ def _check_size(num_bytes: int) -> None:
 
 def _checked_metadata(path: str, max_seconds: float) -> tuple[VideoMetadata, float]:
   """Returns the metadata of a video that is no picture and not too long, and its seconds."""
-  with open_video(path) as (container, _):
+  with open_video(path) as stream:
+    container = stream.container
     # FFmpeg reads a picture as a video of one frame, whatever the name of the file.
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
-      raise NotAVideo(f"it is a picture ({container.format.long_name})")
+      raise VideoError(f"it is a picture ({container.format.long_name})", "not a video")
     # Probing some formats decodes them whole, which may take hours.
     _check_length((container.duration or 0) / av.time_base, max_seconds)
   metadata = probe(path)
