@@ -119,7 +119,6 @@ def _prepare() -> None:
     max_seconds=60 * _MAX_MINUTES.value,
     shard_bytes=_SHARD_MEGABYTES.value << 20,
     max_problem_share=_MAX_PROBLEM_SHARE.value,
-    show_progress=True,
   )
   print(describe(summary))
 
