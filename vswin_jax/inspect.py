@@ -5,7 +5,6 @@ evaluation views.
 """
 
 import os
-import sys
 
 # Set before jax is imported: accelerators are of no use here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,10 +23,7 @@ _SPLIT = flags.DEFINE_string("split", None, "Split to show; default: the trainin
 _OUTPUT = flags.DEFINE_string("output", "inspect.png", "Image file to write.")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "Number of videos to show.", lower_bound=1)
 _MAX_VIDEOS = flags.DEFINE_integer(
-  "max_videos",
-  5000,
-  "Videos of a split to read for the statistics, evenly spaced; 0: all.",
-  lower_bound=0,
+  "max_videos", 5000, "Videos of a split to read for the statistics, evenly spaced; 0: all.", 0
 )
 
 
@@ -38,8 +34,6 @@ def main(arguments: list[str]) -> None:
 
 
 def _inspect() -> None:
-  from tqdm import tqdm
-
   from vswin_jax.augmentation.augmentation import Augmentation
   from vswin_jax.common.logging import set_up_logging
   from vswin_jax.common.paths import file_path, local_path, replacing
@@ -71,14 +65,10 @@ def _inspect() -> None:
   name = _DATASET.value or settings.data.name
   data_dir = _DATA_DIR.value or settings.data.dir
   shown = _SPLIT.value or settings.data.train_split
-
-  def progress(indices):
-    return tqdm(indices, desc="reading", unit="video", disable=not sys.stderr.isatty())
-
   found = {}
   for split in dict.fromkeys([shown, *split_names(name, data_dir)]):
     records = open_records(name, data_dir, split)
-    found[split] = contact_sheet.read_statistics(records, _MAX_VIDEOS.value, progress)
+    found[split] = contact_sheet.read_statistics(records, _MAX_VIDEOS.value)
     text = contact_sheet.describe(split, len(records), found[split], records.class_names)
     print(text, flush=True)
   records = open_records(name, data_dir, shown)

@@ -4,12 +4,13 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+import sys
 
 import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from vswin_jax.common.messages import shorten
 from vswin_jax.data import pipeline
@@ -53,21 +54,13 @@ class Statistics:
   class_counts: np.ndarray
 
 
-def read_statistics(
-  records: VideoRecords,
-  max_videos: int = 0,
-  progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> Statistics:
-  """Reads the metadata of the videos of a split.
-
-  Args:
-    max_videos: number of videos to read, spread evenly; 0: all.
-    progress: wraps the iterable of indices, to show progress.
-  """
+def read_statistics(records: VideoRecords, max_videos: int = 0) -> Statistics:
+  """Reads the metadata of `max_videos` videos of a split, spread evenly; 0: of all."""
   seconds, num_bytes = [], []
   sizes, rates = collections.Counter(), collections.Counter()
   class_counts = np.zeros(len(records.class_names), np.int64)
-  for index in progress(_evenly(np.arange(len(records)), max_videos or len(records))):
+  indices = _evenly(np.arange(len(records)), max_videos or len(records))
+  for index in tqdm(indices, desc="reading", unit="video", disable=not sys.stderr.isatty()):
     record = records[int(index)]
     rate = record["fps_numerator"] / max(record["fps_denominator"], 1)
     seconds.append(record["num_frames"] / rate if rate else 0.0)

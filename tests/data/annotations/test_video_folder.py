@@ -32,10 +32,10 @@ def test_folders_of_classes(tmp_path):
   assert all(video.exists for found in annotations.splits.values() for video in found)
   assert annotations.problems == ()
   assert annotations.other_files == (
-    (f"{tmp_path}/README.txt", ".txt: not the name of a video file"),
-    (f"{tmp_path}/a b/1.txt", ".txt: not the name of a video file"),
-    (f"{tmp_path}/b/Thumbs.db", ".db: not the name of a video file"),
-    (f"{tmp_path}/d/x.rm", ".rm: not the name of a video file"),
+    (f"{tmp_path}/README.txt", "not the suffix of a video file"),
+    (f"{tmp_path}/a b/1.txt", "not the suffix of a video file"),
+    (f"{tmp_path}/b/Thumbs.db", "not the suffix of a video file"),
+    (f"{tmp_path}/d/x.rm", "not the suffix of a video file"),
   )
   others = f"{tmp_path}/README.txt, {tmp_path}/a b/1.txt, {tmp_path}/b/Thumbs.db"
   note = f"4 files without the suffix of a video are skipped, such as {others}"

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from vswin_jax.common import checks
 from vswin_jax.common.paths import local_path
@@ -15,48 +14,35 @@ from vswin_jax.data.annotations.file_tree import scan
 from vswin_jax.data.annotations.rows import Files, Listing
 from vswin_jax.data.annotations.text_files import read_text
 
-
-class Layout(NamedTuple):
-  """The annotation files of a data set.
-
-  Attributes:
-    expected: some of the files, for messages; `{number}` stands for the official split.
-    names: pattern of the names of all files, in any case.
-    read: returns what files list; None for `video_folder`.
-  """
-
-  expected: str
-  names: str
-  read: Callable[[Files, str], Listing] | None
-
-
 _SPLIT = "(train|training|val|valid|validate|validation|test|testing)"
 _WITH_SPLIT = f"(.*[^a-z])?{_SPLIT}([^a-z].*)?"
-_KINETICS = Layout(
+_KINETICS = (
   "train.csv and val.csv with youtube_id,time_start,time_end,label, or lists of `path label`",
   rf"{_WITH_SPLIT}\.(csv|txt)",
   published.read_kinetics,
 )
-DATASETS: Mapping[str, Layout] = {
+# Of each data set: some annotation files, for messages; a pattern of the names of all, in any case;
+# and their reader. `{number}` stands for the official split.
+DATASETS: Mapping[str, tuple[str, str, Callable[[Files, str], Listing] | None]] = {
   "kinetics400": _KINETICS,
   "kinetics600": _KINETICS,
   "kinetics700": _KINETICS,
-  "something_something_v2": Layout(
+  "something_something_v2": (
     "labels.json, train.json and validation.json, or lists of `path label`",
     rf".*labels.*\.json|{_WITH_SPLIT}\.(json|txt)",
     published.read_something_something,
   ),
-  "ucf101": Layout(
+  "ucf101": (
     "classInd.txt, trainlist0{number}.txt and testlist0{number}.txt",
     r"classind\.txt|(train|test)list0?{number}\.txt",
     published.read_ucf101,
   ),
-  "hmdb51": Layout(
+  "hmdb51": (
     "brush_hair_test_split{number}.txt and the like",
     r".+_test_split{number}\.txt",
     published.read_hmdb51,
   ),
-  "video_folder": Layout("", rf"(annotations|{_SPLIT})\.(csv|tsv|json|txt)", None),
+  "video_folder": ("", rf"(annotations|{_SPLIT})\.(csv|tsv|json|txt)", None),
 }
 _WITH_SPLIT_NUMBER = ("ucf101", "hmdb51")
 
@@ -92,16 +78,15 @@ def read_annotations(
   if dataset == "video_folder" and video_folder.has_class_folders(tree):
     folders.pop()
   expected, names, read = DATASETS[dataset]
-  is_annotation_file = re.compile(
-    names.format(number=options.split_number), re.IGNORECASE
-  ).fullmatch
+  expected, names = (text.format(number=options.split_number) for text in (expected, names))
+  is_annotation_file = re.compile(names, re.IGNORECASE).fullmatch
   files = find_annotation_files(annotations, folders, is_annotation_file)
   if dataset in _WITH_SPLIT_NUMBER:
     files = [file for file in files if is_annotation_file(os.path.basename(file[0]))]
   if expected and not files:
     raise AnnotationError(
-      f"{dataset}: no annotation files in {tree.root} or its parent; expected "
-      f"{expected.format(number=options.split_number)}; name them with --annotations"
+      f"{dataset}: no annotation files in {tree.root} or its parent; expected {expected}; name "
+      "them with --annotations"
     )
   try:
     if read:

@@ -21,12 +21,7 @@ from vswin_jax.data.annotations.splitting import digest, scene, validation_group
 
 
 def assemble(tree: FileTree, listing: Listing, options: AnnotationOptions) -> Annotations:
-  """Returns the annotations of a data set.
-
-  Args:
-    tree: files below the folder of videos.
-    listing: rows of the annotation files.
-    options: for rows without splits.
+  """Returns the annotations of a data set whose annotation files have the rows of a listing.
 
   Raises:
     AnnotationError: a label is unknown, or the rows contradict each other.
@@ -99,14 +94,15 @@ def _merge(
 
 
 def _label_index(label: str | int, indices: Mapping[str, int], where: str) -> int:
-  if isinstance(label, int) and not 0 <= label < len(indices):
-    raise AnnotationError(
-      f"{where}: label '{label}'; expected a number from 0 to {len(indices) - 1}"
-    )
-  if isinstance(label, str) and label not in indices:
-    hint = textwrap.shorten(checks.closest(label, indices), 300, placeholder=" ...")
-    raise AnnotationError(f"{where}: unknown label {label!r}; {hint}")
-  return indices.get(label, label)
+  if isinstance(label, str):
+    if label not in indices:
+      hint = textwrap.shorten(checks.closest(label, indices), 300, placeholder=" ...")
+      raise AnnotationError(f"{where}: unknown label {label!r}; {hint}")
+    return indices[label]
+  if not 0 <= label < len(indices):
+    last = len(indices) - 1
+    raise AnnotationError(f"{where}: label '{label}'; expected a number from 0 to {last}")
+  return label
 
 
 def _locate(tree: FileTree, row: Row, labels: tuple[int, ...]) -> Video:

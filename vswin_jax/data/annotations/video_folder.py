@@ -95,17 +95,15 @@ def read_class_folders(tree: FileTree, options: AnnotationOptions) -> Listing:
       f"{tree.root}: no clear class folders, with {(unclear or tree.videos or ['no videos'])[0]}; "
       "expected class/video, or train/class/video and val/class/video, or files with --annotations"
     )
+  others = list(map(tree.absolute, tree.others))
   notes = [
-    f"{len(paths):,} {what} are skipped, such as {', '.join(map(tree.absolute, paths[:3]))}"
+    f"{len(paths):,} {what} are skipped, such as {', '.join(paths[:3])}"
     for what, paths in (
-      ("videos in no class folder", strays),
-      ("files without the suffix of a video", tree.others),
+      ("videos in no class folder", list(map(tree.absolute, strays))),
+      ("files without the suffix of a video", others),
     )
     if paths
   ]
-  other_files = [
-    (tree.absolute(path), f"{suffix(path) or 'no suffix'}: not the name of a video file")
-    for path in tree.others
-  ]
+  other_files = [(path, "not the suffix of a video file") for path in others]
   class_names = options.class_names or class_names
   return Listing(rows, class_names, notes, options.multi_label, other_files)

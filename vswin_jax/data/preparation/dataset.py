@@ -145,7 +145,7 @@ def _check_share(
   if len(problems) <= max_share * num_videos:
     return
   _write_problems(path, problems, annotations)
-  kinds = ", ".join(f"{count} {kind}" for kind, count in _count_kinds(problems).items())
+  kinds = ", ".join(f"{count} {kind}" for kind, count in _kinds(problems).most_common())
   examples = "".join(f"\n  {problem.path}: {problem.detail}" for problem in problems[:10])
   raise DatasetError(
     f"{len(problems)} of {num_videos} videos have a problem so far ({kinds}), more than the "
@@ -154,8 +154,8 @@ def _check_share(
   )
 
 
-def _count_kinds(problems: Sequence[Problem]) -> dict[str, int]:
-  return dict(collections.Counter(problem.kind for problem in problems).most_common())
+def _kinds(problems: Sequence[Problem]) -> collections.Counter[str]:
+  return collections.Counter(problem.kind for problem in problems)
 
 
 def _write_problems(
@@ -198,7 +198,7 @@ def _write_dataset(
       )
     )
   totals = sum((result.totals for result in full.values()), collections.Counter())
-  kinds = _count_kinds(problems)
+  kinds = dict(_kinds(problems))
   tfds.folder_dataset.write_metadata(
     data_dir=path,
     features=features(list(options.class_names), multi_label=options.multi_label),
