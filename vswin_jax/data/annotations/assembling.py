@@ -115,7 +115,8 @@ def _locate(tree: FileTree, row: Row, labels: tuple[int, ...]) -> Video:
   if found := tree.find(tree.relative(path), row.split):
     return Video(tree.absolute(found), without_suffix(found), labels, True)
   # The tree lacks hidden files, second names of folders, and files outside of the root.
-  id = without_suffix(tree.relative(os.path.normpath(row.path)))
+  name = tree.relative(path)
+  id = without_suffix(os.path.normpath(row.path) if name == path else name)
   return Video(path, id, labels, os.path.isfile(path))
 
 

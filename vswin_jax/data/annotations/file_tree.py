@@ -37,20 +37,20 @@ class FileTree:
   def find(self, path: str, split: str, in_any_folder: bool = False) -> str | None:
     """Returns the video with a path, relative to the root or to an outermost folder of the split.
 
-    The suffix may differ. Of several, one with the suffix of the path, in the root, or else in a
-    folder of the split is preferred.
+    Of several, one with the suffix of the path is preferred, then one in the root.
 
     Args:
-      path: with or without a suffix.
+      path: with a suffix, from which that of the video may differ.
       split: empty if unknown.
-      in_any_folder: whether the path may be relative to any other folder, too.
+      in_any_folder: whether the path may be relative to any other folder, too; then folders of the
+        split come first.
     """
     stem, ranks = without_suffix(path), {}
     for video in self._ending_with(stem):
       folder = without_suffix(video).removesuffix(stem)
       of_split = bool(split) and split in map(split_within, folder.split("/"))
       if in_any_folder or not folder or (of_split and folder.count("/") == 1):
-        ranks[video] = not video.endswith(path), bool(folder), not of_split
+        ranks[video] = in_any_folder and not of_split, not video.endswith(path), bool(folder)
     return min(ranks, key=ranks.get, default=None)
 
   def _ending_with(self, stem: str) -> Sequence[str]:
