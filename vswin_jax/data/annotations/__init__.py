@@ -1,5 +1,6 @@
 """Readers of annotation files: the videos, labels and splits of data sets."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,20 +10,25 @@ from vswin_jax.common.paths import local_path
 from vswin_jax.data.annotations import published, video_folder
 from vswin_jax.data.annotations.annotation_files import find_annotation_files
 from vswin_jax.data.annotations.assembling import assemble
-from vswin_jax.data.annotations.common import AnnotationError, AnnotationOptions, Annotations
+from vswin_jax.data.annotations.common import (
+  SPLIT_NAMES,
+  AnnotationError,
+  AnnotationOptions,
+  Annotations,
+)
 from vswin_jax.data.annotations.file_tree import scan
 from vswin_jax.data.annotations.rows import Files, Listing
 from vswin_jax.data.annotations.text_files import read_text
 
-_SPLIT = "(train|training|val|valid|validate|validation|test|testing)"
+_SPLIT = f"({'|'.join(itertools.chain(*SPLIT_NAMES.values()))})"
 _WITH_SPLIT = f"(.*[^a-z])?{_SPLIT}([^a-z].*)?"
 _KINETICS = (
   "train.csv and val.csv with youtube_id,time_start,time_end,label, or lists of `path label`",
   rf"{_WITH_SPLIT}\.(csv|txt)",
   published.read_kinetics,
 )
-# Of each data set: some annotation files, for messages; a pattern of the names of all, in any case;
-# and their reader. `{number}` stands for the official split.
+# By data set: some annotation files, for messages; a pattern of the names of all, in any case; and
+# their reader. `{number}` stands for the official split.
 DATASETS: Mapping[str, tuple[str, str, Callable[[Files, str], Listing] | None]] = {
   "kinetics400": _KINETICS,
   "kinetics600": _KINETICS,

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from vswin_jax.common import checks
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
   "train": ("train", "training"),
   "validation": ("val", "valid", "validate", "validation"),
   "test": ("test", "testing"),
 }
-SPLITS = tuple(_SPLIT_NAMES)
+SPLITS = tuple(SPLIT_NAMES)
 
 
 class AnnotationError(ValueError):
@@ -108,7 +108,7 @@ class AnnotationOptions:
 def split_called(name: str) -> str | None:
   """Returns the split with exactly this name, such as "validation" for "val"; None if unknown."""
   name = name.strip().lower()
-  return next((split for split, names in _SPLIT_NAMES.items() if name in names), None)
+  return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
 def split_within(name: str) -> str | None:
