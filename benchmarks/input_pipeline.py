@@ -276,7 +276,7 @@ def measure_readers(
 
 def write_records(folder: str, kind: str, videos: list[dict[str, bytes]]) -> None:
   """Prepares the data set `kind` under `folder`."""
-  from vswin_jax.data.annotations import Annotations, Video
+  from vswin_jax.data.annotations.common import Annotations, Video
   from vswin_jax.data.preparation.backends import local_processes
   from vswin_jax.data.preparation.dataset import prepare_dataset
 
