@@ -12,7 +12,7 @@ import numpy as np
 from tests.helpers.golden import golden, reference_model, reference_name
 from tests.tables.golden import relative_error
 from tests.tables.vtn_parity import reference_vtn
-from vswin_jax.conversion import vtn as vtn_files
+from vswin_jax.conversion.layouts import vtn_names
 from vswin_jax.experiment.recipes import kinetics_vtn_config, video_swin_config
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.training.optimizer import make_optimizer
@@ -37,7 +37,7 @@ def _vtn(meta: dict):
   model = reference_vtn("vtn_nano_7f", **no_dropout)
   config = kinetics_vtn_config("vtn_vit_b", "")
   config.schedule.decay_epochs = tuple(map(float, meta["steps"][1:]))
-  return model, config, vtn_files.name_in("vit", whole=True)
+  return model, config, vtn_names("vit")
 
 
 def _batch(meta: dict, step: int) -> dict[str, np.ndarray]:
