@@ -33,17 +33,16 @@ def validate(
   views = experiment.settings.validation
   for name, result in _evaluate_params(experiment, eval_step, versions, views, stop).items():
     logger.info("step %d  %s  %s", int(state.step), name, result.describe())
-    scores |= {f"{name}/{measure}": value for measure, value in result.scalars().items()}
+    scores |= {f"{name}/{measure}": value for measure, value in result.scores.items()}
   return scores
 
 
-def main_score(scores: dict[str, float]) -> float:
-  """Returns the validation score that ranks checkpoints: that of the EMA if there is one."""
-  for version in ("validation_ema", "validation"):
-    for measure in ("top1", "mean_average_precision"):
-      if f"{version}/{measure}" in scores:
-        return scores[f"{version}/{measure}"]
-  raise ValueError(f"no validation score among {', '.join(scores)}")
+def main_score(metrics: dict[str, float]) -> float | None:
+  """Returns the validation score that ranks checkpoints, that of the EMA if there is one; None if
+  there is no score among the metrics."""
+  versions, measures = ("validation_ema", "validation"), ("top1", "mean_average_precision")
+  names = (f"{version}/{measure}" for version in versions for measure in measures)
+  return next((metrics[name] for name in names if name in metrics), None)
 
 
 def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Evaluation:
@@ -62,18 +61,15 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
   directory = manager.checkpoints_of(source)
   step, params, metadata = manager.restore_params(directory, shapes)
   initialization.check_metadata(directory, metadata, experiment.metadata, resuming=False)
-  clip, views = settings.clip, settings.test
+  clip, views, records = settings.clip, settings.test, experiment.eval_records
   num_views = count_views(clip, views)
   logger.info(
-    "evaluating step %d of %s: %d videos, %d views each",
-    step,
-    directory,
-    len(experiment.eval_records),
-    num_views,
+    "evaluating step %d of %s: %d videos, %d views each", step, directory, len(records), num_views
   )
-  result = _evaluate_params(experiment, plan.jitted_eval_step(), {"test": params}, views, stop)[
-    "test"
-  ]
+  results_by_name = _evaluate_params(
+    experiment, plan.jitted_eval_step(), {"test": params}, views, stop
+  )
+  result = results_by_name["test"]
   logger.info(result.describe())
   if is_first():
     training = metadata.training
@@ -90,7 +86,7 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
       ),
       metadata={"step": step, "views": num_views},
       class_names=experiment.class_names,
-      video_ids=[experiment.eval_records.video_id(row[0]) for row in result.predictions],
+      video_ids=[records.video_id(row[0]) for row in result.predictions],
       metrics=(local if source == experiment.folder.path else source) / "metrics.jsonl",
     )
     logger.info("report: %s", experiment.folder.path / "report.png")

@@ -14,11 +14,10 @@ from vswin_jax.experiment.config import ConfigError, Settings, config_errors
 from vswin_jax.models import create_model
 from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
 from vswin_jax.training import sharding
-from vswin_jax.training.evaluation import jit_eval_step
-from vswin_jax.training.inputs import check_label_smoothing
+from vswin_jax.training.evaluation import make_eval_step
 from vswin_jax.training.optimizer import make_optimizer
 from vswin_jax.training.schedules import make_schedule
-from vswin_jax.training.step import TrainState, create_state, make_eval_step, make_train_step
+from vswin_jax.training.step import TrainState, create_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +78,10 @@ class Plan:
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
   def jitted_eval_step(self) -> Callable[[dict, dict], dict]:
-    """Returns the jitted evaluation step, see `jit_eval_step`."""
+    """Returns the jitted evaluation step (see `make_eval_step`) with replicated outputs."""
     data = self.settings.data
     step = make_eval_step(self.graph, mean=data.mean, std=data.std, multi_label=self.multi_label)
-    return jit_eval_step(step, self.mesh)
+    return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
 
 
 def make_mesh(
@@ -130,30 +129,17 @@ def make_plan(
       f"{train.epochs} epochs of {num_videos} videos are less than one step of "
       f"{train.batch_size} clips; raise train.epochs or lower train.batch_size"
     )
-  options = settings.model | {"num_classes": num_classes}
-  with config_errors():
-    check_label_smoothing(train.label_smoothing, multi_label)
-    schedule = make_schedule(
-      num_steps=num_steps,
-      steps_per_epoch=steps_per_epoch,
-      **dataclasses.asdict(settings.schedule),
+  if multi_label and train.label_smoothing:
+    raise ConfigError(
+      "train.label_smoothing is for videos with one label; with any number of labels it must be 0, "
+      f"got {train.label_smoothing}"
     )
+  options = settings.model | {"num_classes": num_classes}
+  schedule = make_schedule(settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+  with config_errors():
     model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **options))
     graph, param_shapes = split_model(model)
-    optimizer = make_optimizer(
-      param_shapes,
-      schedule,
-      frozen=batch_statistics(model),
-      **dataclasses.asdict(settings.optimizer),
-    )
+    optimizer = make_optimizer(param_shapes, schedule, settings.optimizer, batch_statistics(model))
   return Plan(
-    settings=settings,
-    mesh=mesh,
-    multi_label=multi_label,
-    model_options=options,
-    num_steps=num_steps,
-    schedule=schedule,
-    graph=graph,
-    param_shapes=param_shapes,
-    optimizer=optimizer,
+    settings, mesh, multi_label, options, num_steps, schedule, graph, param_shapes, optimizer
   )

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import PercentFormatter
 
 from vswin_jax.common.messages import shorten
 from vswin_jax.training.evaluation import SCORES, Evaluation
@@ -79,8 +79,7 @@ def _draw_header(figure, title, subtitle, evaluation) -> None:
   failed = f", {len(evaluation.failed)} unreadable" if evaluation.failed else ""
   for y, line in zip((0.48, 0.27, 0.06), [*subtitle, f"{videos} videos evaluated{failed}"]):
     figure.text(0.02, y, line, fontsize=9.5, color=_SECONDARY, va="center")
-  scores = evaluation.scalars()
-  for place, (name, value) in enumerate(reversed(scores.items())):
+  for place, (name, value) in enumerate(reversed(evaluation.scores.items())):
     x = 0.91 - 0.125 * place
     figure.text(
       x, 0.6, f"{100 * value:.1f}%", fontsize=22, fontweight="bold", color=ACCENT, ha="center",
@@ -196,9 +195,8 @@ def _draw_large_confusion(axes, share: np.ndarray) -> None:
   axes.set_ylim(count, 0)
   axes.set_ylabel("number of the class")
   axes.tick_params(labelsize=8)
-  bar = axes.figure.colorbar(picture, ax=axes, shrink=0.8, ticks=[0, 0.1, 0.25, 0.5, 1])
-  bar.ax.set_yticklabels(["0 %", "10 %", "25 %", "50 %", "100 %"], fontsize=8)
-  bar.outline.set_visible(False)
+  ticks, percent = [0, 0.1, 0.25, 0.5, 1], PercentFormatter(1, symbol=" %")
+  axes.figure.colorbar(picture, ax=axes, shrink=0.8, ticks=ticks, format=percent)
 
 
 def _draw_pairs(axes, evaluation, class_names) -> None:
@@ -219,8 +217,7 @@ def _draw_pairs(axes, evaluation, class_names) -> None:
 
 
 def _draw_precisions(figure, evaluation, class_names) -> None:
-  """Draws the average precision of every class, the best first, and of many classes also over their
-  numbers of videos."""
+  """Draws the average precision of every class, the best first."""
   values, positives = evaluation.average_precision, evaluation.positives
   order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]
   if len(class_names) <= _MAX_NAMED_CLASSES:
@@ -230,20 +227,10 @@ def _draw_precisions(figure, evaluation, class_names) -> None:
     _draw_bars(axes, values, class_names, order, notes, 9 if len(order) <= 12 else 7)
     axes.set_xlabel("average precision, % (videos)")
     return
-  bars, points = figure.subplots(2, 1)
-  bars.set_title(f"Average precision of {len(order)} classes, best first")
-  bars.bar(np.arange(len(order)), 100 * values[order], color=ACCENT, width=1.0)
-  mean = 100 * evaluation.mean_average_precision
-  bars.axhline(mean, color=_SECOND, linewidth=1)
-  bars.text(len(order), mean + 1, f"mean {mean:.1f} %", ha="right", fontsize=8, color=_SECONDARY)
-  bars.set_xlim(0, len(order))
-  points.set_title("Average precision and number of videos of each class")
-  points.plot(positives[order], 100 * values[order], ".", color=ACCENT, alpha=0.6)
-  points.set_xscale("log")
-  points.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-  points.xaxis.set_major_formatter("{x:.0f}")
-  points.xaxis.set_minor_formatter("{x:.0f}")
-  points.set_xlabel("videos")
-  for axes in (bars, points):
-    axes.set_ylim(0, 101)
-    axes.set_ylabel("%")
+  _set_title(figure, f"Average precision of {len(order)} classes, best first")
+  axes = figure.subplots()
+  axes.bar(np.arange(len(order)), 100 * values[order], color=ACCENT, width=1.0)
+  mean = 100 * evaluation.scores["mean_average_precision"]
+  axes.axhline(mean, color=_SECOND, linewidth=1)
+  axes.text(len(order), mean + 1, f"mean {mean:.1f} %", ha="right", fontsize=8, color=_SECONDARY)
+  axes.set(xlim=(0, len(order)), ylim=(0, 101), ylabel="%")

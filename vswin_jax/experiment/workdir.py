@@ -17,9 +17,6 @@ from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
 
-# Large, and only added to, so that a resumed run does not download them.
-_NOT_FETCHED = ("checkpoints", "tensorboard")
-
 
 class RunFolderError(ValueError):
   """Raised when a workdir can't be read or written.
@@ -68,8 +65,7 @@ class RunFolder:
     for file in sorted(self.local.rglob("*")):
       if not file.is_file() or file.name.startswith("."):
         continue
-      found = file.stat()
-      version = found.st_mtime_ns, found.st_size
+      version = _version(file)
       if self._published.get(file) == version:
         continue
       target = self.path / file.relative_to(self.local).as_posix()
@@ -78,6 +74,11 @@ class RunFolder:
       except Exception as error:
         raise RunFolderError(f"can't write {target}: {root_cause(error)}", error) from error
       self._published[file] = version
+
+
+def _version(file: pathlib.Path) -> tuple[int, int]:
+  found = file.stat()
+  return found.st_mtime_ns, found.st_size
 
 
 @contextlib.contextmanager
@@ -114,17 +115,14 @@ def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Ite
 
 
 def _fetch(folder: RunFolder) -> None:
-  """Downloads the small files of a resumed run."""
+  """Downloads the small files of a resumed run; checkpoints and events are in subfolders."""
   try:
     # In a bucket there are no folders without files.
     entries = list(folder.path.iterdir()) if folder.path.exists() else []
-    for entry in entries:
-      if entry.name in _NOT_FETCHED or not entry.is_file():
-        continue
+    for entry in filter(lambda entry: entry.is_file(), entries):
       target = folder.local / entry.name
       target.write_bytes(entry.read_bytes())
-      found = target.stat()
-      folder._published[target] = found.st_mtime_ns, found.st_size
+      folder._published[target] = _version(target)
   except Exception as error:
     raise RunFolderError(
       f"can't read {folder.path}: {root_cause(error)}. Check the name of the bucket, and that this "

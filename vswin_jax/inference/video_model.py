@@ -62,15 +62,14 @@ class VideoModel:
 
   Attributes:
     network: the NNX module, such as a `VideoSwin` or a `VTN`.
-    preprocessing: normalization, clips and views. None, for a network without a checkpoint, allows
-      only the calls that take arrays.
+    preprocessing: normalization, clips and views.
     labels: class names by index, or None if unknown.
     multi_label: whether a video may have several classes: probabilities are sigmoids of the logits,
       otherwise their softmax.
   """
 
   network: nnx.Module
-  preprocessing: Preprocessing | None
+  preprocessing: Preprocessing
   labels: tuple[str, ...] | None = None
   multi_label: bool = False
   # Jitted functions by name, so that repeated use compiles once.

@@ -1,4 +1,4 @@
-"""Training state, and the functions that are jitted over it: training step, evaluation step."""
+"""Training state, and the training step that is jitted over it."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,8 @@ import optax
 from flax import nnx
 
 from vswin_jax.augmentation.augmentation import Augmentation
-from vswin_jax.models.outputs import make_view_step, probabilities_of
 from vswin_jax.models.parameters import merge_model
-from vswin_jax.training.inputs import augment_batch, check_label_smoothing, model_inputs
+from vswin_jax.training.inputs import augment_batch, model_inputs
 from vswin_jax.training.optimizer import update_ema
 
 _NO_AUGMENTATION = Augmentation()
@@ -100,7 +99,6 @@ def make_train_step(
     mean: mean of the pixels, per color.
     std: standard deviation of the pixels, per color.
     mesh: mesh of the devices that share a batch; None: one device.
-    augmentation: options of augmentation.
     multi_label: whether a video has any number of labels, see `classification_loss`.
     label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
     grad_accum_steps: number of parts of a batch whose gradients are accumulated.
@@ -112,11 +110,7 @@ def make_train_step(
     int32 `[batch, time]`, "label" as in `make_targets`, "failed" int32 `[batch]` -> (state,
     metrics). Metrics are scalars: "loss" of this step, "learning_rate", "clips_failed", and means
     since the last logged step: "mean_loss", "mean_top1" (see `top1_accuracy`), "mean_grad_norm".
-
-  Raises:
-    ValueError: label smoothing with `multi_label`.
   """
-  check_label_smoothing(label_smoothing, multi_label)
 
   def loss_function(params, batch, key):
     model = merge_model(graph, params)
@@ -188,20 +182,3 @@ def make_train_step(
     return state, metrics
 
   return step
-
-
-def make_eval_step(
-  graph: nnx.GraphDef,
-  *,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
-  multi_label: bool = False,
-) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
-  """Builds the evaluation step, to be jitted; arguments as in `make_train_step`.
-
-  Returns:
-    `step(params, video, position_ids)`, with inputs as in `make_view_step` -> float32 probabilities
-    `[batch, num_classes]`, the mean over views.
-  """
-  view_step = make_view_step(graph, probabilities_of(multi_label), mean=mean, std=std)
-  return lambda params, *inputs: view_step(params, *inputs).mean(1)
