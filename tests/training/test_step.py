@@ -8,12 +8,13 @@ import optax
 import pytest
 
 from tests.helpers.steps import BATCH, CLASSES, PIXELS, batches, run, tiny_model
+from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.models import create_model
 from vswin_jax.models.normalization import normalize
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import make_eval_step
-from vswin_jax.training.inputs import make_targets
+from vswin_jax.training.inputs import model_inputs
 from vswin_jax.training.optimizer import OptimizerOptions, make_optimizer
 from vswin_jax.training.step import create_state, make_train_step, top1_accuracy
 
@@ -116,6 +117,12 @@ def test_several_labels_on_several_devices_and_in_parts():
 
 
 def test_targets():
+
+  def make_targets(label, num_classes, **options):
+    batch = {"video": jnp.zeros((len(label), 1, 1, 1, 3), jnp.uint8), "label": label}
+    inputs = (batch, jax.random.key(0), Augmentation())
+    return model_inputs(*inputs, num_classes=num_classes, **PIXELS, **options)[1]
+
   smooth = make_targets(jnp.array([2, 0]), 5, label_smoothing=0.1)
   np.testing.assert_allclose(
     smooth, [[0.02, 0.02, 0.92, 0.02, 0.02], [0.92, 0.02, 0.02, 0.02, 0.02]], rtol=1e-6

@@ -5,15 +5,17 @@ from collections.abc import Callable
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.common.logging import logger
-from vswin_jax.common.paths import AnyPath
+from vswin_jax.common.paths import AnyPath, replacing
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
 from vswin_jax.distributed.consistency import is_first
 from vswin_jax.experiment import initialization, results
 from vswin_jax.experiment.experiment import Experiment
+from vswin_jax.experiment.report import write_report
 from vswin_jax.models.parameters import with_shardings
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import Evaluation, evaluate
+from vswin_jax.training.metrics import read_metrics
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import StopRequest
 
@@ -74,20 +76,27 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
   if is_first():
     training = metadata.training
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
-    local = experiment.folder.local
+    local, class_names = experiment.folder.local, experiment.class_names
+    curves = (local if source == experiment.folder.path else source) / "metrics.jsonl"
+    frames = f"{view_frames(clip, views)} frames of {clip.size} x {clip.size}, {clip.frame_order}"
+    with replacing(local / "report.png") as path:
+      write_report(
+        path,
+        title=f"{settings.model['name']} on {settings.data.name}",
+        subtitle=(
+          f"{origin}; clips of {frames}",
+          f"{describe_views(clip, views)} views (clips x crops) of each video",
+        ),
+        evaluation=result,
+        class_names=class_names,
+        metrics=read_metrics(curves),
+      )
     results.write_results(
       local,
       result,
-      title=f"{settings.model['name']} on {settings.data.name}",
-      subtitle=(
-        f"{origin}; clips of {view_frames(clip, views)} frames of {clip.size} x {clip.size}, "
-        f"{clip.frame_order}",
-        f"{describe_views(clip, views)} views (clips x crops) of each video",
-      ),
       metadata={"step": step, "views": num_views},
-      class_names=experiment.class_names,
+      class_names=class_names,
       video_ids=[records.video_id(row[0]) for row in result.predictions],
-      metrics=(local if source == experiment.folder.path else source) / "metrics.jsonl",
     )
     logger.info("report: %s", experiment.folder.path / "report.png")
   return result

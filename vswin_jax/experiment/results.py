@@ -1,4 +1,4 @@
-"""Files of a run besides checkpoints and metrics: config, predictions, report."""
+"""Files of a run besides checkpoints and metrics: config and results."""
 
 import json
 import pathlib
@@ -8,9 +8,7 @@ from flax.traverse_util import flatten_dict
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, replacing, write_table
 from vswin_jax.experiment.config import Settings
-from vswin_jax.experiment.report import write_report
 from vswin_jax.training.evaluation import Evaluation
-from vswin_jax.training.metrics import read_metrics
 
 # Keys and sections that may change when a run resumes: results differ by rounding at most.
 _FREE_TO_CHANGE = (
@@ -68,21 +66,17 @@ def write_results(
   workdir: pathlib.Path,
   result: Evaluation,
   *,
-  title: str,
-  subtitle: tuple[str, str],
   metadata: dict,
   class_names: tuple[str, ...],
   video_ids: list[str],
-  metrics: AnyPath,
 ) -> None:
-  """Writes `predictions.csv`, `per_class.csv`, `report.png` and, last, `evaluation.json`.
+  """Writes `predictions.csv`, `per_class.csv` and, last, `evaluation.json`.
 
   Labels of a multi-label video share one field of `predictions.csv`, separated by "|".
 
   Args:
     metadata: written to `evaluation.json` beside the scores.
     video_ids: of the rows of `result.predictions`.
-    metrics: path of the `metrics.jsonl` whose curves the report shows.
   """
   rows = (
     (video, "|".join(class_names[label] for label in labels), class_names[prediction], f"{p:.6f}")
@@ -90,15 +84,6 @@ def write_results(
   )
   write_table(workdir / "predictions.csv", ("id", "label", "prediction", "probability"), rows)
   write_table(workdir / "per_class.csv", *_class_table(result, class_names))
-  with replacing(workdir / "report.png") as path:
-    write_report(
-      path,
-      title=title,
-      subtitle=subtitle,
-      evaluation=result,
-      class_names=class_names,
-      metrics=read_metrics(metrics),
-    )
   numbers = metadata | result.scores | {"unreadable": len(result.failed)}
   with replacing(workdir / "evaluation.json") as path:
     path.write_text(json.dumps(numbers, indent=2) + "\n")

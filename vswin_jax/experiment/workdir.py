@@ -19,11 +19,7 @@ from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
 
 
 class RunFolderError(ValueError):
-  """Raised when a workdir can't be read or written.
-
-  Attributes:
-    exit_status: exit status of a command that ends with this error.
-  """
+  """Raised when a workdir can't be read or written."""
 
   def __init__(self, message: str, cause: BaseException):
     super().__init__(message)

@@ -51,18 +51,6 @@ def create_state(
   )
 
 
-def classification_loss(
-  logits: jax.Array, targets: jax.Array, *, multi_label: bool = False
-) -> jax.Array:
-  """Returns the mean cross-entropy of logits and targets, both float32 `[batch, num_classes]`.
-
-  With `multi_label`, it is the binary cross-entropy, averaged over classes too.
-  """
-  if multi_label:
-    return optax.sigmoid_binary_cross_entropy(logits, targets).mean()
-  return optax.softmax_cross_entropy(logits, targets).mean()
-
-
 def top1_accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns the share of clips whose most probable class is a label, or a largest soft target.
 
@@ -99,7 +87,8 @@ def make_train_step(
     mean: mean of the pixels, per color.
     std: standard deviation of the pixels, per color.
     mesh: mesh of the devices that share a batch; None: one device.
-    multi_label: whether a video has any number of labels, see `classification_loss`.
+    multi_label: whether a video has any number of labels; the loss is the mean over clips of the
+      cross-entropy or, with `multi_label`, the mean over clips and classes of the binary one.
     label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
     grad_accum_steps: number of parts of a batch whose gradients are accumulated.
     ema_decay: decay of the EMA of the parameters; 0: no EMA.
@@ -107,7 +96,7 @@ def make_train_step(
 
   Returns:
     `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "position_ids"
-    int32 `[batch, time]`, "label" as in `make_targets`, "failed" int32 `[batch]` -> (state,
+    int32 `[batch, time]`, "label" as in `model_inputs`, "failed" int32 `[batch]` -> (state,
     metrics). Metrics are scalars: "loss" of this step, "learning_rate", "clips_failed", and means
     since the last logged step: "mean_loss", "mean_top1" (see `top1_accuracy`), "mean_grad_norm".
   """
@@ -125,8 +114,11 @@ def make_train_step(
       label_smoothing=label_smoothing,
     )
     logits = model(pixels, batch["position_ids"], key=key)
-    loss = classification_loss(logits, targets, multi_label=multi_label)
-    return loss, top1_accuracy(logits, targets)
+    if multi_label:
+      losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+    else:
+      losses = optax.softmax_cross_entropy(logits, targets)
+    return losses.mean(), top1_accuracy(logits, targets)
 
   gradient = jax.value_and_grad(loss_function, has_aux=True)
 
