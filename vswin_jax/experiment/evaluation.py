@@ -111,7 +111,7 @@ def _evaluate_params(
 ) -> dict[str, Evaluation]:
   """Evaluates versions of the parameters over the evaluation split; names unreadable videos."""
   records, mesh, settings = experiment.eval_records, experiment.plan.mesh, experiment.settings
-  batch_size = sharding.round_up(settings.eval_batch_size, mesh)
+  batch_size = -(-settings.eval_batch_size // mesh.size) * mesh.size
   batches = pipeline.eval_batches(
     records,
     settings.clip,

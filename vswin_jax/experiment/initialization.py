@@ -23,6 +23,9 @@ from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten, with_shardings
 from vswin_jax.training.step import TrainState
 
+# Values that weights decide only for training; a resumed run keeps those it was started with.
+_TRAINING_KEYS = ("clip.train_short_side", "validation.short_side", "validation.whole_frames")
+
 
 class InitializationError(ValueError):
   """Raised when a run needs weights and none were given."""
@@ -107,19 +110,20 @@ def override_config(
     check_model(directory, saved)
     names_no_model = config.model.name is None
     if mode == "eval" or names_no_model:
-      own_size = saved.preprocessing.clip.size
-      size = config.clip.size if "clip.size" in overridden_keys else own_size
-      scaled = "" if size == own_size else f", with short sides scaled to clips of {size} pixels"
-      values = _inference_values(saved.preprocessing, size)
-      _override(config, values, f"the checkpoint{scaled}", overridden_keys)
-      if mode == "train":
-        values = _training_values(saved.preprocessing, size)
-        origin = f"the views of the checkpoint{scaled}"
-        started_with = folder and source == folder.path and results.read_config(folder.local)
-        if started_with:
-          started_with = flatten_dict(started_with, sep=".")
-          values, origin = {key: started_with[key] for key in values}, "the config of the run"
-        _override(config, values, origin, overridden_keys)
+      values = _checkpoint_values(saved.preprocessing, config, overridden_keys)
+      started_with = folder and source == folder.path and results.read_config(folder.local)
+      if mode == "eval":
+        values = {key: value for key, value in values.items() if key not in _TRAINING_KEYS}
+      elif started_with:
+        started_with = flatten_dict(started_with, sep=".")
+        values |= {key: started_with[key] for key in _TRAINING_KEYS}
+      for key, value in values.items():
+        section, name = key.split(".")
+        if config[section][name] != value and key not in overridden_keys:
+          kept = started_with and key in _TRAINING_KEYS
+          origin = "the config of the run" if kept else "the preprocessing of the checkpoint"
+          logger.info("config.%s: %s (follows from %s)", key, value, origin)
+          config[section][name] = value
     if names_no_model or (mode == "eval" and config.model.name == saved.model["name"]):
       config.model = config_dict.ConfigDict(_merge_options(saved.model, set_options(config.model)))
     _check_same_model(directory, saved, config, mode)
@@ -127,40 +131,29 @@ def override_config(
   return config.lock()
 
 
-def _override(
-  config: config_dict.ConfigDict, values: dict, origin: str, overridden_keys: Collection[str]
-) -> None:
-  """Overrides values by dotted key in place, and logs those that change."""
-  for key, value in values.items():
-    section, name = key.split(".")
-    if config[section][name] != value and key not in overridden_keys:
-      logger.info("config.%s: %s (from %s)", key, value, origin)
-      config[section][name] = value
+def _checkpoint_values(
+  preprocessing: Preprocessing, config: config_dict.ConfigDict, overridden_keys: Collection[str]
+) -> dict:
+  """Returns the config values, by dotted key, that follow from the preprocessing of weights.
 
-
-def _inference_values(preprocessing: Preprocessing, size: int) -> dict:
-  """Returns config keys and values of how weights are used with clips of `size` pixels."""
-  metadata, views = preprocessing.to_metadata(), preprocessing.views
+  In training, frames are larger than clips by the ratio of the views or, where frames of the views
+  are as large as clips, by that of the recipes: 256 pixels for clips of 224.
+  """
+  metadata, views, own_size = (
+    preprocessing.to_metadata(),
+    preprocessing.views,
+    preprocessing.clip.size,
+  )
+  size = config.clip.size if "clip.size" in overridden_keys else own_size
+  larger = views.short_side if views.short_side > own_size else own_size * 256 // 224
+  short_side = round(larger * size / own_size)
   return {
     "data.mean": preprocessing.mean,
     "data.std": preprocessing.std,
     **{f"clip.{name}": value for name, value in metadata["clip"].items()},
     **{f"test.{name}": value for name, value in metadata["views"].items()},
     "clip.size": size,
-    "test.short_side": round(views.short_side * size / preprocessing.clip.size),
-  }
-
-
-def _training_values(preprocessing: Preprocessing, size: int) -> dict:
-  """Returns config keys and values of training and validation that follow from the views.
-
-  Frames are larger than clips by the ratio of the views or, where frames of the views are as large
-  as clips, by that of the recipes: 256 pixels for clips of 224.
-  """
-  views, own_size = preprocessing.views, preprocessing.clip.size
-  larger = views.short_side if views.short_side > own_size else own_size * 256 // 224
-  short_side = round(larger * size / own_size)
-  return {
+    "test.short_side": round(views.short_side * size / own_size),
     "clip.train_short_side": short_side,
     "validation.short_side": short_side,
     "validation.whole_frames": views.whole_frames,

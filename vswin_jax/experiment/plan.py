@@ -10,6 +10,7 @@ import jax
 import optax
 from flax import nnx
 
+from vswin_jax.common.checks import fields
 from vswin_jax.experiment.config import ConfigError, Settings, config_errors
 from vswin_jax.models import create_model
 from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
@@ -64,23 +65,19 @@ class Plan:
       self.optimizer,
       self.schedule,
       seed=settings.seed,
-      mean=settings.data.mean,
-      std=settings.data.std,
       mesh=self.mesh,
       augmentation=settings.augmentation,
       multi_label=self.multi_label,
-      label_smoothing=settings.train.label_smoothing,
-      grad_accum_steps=settings.train.grad_accum_steps,
-      ema_decay=settings.train.ema_decay,
-      log_every=settings.train.log_every,
+      **fields(settings.data, "mean", "std"),
+      **fields(settings.train, "label_smoothing", "grad_accum_steps", "ema_decay", "log_every"),
     )
     out_shardings = (self.state_shardings(), sharding.replicated(self.mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
   def jitted_eval_step(self) -> Callable[[dict, dict], dict]:
     """Returns the jitted evaluation step (see `make_eval_step`) with replicated outputs."""
-    data = self.settings.data
-    step = make_eval_step(self.graph, mean=data.mean, std=data.std, multi_label=self.multi_label)
+    pixels = fields(self.settings.data, "mean", "std")
+    step = make_eval_step(self.graph, multi_label=self.multi_label, **pixels)
     return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
 
 

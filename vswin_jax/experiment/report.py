@@ -212,9 +212,7 @@ def _draw_precisions(figure, evaluation) -> None:
   values = 100 * np.sort(values[np.isfinite(values)])[::-1]
   _set_title(figure, f"Average precision of {len(values)} classes, best first")
   axes = figure.subplots()
-  axes.bar(
-    np.arange(len(values)), values, color=ACCENT, width=1.0, edgecolor="white", linewidth=0.2
-  )
+  axes.bar(np.arange(len(values)), values, color=ACCENT, width=1.0)
   mean = 100 * evaluation.scores["mean_average_precision"]
   axes.axhline(mean, color=_SECOND, linewidth=1)
   axes.text(len(values), mean + 1, f"mean {mean:.1f} %", ha="right", fontsize=8, color=_SECONDARY)

@@ -8,6 +8,7 @@ import jax
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.selection import newest_step
+from vswin_jax.common.checks import fields
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath
 from vswin_jax.data import pipeline
@@ -37,19 +38,15 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
   plan, settings = experiment.plan, experiment.settings.train
   intervals = loop.Intervals(
     num_steps=plan.num_steps,
-    log_every=settings.log_every,
-    eval_every=settings.eval_every,
-    save_every=settings.save_every,
     save_evaluated=settings.keep_best > 0,
+    **fields(settings, "log_every", "eval_every", "save_every"),
   )
   lines = read_metrics(experiment.folder.local / "metrics.jsonl")
   scores = {line["step"]: score for line in lines if (score := main_score(line)) is not None}
   with manager.open_checkpoints(
     experiment.folder.checkpoints,
-    keep=settings.keep,
-    keep_best=settings.keep_best,
-    keep_every=settings.keep_every,
     scores=scores,
+    **fields(settings, "keep", "keep_best", "keep_every"),
   ) as checkpoints:
     state = _start_or_resume(experiment, checkpoints, source)
     step = int(state.step)

@@ -16,6 +16,7 @@ from vswin_jax.checkpoints.manager import checkpoints_of
 from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
+from vswin_jax.distributed.consistency import is_first
 
 
 class RunFolderError(ValueError):
@@ -33,12 +34,10 @@ class RunFolder:
   Attributes:
     path: workdir, local or in a bucket.
     local: local folder of the small files; the workdir itself if that is local.
-    is_first: whether this process writes the small files.
   """
 
   path: AnyPath
   local: pathlib.Path
-  is_first: bool = True
   _published: dict = dataclasses.field(default_factory=dict, repr=False)
 
   @property
@@ -48,7 +47,7 @@ class RunFolder:
   def publish(self) -> None:
     """Uploads the small files that changed since the last call, if the workdir is in a bucket.
 
-    A failed upload is logged, and the next call tries it again.
+    Only the first process does. A failed upload is logged, and the next call tries it again.
     """
     try:
       self._publish()
@@ -56,7 +55,7 @@ class RunFolder:
       logger.warning("%s; trying again later", error)
 
   def _publish(self) -> None:
-    if self.local == self.path or not self.is_first:
+    if self.local == self.path or not is_first():
       return
     for file in sorted(self.local.rglob("*")):
       if not file.is_file() or file.name.startswith("."):
@@ -78,14 +77,13 @@ def _version(file: pathlib.Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Iterator[RunFolder]:
+def open_run_folder(workdir: str | os.PathLike) -> Iterator[RunFolder]:
   """Opens a workdir, which is created if it does not exist.
 
   The small files are uploaded at the end of the context, also after an error.
 
   Args:
     workdir: local folder, or "gs://bucket/folder".
-    is_first: whether this process writes the small files.
 
   Raises:
     LocalPathError: neither a local folder nor one in a bucket.
@@ -97,10 +95,10 @@ def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Ite
       path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise RunFolderError(f"can't create the workdir: {error}", error) from error
-    yield RunFolder(path, path, is_first)
+    yield RunFolder(path, path)
     return
   with tempfile.TemporaryDirectory(prefix="vswin_jax_run_") as temporary:
-    folder = RunFolder(path, pathlib.Path(temporary), is_first)
+    folder = RunFolder(path, pathlib.Path(temporary))
     _fetch(folder)
     try:
       yield folder

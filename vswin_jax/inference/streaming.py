@@ -6,10 +6,8 @@
       print(stream.probabilities().argmax())
 
 The backbone runs once per frame. Each call of `probabilities` runs the temporal encoder over all
-frames that are kept: with ViT-B, this is less than 1/600 of the backbone's work on them, but more
-than its work on one new frame from about 700 frames on. Features take `4 * width` bytes a frame:
-276 MB for an hour of 25 frames a second at 768 channels. `max_frames` limits the frames that are
-kept, and with them memory and time.
+frames that are kept; with ViT-B, it costs more than the backbone's work on one new frame from about
+700 frames on. `max_frames` limits the frames that are kept, and with them memory and time.
 """
 
 import collections

@@ -42,6 +42,7 @@ class Evaluation:
       with any number of labels, the mean of `average_precision` over classes that have videos
       ("mean_average_precision").
     confusion: one label: int `[classes (label), classes (prediction)]`, number of videos.
+    class_accuracies: one label: float64 `[classes]`, share of correct videos; NaN without videos.
     average_precision: any number of labels: float64 `[classes]`, see `average_precisions`.
     positives: any number of labels: int `[classes]`, number of videos with the label.
   """
@@ -50,17 +51,13 @@ class Evaluation:
   failed: list[int]
   scores: dict[str, float]
   confusion: np.ndarray | None = None
+  class_accuracies: np.ndarray | None = None
   average_precision: np.ndarray | None = None
   positives: np.ndarray | None = None
 
   @property
   def multi_label(self) -> bool:
     return self.average_precision is not None
-
-  @functools.cached_property
-  def class_accuracies(self) -> np.ndarray:
-    """Share of correct videos per class: float64 `[classes]`, NaN for classes without videos."""
-    return _class_accuracies(self.confusion)
 
   @functools.cached_property
   def errors(self) -> np.ndarray:
@@ -187,17 +184,14 @@ def _scores_of_one_label(order: np.ndarray, label: np.ndarray, num_classes: int)
   prediction = order[:, 0]
   confusion = np.zeros((num_classes, num_classes), np.int64)
   np.add.at(confusion, (label, prediction), 1)
+  total = confusion.sum(1)
+  accuracies = np.where(total > 0, confusion.diagonal() / np.maximum(total, 1), np.nan)
   scores = {
     "top1": float((prediction == label).mean()),
     "top5": float((order[:, :5] == label[:, None]).any(-1).mean()),
-    "mean_class": float(np.nanmean(_class_accuracies(confusion))),
+    "mean_class": float(np.nanmean(accuracies)),
   }
-  return {"scores": scores, "confusion": confusion}
-
-
-def _class_accuracies(confusion: np.ndarray) -> np.ndarray:
-  total = confusion.sum(1)
-  return np.where(total > 0, confusion.diagonal() / np.maximum(total, 1), np.nan)
+  return {"scores": scores, "confusion": confusion, "class_accuracies": accuracies}
 
 
 def _scores_of_several_labels(probabilities: np.ndarray, label: np.ndarray) -> dict:

@@ -55,21 +55,21 @@ def group_values(params, rules: Rules, what: str) -> dict:
     ValueError: a parameter without a rule, or a rule that matches nothing.
   """
   paths = list(flatten(params))
+  try:
+    rules = [(re.compile(expression), value) for expression, value in rules]
+  except re.error as error:
+    raise ValueError(
+      f"the {what} rule {error.pattern!r} is not a regular expression: {error}"
+    ) from error
   for expression, _ in rules:
-    try:
-      re.compile(expression)
-    except re.error as error:
+    if not any(map(expression.fullmatch, paths)):
       raise ValueError(
-        f"the {what} rule {expression!r} is not a regular expression: {error}"
-      ) from error
-    if not any(re.fullmatch(expression, path) for path in paths):
-      raise ValueError(
-        f"the {what} rule {expression!r} matches no parameter; parameters are named like "
+        f"the {what} rule {expression.pattern!r} matches no parameter; parameters are named like "
         f"{paths[0]!r}"
       )
   values = {}
   for path in paths:
-    matching = [value for expression, value in rules if re.fullmatch(expression, path)]
+    matching = [value for expression, value in rules if expression.fullmatch(path)]
     if not matching:
       raise ValueError(
         f"no {what} rule matches the parameter {path!r}; end the rules with ('.*', 1.0)"
