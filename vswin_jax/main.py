@@ -75,9 +75,11 @@ def main(arguments: list[str]) -> None:
   if _CHECKPOINT.value and _MODE.value != "eval":
     sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
 
-  (_compile if _MODE.value == "compile" else _run)(
-    overridden_keys=list(config_flags.get_override_values(flags.FLAGS["config"]))
-  )
+  overridden_keys = list(config_flags.get_override_values(flags.FLAGS["config"]))
+  if _MODE.value == "compile":
+    _compile(overridden_keys)
+  else:
+    _run(overridden_keys)
 
 
 def _compile(overridden_keys: list[str]) -> None:

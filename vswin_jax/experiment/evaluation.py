@@ -68,10 +68,8 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
   logger.info(
     "evaluating step %d of %s: %d videos, %d views each", step, directory, len(records), num_views
   )
-  results_by_name = _evaluate_params(
-    experiment, plan.jitted_eval_step(), {"test": params}, views, stop
-  )
-  result = results_by_name["test"]
+  eval_step = plan.jitted_eval_step()
+  result = _evaluate_params(experiment, eval_step, {"test": params}, views, stop)["test"]
   logger.info(result.describe())
   if is_first():
     training = metadata.training

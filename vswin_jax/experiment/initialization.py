@@ -127,7 +127,12 @@ def override_config(
     if names_no_model or (mode == "eval" and config.model.name == saved.model["name"]):
       config.model = config_dict.ConfigDict(_merge_options(saved.model, set_options(config.model)))
     _check_same_model(directory, saved, config, mode)
-  _fit_short_sides(config, overridden_keys)
+  for section in ("validation", "test"):
+    # Crops that were given on the command line without a short side decide it.
+    given = f"{section}.crops" in overridden_keys
+    if given and f"{section}.short_side" not in overridden_keys:
+      views = config[section]
+      views.short_side = short_side_of_crops(views.crops, config.clip.size, views.short_side)
   return config.lock()
 
 
@@ -158,15 +163,6 @@ def _checkpoint_values(
     "validation.short_side": short_side,
     "validation.whole_frames": views.whole_frames,
   }
-
-
-def _fit_short_sides(config: config_dict.ConfigDict, overridden_keys: Collection[str]) -> None:
-  """Fits short sides to crops that were given on the command line without one."""
-  for section in ("validation", "test"):
-    given = f"{section}.crops" in overridden_keys
-    if given and f"{section}.short_side" not in overridden_keys:
-      views = config[section]
-      views.short_side = short_side_of_crops(views.crops, config.clip.size, views.short_side)
 
 
 def _merge_options(own: dict, given: dict) -> dict:

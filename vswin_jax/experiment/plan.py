@@ -109,7 +109,7 @@ def make_plan(
   num_videos: int,
   multi_label: bool,
 ) -> Plan:
-  """Builds model, optimizer, schedule and steps from settings.
+  """Builds the plan of a training on a data set.
 
   Args:
     num_videos: videos of the training split.

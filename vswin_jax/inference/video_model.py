@@ -191,11 +191,8 @@ def iterate_outputs(
       outputs = None if batch is None else step(batch["video"], batch["position_ids"])
       # Reading the previous batch lets the device work while the host decodes.
       if pending is not None:
-        yield from _rows(*pending)
+        before, values = pending
+        for index, error, value in zip(before["index"], before["error"], np.asarray(values)):
+          if index >= 0:
+            yield (None, error.decode(errors="replace")) if error else (value, None)
       pending = batch, outputs
-
-
-def _rows(batch: dict, outputs: jax.Array) -> Iterator[tuple[np.ndarray | None, str | None]]:
-  for index, error, values in zip(batch["index"], batch["error"], np.asarray(outputs)):
-    if index >= 0:
-      yield (None, error.decode(errors="replace")) if error else (values, None)
