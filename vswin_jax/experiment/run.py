@@ -66,7 +66,7 @@ def run(
   # Before JAX looks for devices and logs which kinds it does not find.
   set_up_logging()
   set_up_logging(process=jax.process_index())
-  with StopRequest() as stop, open_run_folder(workdir, is_first=is_first()) as folder:
+  with StopRequest() as stop, open_run_folder(workdir) as folder:
     check_shared(folder.path)
     log = folder.local / f"{mode}.log" if is_first() else None
     set_up_logging(log, process=jax.process_index())
