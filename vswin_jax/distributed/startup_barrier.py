@@ -17,7 +17,7 @@ from vswin_jax.distributed.errors import StartupError, TransientStartupError
 _LOG_INTERVAL = 15.0
 # Seconds for one message between two processes.
 _MESSAGE_TIMEOUT = 5.0
-# Entries of the two kinds of messages.
+# Entries of the messages to process 0 and from it.
 _REPORT = {"process": int, "processes": int, "host": str, "metadata": dict}
 _RESULT = {"error": str, "is_transient": bool}
 
@@ -26,7 +26,6 @@ def wait_for_all_processes(cluster: Cluster, *, timeout: float, metadata: dict[s
   """Waits until all processes of a cluster have started.
 
   Args:
-    cluster: the processes, and which of them this one is.
     timeout: seconds.
     metadata: values that must be equal in all processes, by name.
 
@@ -85,12 +84,8 @@ def _collect(
         )
       if time.monotonic() > log_time:
         log_time = time.monotonic() + _LOG_INTERVAL
-        logger.info(
-          "%d of %d processes have started; waiting for %s",
-          len(present),
-          cluster.num_processes,
-          names,
-        )
+        counts = f"{len(present)} of {cluster.num_processes}"
+        logger.info("%s processes have started; waiting for %s", counts, names)
       server.settimeout(min(1.0, max(deadline - time.monotonic(), 0.01)))
       try:
         connection, _ = server.accept()
@@ -111,37 +106,33 @@ def _drop_disconnected(reports: dict[socket.socket, dict]) -> None:
   for connection in list(reports):
     connection.setblocking(False)
     try:
-      is_connected = connection.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:
-      is_connected = True
+      if connection.recv(1, socket.MSG_PEEK):
+        continue
+    except BlockingIOError:  # it waits for the result
+      continue
     except OSError:
-      is_connected = False
-    if not is_connected:
-      del reports[connection]
-      connection.close()
+      pass
+    del reports[connection]
+    connection.close()
 
 
 def _check_report(report: dict, earlier: list[dict]) -> None:
-  """Checks that the report of a process fits those before it, of which process 0's is the first."""
-  first = earlier[0]
-  names = [f"process {other['process']} on {other['host']}" for other in (first, report)]
-  if report["processes"] != first["processes"]:
-    raise StartupError(
-      f"--num_processes is {first['processes']} in {names[0]}, but {report['processes']} in "
-      f"{names[1]}; it must be the same in all processes"
-    )
+  """Checks that the report of a process fits `earlier` ones, of which process 0's is the first."""
+  expected, actual = (
+    {"--num_processes": one["processes"], **one["metadata"]} for one in (earlier[0], report)
+  )
+  for name in expected | actual:
+    if actual.get(name) != expected.get(name):
+      raise StartupError(
+        f"{name} is {expected.get(name)} in process 0 on {earlier[0]['host']}, but "
+        f"{actual.get(name)} in process {report['process']} on {report['host']}; it must be the "
+        "same in all processes"
+      )
   for other in earlier:
     if report["process"] == other["process"]:
       raise StartupError(
         f"two processes have the id {report['process']}, on {other['host']} and on "
         f"{report['host']}; give each its own --process_id, and end processes of earlier runs"
-      )
-  for name in sorted(first["metadata"].keys() | report["metadata"].keys()):
-    expected, actual = first["metadata"].get(name), report["metadata"].get(name)
-    if actual != expected:
-      raise StartupError(
-        f"{name} is {expected} in {names[0]}, but {actual} in {names[1]}; it must be the same in "
-        "all processes"
       )
 
 
