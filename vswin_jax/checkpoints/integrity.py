@@ -53,17 +53,13 @@ def custom_metadata(state, metadata: CheckpointMetadata) -> dict:
   return {**values, _RECORD: record}
 
 
-def read_metadata(path) -> CheckpointMetadata:
-  """Returns the metadata of a checkpoint.
+def read_metadata(path) -> tuple[CheckpointMetadata, dict]:
+  """Returns the metadata of a checkpoint, and its checksums; {}: it was saved without.
 
   Raises:
     DamagedError: the file is missing or was changed.
     CheckpointError: it can't be read now, or another program wrote it.
   """
-  return _read_metadata(path)[0]
-
-
-def _read_metadata(path) -> tuple[CheckpointMetadata, dict]:
   with reading(path):
     values = json.loads((path / _METADATA_FILE).read_text())["custom_metadata"] or {}
     record = values.pop(_RECORD, {})
@@ -80,7 +76,7 @@ def _read_metadata(path) -> tuple[CheckpointMetadata, dict]:
 
 def read_contents(path) -> Contents:
   """Returns the description of a checkpoint; raises like `read_metadata`."""
-  metadata, record = _read_metadata(path)
+  metadata, record = read_metadata(path)
   with reading(path), reading_in_one_process():
     arrays = arrays_of(ocp.metadata(path).metadata)
     if not record:
@@ -135,10 +131,9 @@ def array_checksums(arrays: dict) -> dict[str, int]:
   """
   # Each process sums its own shards, so that no compiled program waits for another process.
   sums = jax.device_get([_shard_checksums(array) for array in arrays.values()])
-  checksums = np.array([sum(map(int, of_shards)) % 2**32 for of_shards in sums], np.uint32)
-  if jax.process_count() > 1:
-    checksums = multihost_utils.process_allgather(checksums).sum(0, dtype=np.uint32)
-  return {path: int(checksum) for path, checksum in zip(arrays, checksums)}
+  own = np.array([sum(map(int, of_shards)) % 2**32 for of_shards in sums], np.uint32)
+  checksums = multihost_utils.process_allgather(own).sum(0, dtype=np.uint32)
+  return dict(zip(arrays, checksums.tolist()))
 
 
 def _shard_checksums(array: jax.Array) -> list[jax.Array]:
