@@ -77,7 +77,7 @@ def test_step_and_collectives(cpu_devices, tmp_path):
   assert read_rows(tmp_path / "new") == [as_row(result)]
   text = "\n".join(texts)
   assert "motion_clips: 4,096 training videos" in text
-  assert "video_swin_t on 8 v5e chips (one slice of 2x4)" in text
+  assert "video_swin_t on 8 v5e chips (1 slice of 2x4)" in text
   assert "all-reduce over 8 chips" in text
 
 

@@ -74,7 +74,7 @@ def test_links_and_descriptions():
   assert parse_target("v4-128").link_bandwidth == CHIPS["v4"].link_bandwidth
   assert parse_target("v4-16").link_bandwidth == CHIPS["v4"].link_bandwidth / 2
   assert parse_target("2*v6e-64").describe() == "128 v6e chips (2 slices of 8x8)"
-  assert parse_target("h100:2x4x8").describe() == "64 H100 GPUs (8 x 8)"
+  assert parse_target("h100:2x4x8").describe() == "64 h100 chips (2 slices of 4x8)"
 
 
 def test_figures_have_the_right_order_of_magnitude():

@@ -171,9 +171,7 @@ def test_without_an_undamaged_checkpoint_nothing_is_renamed(tmp_path):
   with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*empty"):
     with open_checkpoints(tmp_path / "empty") as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  with pytest.raises(
-    CheckpointError, match=r"no complete checkpoint in .*absent; expected a workdir"
-  ):
+  with pytest.raises(CheckpointError, match=r"in .*absent; expected a workdir"):
     read_metadata(tmp_path / "absent")
 
 
@@ -306,8 +304,7 @@ def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_a_full_disk_ends_the_run_and_keeps_complete_checkpoints(tmp_path, capfd, at_the_end):
   directory = tmp_path / "checkpoints"
-  action = "finish writing" if at_the_end else "write"
-  message = rf"can't {action} a checkpoint in {directory}: .*File too large.*same command"
+  message = rf"can't write a checkpoint in {directory}: .*File too large.*same command"
   with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
       manager.save(checkpoints, state_at(10), METADATA)

@@ -207,8 +207,8 @@ def trace_step(plan: Plan) -> jax.stages.Traced:
 def product_flops(traced: jax.stages.Traced, num_devices: int) -> float | None:
   """Returns the operations per device of the matrix products and convolutions of a step.
 
-  All iterations of loops count, and what rematerialization computes twice. None: the length of a
-  loop depends on values.
+  They include all iterations of loops, and what rematerialization computes twice. None: the length
+  of a loop depends on values.
   """
   try:
     return 2 * count_program_macs(traced.jaxpr) / num_devices
@@ -291,16 +291,16 @@ def add_advice(
     if not advice:
       try_flags({"train.grad_accum_steps": number})
   recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
-  changes = []
+  changes = {}
   if result.rematerialization != recompute:
-    changes.append({"model.rematerialization": recompute})
+    changes["model.rematerialization"] = recompute
   group = min(target.slice_size, target.num_devices // max(config.mesh.slices, 1))
   if config.mesh.fsdp < group:
-    changes.append({"mesh.fsdp": group})
-  for one in changes:
-    try_flags(one)
+    changes["mesh.fsdp"] = group
+  for key, value in changes.items():
+    try_flags({key: value})
   if len(changes) > 1 and not advice:
-    try_flags(changes[0] | changes[1])
+    try_flags(changes)
   if result.largest:
     advice.append(
       f"--config.train.batch_size={result.largest * target.num_devices} ({result.largest} clips "

@@ -29,18 +29,16 @@ class Result:
     num_steps: steps of the `epochs` of the config.
     effort: of the compiler.
     seconds: of compiling.
-    memory: bytes at the peak, possibly more than there are; None: unknown and more than there are,
-      or there is an `error`.
+    memory: bytes at the peak; None: unknown and more than there are, or there is an `error`.
     arguments: bytes of state and batch, part of `memory`.
-    flops: the compiler's count; None: it counts nothing. The same holds for `bytes_accessed`.
+    flops, bytes_accessed: the compiler's counts; None: it counts nothing.
     product_flops: of matrix products and convolutions, before compilation; None: unknown.
     loops: number of loops, of which the compiler counts operations and bytes of one iteration.
-    unknown_loops: loops with an unknown number of iterations, so that collectives in them count
-      once.
+    unknown_loops: loops with unknown iterations, so that collectives in them count once.
     largest: maximum clips per device that fit; None: not searched for.
     is_largest: whether one more clip is known not to fit.
     advice: flags that make a step fit that does not.
-    failed: what was tried and did not compile for another reason than memory, and why.
+    failed: attempts that did not compile for another reason than memory, and why.
     error: why the step itself did not compile, if not for lack of memory.
   """
 
@@ -127,12 +125,6 @@ def describe(result: Result) -> str:
     lines.append(
       f"  {one.count} {one.kind} over {one.group} {across}: operands "
       f"{one.operand_bytes / 1e6:,.1f} MB, sent {one.wire_bytes / 1e6:,.1f} MB"
-    )
-  if result.batch_size != result.wanted_batch_size:
-    lines.append(
-      f"  train.batch_size={result.wanted_batch_size} is not divisible among "
-      f"{result.target.num_devices} chips; compiled with --config.train.batch_size="
-      f"{result.batch_size}"
     )
   if result.error:
     lines.append(f"  error: {result.error}")

@@ -27,13 +27,12 @@ class Chip:
   """A chip and its published figures.
 
   Attributes:
-    name: as in names of topologies.
     platform: "tpu" or "cuda".
     memory: bytes that a program may use.
     flops: peak bfloat16 operations per second.
     memory_bandwidth: bytes per second.
-    link_bandwidth: bytes per second that one chip can send within its slice, over all links.
-    network_bandwidth: bytes per second that one chip can send to other slices: its share of the
+    link_bandwidth: bytes per second that a chip can send within its slice, over all links.
+    network_bandwidth: bytes per second that a chip can send to other slices, its share of the
       network cards of its host.
     dimensions: number of sizes in the name of a topology.
     largest_slice: maximum number of chips of a slice.
@@ -114,12 +113,9 @@ class Target:
     return self.chip.link_bandwidth * links / (2 * self.chip.dimensions)
 
   def describe(self) -> str:
+    slices = "1 slice" if self.slices == 1 else f"{self.slices} slices"
     grid = "x".join(map(str, self.grid))
-    if self.chip.platform == "cuda":
-      hosts = self.slices * self.grid[0]
-      return f"{self.num_devices} {self.chip.name.upper()} GPUs ({hosts} x {self.grid[1]})"
-    where = f"{self.slices} slices of {grid}" if self.slices > 1 else f"one slice of {grid}"
-    return f"{self.num_devices} {self.chip.name} chips ({where})"
+    return f"{self.num_devices} {self.chip.name} chips ({slices} of {grid})"
 
 
 def parse_target(name: str) -> Target:

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import tempfile
-import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -46,66 +45,61 @@ from vswin_jax.models.parameters import parameter_path, unflatten
 
 @dataclasses.dataclass
 class Checkpoints:
-  """Checkpoints of a run, from `open_checkpoints`, whose arguments are the first attributes.
+  """Checkpoints of a run, from `open_checkpoints`.
+
+  A checkpoint is removed when a later one is complete and no option keeps it.
 
   Attributes:
-    steps: of the complete checkpoints that this process saved or found.
-    executor: runs the save in the background.
-    saving: its result; None before the first save.
-  """
-
-  directory: AnyPath
-  keep: int
-  keep_best: int
-  keep_every: int
-  scores: Mapping[int, float]
-  steps: set[int]
-  executor: concurrent.futures.Executor
-  saving: concurrent.futures.Future | None = None
-
-
-@contextlib.contextmanager
-def open_checkpoints(
-  directory: str | os.PathLike,
-  *,
-  keep: int = 3,
-  keep_best: int = 0,
-  keep_every: int = 0,
-  scores: Mapping[int, float] = types.MappingProxyType({}),
-) -> Iterator[Checkpoints]:
-  """Opens the checkpoints of a run for saving; waits for the last save at exit.
-
-  A checkpoint is removed when a later one is complete and no option keeps it. If a save fails in
-  one process of a run, the context ends in all; they must then end by `os._exit`, because the
-  threads of the others still wait.
-
-  Args:
     directory: local or in a bucket; the same in all processes of a run.
     keep: number of the newest checkpoints that are kept, at least 1.
     keep_best: number of those with the highest finite scores that are kept.
     keep_every: checkpoints at multiples of this step are kept; 0: none.
     scores: score by step, the higher the better; the caller adds scores to it. A checkpoint without
       one is never among the best.
+    steps: of the complete checkpoints that this process saved or found.
+    executor: runs the save in the background.
+    saving: its result; None before the first save.
+  """
+
+  directory: AnyPath
+  keep: int = 3
+  keep_best: int = 0
+  keep_every: int = 0
+  scores: Mapping[int, float] = dataclasses.field(default_factory=dict)
+  steps: set[int] = dataclasses.field(default_factory=set)
+  executor: concurrent.futures.Executor = dataclasses.field(
+    default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1)
+  )
+  saving: concurrent.futures.Future | None = None
+
+
+@contextlib.contextmanager
+def open_checkpoints(directory: str | os.PathLike, **options) -> Iterator[Checkpoints]:
+  """Opens the checkpoints of a run for saving; waits for the last save at exit.
+
+  If a save fails in one process of a run, the context ends in all; they must then end by
+  `os._exit`, because the threads of the others still wait.
+
+  Args:
+    **options: `keep`, `keep_best`, `keep_every` and `scores`, see `Checkpoints`.
 
   Raises:
     CheckpointError: the directory can't be written, or a save failed.
   """
-  directory = file_path(directory)
-  in_all_processes(lambda: _make_directory(directory))
-  steps = set(complete_steps(directory))
-  executor = concurrent.futures.ThreadPoolExecutor(1)
-  checkpoints = Checkpoints(directory, keep, keep_best, keep_every, scores, steps, executor)
+  checkpoints = Checkpoints(file_path(directory), **options)
+  in_all_processes(lambda: _make_directory(checkpoints.directory))
+  checkpoints.steps = set(complete_steps(checkpoints.directory))
   try:
     with without_orbax_logs():
       yield checkpoints
-      _finish_saving(checkpoints, "finish writing")
+      _finish_saving(checkpoints)
   except BaseException as error:
     # After a failure in one process, the saves of the others never finish.
     if checkpoints.saving and not (jax.process_count() > 1 and isinstance(error, CheckpointError)):
       concurrent.futures.wait([checkpoints.saving])
     raise
   finally:
-    executor.shutdown(wait=False)
+    checkpoints.executor.shutdown(wait=False)
 
 
 def _make_directory(directory: AnyPath) -> None:
@@ -131,7 +125,7 @@ def save(checkpoints: Checkpoints, state, metadata: CheckpointMetadata) -> None:
     CheckpointError: it can't be written, or the one before could not.
   """
   step, directory = int(state.step), checkpoints.directory
-  _finish_saving(checkpoints, "write")
+  _finish_saving(checkpoints)
   in_all_processes(lambda: _check_directory(checkpoints, step))
   values = integrity.custom_metadata(state, metadata)
   # In a bucket, a save that was killed left files under the final name.
@@ -191,7 +185,7 @@ def _complete_save(checkpoints: Checkpoints, response: ocp.AsyncResponse, step: 
       deleter.delete(epath.Path(path_of(checkpoints.directory, old)))
 
 
-def _finish_saving(checkpoints: Checkpoints, action: str) -> None:
+def _finish_saving(checkpoints: Checkpoints) -> None:
   """Waits for the save in the background; all processes of a run call this together.
 
   Raises:
@@ -202,7 +196,7 @@ def _finish_saving(checkpoints: Checkpoints, action: str) -> None:
     return
 
   def is_complete() -> bool:
-    with _writing(f"{action} a checkpoint in {checkpoints.directory}"):
+    with _writing(f"write a checkpoint in {checkpoints.directory}"):
       if concurrent.futures.wait([saving], timeout=0.2).done:
         saving.result()
     return saving.done()
@@ -262,10 +256,11 @@ def restore_params(
 ) -> tuple[int, dict, CheckpointMetadata]:
   """Loads the parameters of the newest complete, undamaged checkpoint, those of the EMA if saved.
 
-  All processes of a run call this together. `shapes` and `ignored` may be functions of the metadata.
+  All processes of a run call this together.
 
   Args:
-    shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings.
+    shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings. It and `ignored`
+      may be functions of the metadata.
     replaceable: prefixes of the paths of parameters that may have other shapes, or be absent.
     ignored: prefixes of the paths of parameters that are not loaded.
 
