@@ -94,9 +94,7 @@ def compile_config(
     result = dataclasses.replace(result, wanted_batch_size=config.train.batch_size)
     report(result, describe(result))
     if not result.error and (search or not result.fits):
-      result = search_batch_size(config, target, dataset, result)
-      if not result.fits:
-        result = add_advice(config, target, dataset, result)
+      result = search_settings(config, target, dataset, result)
       report(result, describe_search(result))
     write("")
     results.append(result)
@@ -233,77 +231,70 @@ def needed_memory(message: str) -> int | None:
   return int(float(needed[1]) * 1024 ** " KMGT".index(needed[2] or " ")) if needed else None
 
 
-def search_batch_size(
+def search_settings(
   config: config_dict.ConfigDict, target: Target, dataset: dict, result: Result
 ) -> Result:
-  """Returns the result with the maximum number of clips per device, found with quick effort.
+  """Returns the result with the maximum batch size, and with flags that make a step fit.
 
-  A number of clips that fails to compile for another reason than memory counts as too large, and is
-  listed in `failed`.
+  All are compiled, with quick effort. What fails to compile for another reason than memory counts
+  as too large, and is listed in `failed`.
   """
   parts = config.train.grad_accum_steps
-  errors = {}
+  advice, errors = [], {}
+
+  def compile_with(name: str, changes: dict, clips_per_device: int | None = None) -> Result:
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    tried = compile_plan(plan_for_target(changed, target, dataset, clips_per_device), target)
+    if tried.error:
+      errors[name] = tried.error
+    return tried
 
   def peak_memory(clips: int) -> int | None:
-    tried = compile_plan(plan_for_target(config, target, dataset, clips * parts), target)
-    if tried.error:
-      errors[clips] = f"{clips * parts} clips per chip: {tried.error}"
-    return tried.memory
-
-  # A run has at least one step.
-  clips = config.train.epochs * dataset["num_videos"] * config.train.repeats
-  limit = int(clips) // (target.num_devices * parts)
-  known = {result.clips_per_device // parts: result.memory}
-  largest, is_largest = max_fitting(peak_memory, target.chip.memory, known, limit=limit)
-  return dataclasses.replace(
-    result,
-    largest=largest * parts,
-    is_largest=is_largest and largest + 1 not in errors,
-    failed=tuple(errors.values()),
-  )
-
-
-def add_advice(
-  config: config_dict.ConfigDict, target: Target, dataset: dict, result: Result
-) -> Result:
-  """Returns the result of a step that does not fit with flags that make it fit, each compiled.
-
-  Args:
-    result: from `search_batch_size`.
-  """
-  advice, failed = [], list(result.failed)
+    return compile_with(f"{clips * parts} clips per chip", {}, clips * parts).memory
 
   def try_flags(changes: dict) -> None:
     flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(changes)
-    tried = compile_plan(plan_for_target(changed, target, dataset), target)
-    if tried.error:
-      failed.append(f"{flags}: {tried.error}")
+    tried = compile_with(flags, changes)
     if tried.fits:
       advice.append(f"{flags} ({tried.memory / 2**30:.2f} GiB)")
 
-  # The sum of the gradients takes memory too, so the next number of steps is tried as well.
+  # A run has at least one step.
+  num_clips = config.train.epochs * dataset["num_videos"] * config.train.repeats
+  limit = int(num_clips) // (target.num_devices * parts)
   clips = result.clips_per_device
-  at_once = result.largest // config.train.grad_accum_steps
-  steps = [n for n in range(2, clips + 1) if clips % n == 0 and clips // n <= at_once]
-  for number in steps[:2]:
-    if not advice:
-      try_flags({"train.grad_accum_steps": number})
-  recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
-  changes = {}
-  if result.rematerialization != recompute:
-    changes["model.rematerialization"] = recompute
-  group = min(target.slice_size, target.num_devices // max(config.mesh.slices, 1))
-  if config.mesh.fsdp < group:
-    changes["mesh.fsdp"] = group
-  for key, value in changes.items():
-    try_flags({key: value})
-  if len(changes) > 1 and not advice:
-    try_flags(changes)
-  if result.largest:
-    advice.append(
-      f"--config.train.batch_size={result.largest * target.num_devices} ({result.largest} clips "
-      "per chip; this changes the recipe, whose learning rate belongs to its batch size)"
-    )
-  return dataclasses.replace(result, advice=tuple(advice), failed=tuple(failed))
+  at_once, is_largest = max_fitting(
+    peak_memory, target.chip.memory, {clips // parts: result.memory}, limit
+  )
+  largest = at_once * parts
+  is_largest = is_largest and f"{largest + parts} clips per chip" not in errors
+  if not result.fits:
+    # The sum of the gradients takes memory too, so the next number of steps is tried as well.
+    steps = [n for n in range(2, clips + 1) if clips % n == 0 and clips // n <= at_once]
+    for number in steps[:2]:
+      if not advice:
+        try_flags({"train.grad_accum_steps": number})
+    changes = {}
+    is_vtn = isinstance(model_config(config.model.name), VTNConfig)
+    recompute = "chunk" if is_vtn else "block"
+    if result.rematerialization != recompute:
+      changes["model.rematerialization"] = recompute
+    group = min(target.slice_size, target.num_devices // max(config.mesh.slices, 1))
+    if config.mesh.fsdp < group:
+      changes["mesh.fsdp"] = group
+    for key, value in changes.items():
+      try_flags({key: value})
+    if len(changes) > 1 and not advice:
+      try_flags(changes)
+    if largest:
+      advice.append(
+        f"--config.train.batch_size={largest * target.num_devices} ({largest} clips per chip; this "
+        "changes the recipe, whose learning rate belongs to its batch size)"
+      )
+  return dataclasses.replace(
+    result,
+    largest=largest,
+    is_largest=is_largest,
+    advice=tuple(advice),
+    failed=tuple(f"{name}: {error}" for name, error in errors.items()),
+  )
