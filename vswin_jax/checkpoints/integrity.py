@@ -83,8 +83,7 @@ def read_contents(path) -> Contents:
       return Contents(metadata, arrays, None)
     if record["shapes"] != _json_checksum(_shapes(arrays)):
       raise DamagedError("the list of its arrays is not the one that was saved")
-    digits = record["arrays"]
-    checksums = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+    checksums = np.frombuffer(bytes.fromhex(record["arrays"]), ">u4").tolist()
   return Contents(metadata, arrays, dict(zip(sorted(arrays), checksums)))
 
 
@@ -141,8 +140,8 @@ def _shard_checksums(array: jax.Array) -> list[jax.Array]:
   array, checksums = jnp.asarray(array), []
   for shard in array.addressable_shards:
     if shard.replica_id == 0:
-      starts = [index.indices(size)[0] for index, size in zip(shard.index, array.shape)]
-      checksums.append(_checksum(shard.data, np.array(starts, np.uint32), array.shape))
+      starts = np.array([part.start or 0 for part in shard.index], np.uint32)
+      checksums.append(_checksum(shard.data, starts, array.shape))
   return checksums
 
 
