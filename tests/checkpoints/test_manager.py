@@ -98,6 +98,14 @@ def change_the_labels(directory, step):
   path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
 
 
+def cut_the_checksums(directory, step):
+  path = directory / str(step) / "_CHECKPOINT_METADATA"
+  values = json.loads(path.read_text())
+  record = values["custom_metadata"]["checkpoint"]
+  record["arrays"] = record["arrays"][:8]
+  path.write_text(json.dumps(values))
+
+
 DAMAGES = {
   "bits": lambda d, step: flip_bits(data_file(d, step)),
   "cut": lambda d, step: cut(data_file(d, step)),
@@ -110,6 +118,7 @@ DAMAGES = {
   "cut metadata": lambda d, step: cut(d / str(step) / "_CHECKPOINT_METADATA"),
   "no metadata": lambda d, step: (d / str(step) / "_CHECKPOINT_METADATA").unlink(),
   "metadata": change_the_labels,
+  "cut checksums": cut_the_checksums,
 }
 
 

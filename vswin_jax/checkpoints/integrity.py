@@ -32,12 +32,12 @@ class Contents:
   Attributes:
     metadata: saved with the arrays.
     arrays: descriptions with `shape` and `dtype`, by dotted path.
-    checksums: of the arrays, by dotted path; None if it was saved without.
+    checksums: of the arrays, by dotted path; {} if it was saved without.
   """
 
   metadata: CheckpointMetadata
   arrays: dict
-  checksums: dict[str, int] | None
+  checksums: dict[str, int]
 
 
 def custom_metadata(state, metadata: CheckpointMetadata) -> dict:
@@ -77,14 +77,15 @@ def read_metadata(path) -> tuple[CheckpointMetadata, dict]:
 def read_contents(path) -> Contents:
   """Returns the description of a checkpoint; raises like `read_metadata`."""
   metadata, record = read_metadata(path)
+  checksums = {}
   with reading(path), reading_in_one_process():
     arrays = arrays_of(ocp.metadata(path).metadata)
-    if not record:
-      return Contents(metadata, arrays, None)
-    if record["shapes"] != _json_checksum(_shapes(arrays)):
-      raise DamagedError("the list of its arrays is not the one that was saved")
-    checksums = np.frombuffer(bytes.fromhex(record["arrays"]), ">u4").tolist()
-  return Contents(metadata, arrays, dict(zip(sorted(arrays), checksums)))
+    if record:
+      if record["shapes"] != _json_checksum(_shapes(arrays)):
+        raise DamagedError("the list of its arrays is not the one that was saved")
+      words = np.frombuffer(bytes.fromhex(record["arrays"]), ">u4").tolist()
+      checksums = dict(zip(sorted(arrays), words, strict=True))
+  return Contents(metadata, arrays, checksums)
 
 
 def load_arrays(path, contents: Contents, shapes):
@@ -111,7 +112,7 @@ def check_arrays(contents: Contents, loaded) -> None:
   Raises:
     DamagedError: in all processes, if any array differs.
   """
-  if contents.checksums is None:
+  if not contents.checksums:
     return
   found = array_checksums(arrays_of(loaded))
   changed = [path for path in sorted(found) if found[path] != contents.checksums[path]]
