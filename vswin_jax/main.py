@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _compile(overridden_keys: list[str]) -> None:
-  from vswin_jax.aot.environment import prepare_environment
+  from vswin_jax.aot.devices import prepare_environment
 
   prepare_environment()
   from vswin_jax.aot.compile import compile_config

@@ -12,7 +12,7 @@ from vswin_jax.data.pipeline import LostWorkerError
 from vswin_jax.data.records import DatasetError
 from vswin_jax.data.video.decoding import VideoError
 from vswin_jax.distributed.consistency import check_same, check_shared, is_first
-from vswin_jax.distributed.errors import ConsistencyError, StartupError
+from vswin_jax.distributed.errors import StartupError
 from vswin_jax.experiment.config import ConfigError, read_settings, shared_flags
 from vswin_jax.experiment.evaluation import evaluate_newest
 from vswin_jax.experiment.experiment import open_experiment
@@ -28,7 +28,6 @@ USER_ERRORS = (
   CheckpointError,
   ConfigError,
   DatasetError,
-  ConsistencyError,
   EvaluationError,
   InitializationError,
   LocalPathError,
