@@ -111,7 +111,9 @@ class Clip:
 
 def draw_clip(video: int, seed: int) -> Clip:
   random = np.random.default_rng(seed)
-  indices = sampling.dense_train(SECONDS * FPS, SPEC.num_frames, SPEC.frame_interval, random)[0]
+  span = SPEC.num_frames * SPEC.frame_interval
+  indices = np.arange(0, span, SPEC.frame_interval)
+  indices += sampling.random_start(SECONDS * FPS, span, random)
   box = transforms.random_resized_crop_box(HEIGHT, WIDTH, random)
   return Clip(video, seed, indices, box, random.random() < SPEC.flip_probability)
 
@@ -274,7 +276,7 @@ def measure_readers(
 
 def write_records(folder: str, kind: str, videos: list[dict[str, bytes]]) -> None:
   """Prepares the data set `kind` under `folder`."""
-  from vswin_jax.data.annotations import Annotations, Video
+  from vswin_jax.data.annotations.common import Annotations, Video
   from vswin_jax.data.preparation.backends import local_processes
   from vswin_jax.data.preparation.dataset import prepare_dataset
 
@@ -332,7 +334,7 @@ def run_pipeline(folder: str, kind: str, workers: int, seconds: float) -> Throug
   shared, count = 0, 0
   with contextlib.closing(batches):
     # Use up the batches that were prefetched during startup.
-    for _ in range(workers * (options.prefetch_batches + 2)):
+    for _ in range(3 * workers * (options.prefetch_batches + 1)):
       next(batches)
     processes = [process.pid for process in multiprocessing.active_children()]
     everyone = [os.getpid(), *processes]

@@ -37,8 +37,8 @@ def row(result: Result) -> dict[str, str]:
     "state": f"sharded over {result.fsdp} chips" if is_sharded else "on every chip",
     "memory GiB": f"{result.memory / 2**30:.2f}" if result.fits else "does not fit",
     **{name: f"{size / 1e6:,.1f}" for name, size in (operands | sent).items()},
-    "scaling efficiency, estimate": efficiency_range(times and times.efficiency),
-    "scaling efficiency, compute only": efficiency_range(times and times.compute_efficiency),
+    "scaling efficiency, estimate": efficiency_range(times.efficiency),
+    "scaling efficiency, compute only": efficiency_range(times.compute_efficiency),
   }
 
 

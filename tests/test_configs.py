@@ -13,8 +13,8 @@ from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.experiment.config import set_options
 from vswin_jax.models import model_config
 from vswin_jax.models.parameters import flatten, parameter_path
-from vswin_jax.training.optimizer import group_values, make_optimizer
-from vswin_jax.training.schedules import make_schedule
+from vswin_jax.training.optimizer import OptimizerOptions, group_values, make_optimizer
+from vswin_jax.training.schedules import ScheduleOptions, make_schedule
 
 CONFIGS = sorted(path.stem for path in recipes.CONFIGS.glob("*.py"))
 
@@ -28,18 +28,20 @@ def test_config_is_locked_and_builds_its_objects(name):
     check_views(clip, Views(**views))
   LoaderOptions(**config.loader)
   Augmentation(**config.augmentation)
-  schedule = make_schedule(num_steps=100, steps_per_epoch=10.0, **config.schedule)
+  schedule = make_schedule(ScheduleOptions(**config.schedule), num_steps=100, steps_per_epoch=10.0)
   assert float(schedule(50)) > 0
   if config.model.name is None:
     config.model.name = "video_swin_t"
-  make_optimizer(small_model_shapes(**set_options(config.model)), schedule, **config.optimizer)
+  make_optimizer(
+    small_model_shapes(**set_options(config.model)), schedule, OptimizerOptions(**config.optimizer)
+  )
 
 
 @pytest.mark.parametrize("variant, rate", [("t", 1e-3), ("s", 1e-3), ("b_22k", 3e-4)])
 def test_kinetics_recipes_schedule_and_groups(variant, rate):
   config = load(f"k400_swin_{variant}")
   # The staircase of the published runs, from a tenth of the rate in 2.5 epochs.
-  schedule = make_schedule(num_steps=3000, steps_per_epoch=100, **config.schedule)
+  schedule = make_schedule(ScheduleOptions(**config.schedule), num_steps=3000, steps_per_epoch=100)
   np.testing.assert_allclose(float(schedule(0)), 0.1 * rate, rtol=1e-6)
   for step in (125, 249, 250):
     regular = rate * 0.5 * (1 + np.cos(np.pi * (step // 100) / 30))
@@ -72,7 +74,7 @@ def test_vtn_recipes_are_that_of_the_released_model(variant):
   assert config.train.batch_size == (32 if variant.startswith("r") else 16)
   np.testing.assert_allclose(np.array(config.data.mean) / 255, 0.45)
   np.testing.assert_allclose(np.array(config.data.std) / 255, 0.225)
-  schedule = make_schedule(num_steps=2500, steps_per_epoch=100, **config.schedule)
+  schedule = make_schedule(ScheduleOptions(**config.schedule), num_steps=2500, steps_per_epoch=100)
   steps = {0: 1e-3, 1299: 1e-3, 1300: 1e-4, 2399: 1e-4, 2400: 1e-5, 2499: 1e-5}
   for step, rate in steps.items():
     np.testing.assert_allclose(float(schedule(step)), rate, rtol=1e-5)

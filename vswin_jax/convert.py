@@ -1,8 +1,9 @@
 """Converts PyTorch weights: `python -m vswin_jax.convert SOURCE DEST`.
 
 SOURCE is a file (.pth, .pt, .pyth, .safetensors; its contents decide, not its name) or a name in
-`--list`. DEST is a new folder, for `vswin_jax.predict --model`, `vswin_jax.main
---config.init_from` and `--checkpoint`, and `vswin_jax.load_model`.
+`--list`. Downloads are kept in $VSWIN_JAX_CACHE, or ~/.cache/vswin_jax. DEST is a new folder, for
+`vswin_jax.predict --model`, `vswin_jax.main --config.init_from` and `--checkpoint`, and
+`vswin_jax.load_model`.
 """
 
 import os
@@ -28,53 +29,28 @@ _WINDOW = flags.DEFINE_list(
   "window",
   None,
   "Attention window of the result in tokens, as in 8,7,7. 2D weights are inflated to it, 3D bias "
-  "tables are resized. Default: that of the file; 8,SIDE,SIDE for 2D weights.",
+  "tables are resized. Default: that of the file; 8,SIDE,SIDE for 2D weights. If the tables fit "
+  "several windows, that of the file.",
 )
-_SOURCE_WINDOW = flags.DEFINE_list(
-  "source_window", None, "Attention window of the file, if its bias tables fit several."
+_OPTIONS = (
+  flags.DEFINE_enum("inflation", None, INFLATIONS, "Inflation of 2D weights; default: mean."),
+  flags.DEFINE_enum("to", "video_swin", ARCHITECTURES, "Model that 2D Swin weights become."),
+  flags.DEFINE_integer(
+    "num_heads", None, "Heads of a VTN's encoder; default: of the released model, or width / 64.", 1
+  ),
+  flags.DEFINE_integer("backbone_heads", None, "Heads of a ViT; default: width / 64.", 1),
+  flags.DEFINE_integer(
+    "attention_window", None, "Frames that a frame of a VTN attends to; default: 18.", 2
+  ),
+  flags.DEFINE_integer("num_classes", None, "Number of classes of a new head.", 1),
+  flags.DEFINE_multi_enum("allow_missing", [], ["head"], "Parts that may be missing or replaced."),
+  flags.DEFINE_string("labels", None, "Text file of class names, one per line."),
 )
-_INFLATION = flags.DEFINE_enum(
-  "inflation", None, INFLATIONS, "Inflation of 2D weights; default: mean, as in the reference."
-)
-_TO = flags.DEFINE_enum(
-  "to", "video_swin", ARCHITECTURES, "Model to make of 2D Swin weights; vtn: its backbone."
-)
-_NUM_HEADS = flags.DEFINE_integer(
-  "num_heads",
-  None,
-  "Attention heads of a VTN's temporal encoder; default: as in the catalog, or 64 channels each.",
-  lower_bound=1,
-)
-_BACKBONE_HEADS = flags.DEFINE_integer(
-  "backbone_heads", None, "Attention heads of a ViT; default: 64 channels each.", lower_bound=1
-)
-_ATTENTION_WINDOW = flags.DEFINE_integer(
-  "attention_window",
-  None,
-  "Frames that each frame of a VTN attends to besides itself, an even number; default: 18.",
-  lower_bound=2,
-)
-_NUM_CLASSES = flags.DEFINE_integer(
-  "num_classes", None, "Number of classes of a new head.", lower_bound=1
-)
-_ALLOW_MISSING = flags.DEFINE_multi_enum(
-  "allow_missing", [], ["head"], "Parts that may be missing or replaced, with random values."
-)
-_LABELS = flags.DEFINE_string("labels", None, "Text file of class names, one per line.")
-_CACHE = flags.DEFINE_string(
-  "cache", None, "Folder for downloads; default: $VSWIN_JAX_CACHE, or ~/.cache/vswin_jax."
-)
-_NUM_FRAMES = flags.DEFINE_integer(
-  "num_frames", None, "Frames of a clip; default: as published.", lower_bound=1
-)
-_FRAME_INTERVAL = flags.DEFINE_integer(
-  "frame_interval", None, "Distance between the frames of a clip; default: as published.", 1
-)
-_SAMPLING = flags.DEFINE_enum(
-  "sampling", None, SAMPLINGS, "Temporal sampling of clips; default: as published."
-)
-_SIZE = flags.DEFINE_integer(
-  "size", None, "Height and width of clips in pixels; default: as published.", lower_bound=1
+_CLIP = (
+  flags.DEFINE_integer("num_frames", None, "Frames of a clip; default: as published.", 1),
+  flags.DEFINE_integer("frame_interval", None, "Distance of frames; default: as published.", 1),
+  flags.DEFINE_enum("sampling", None, SAMPLINGS, "Temporal sampling; default: as published."),
+  flags.DEFINE_integer("size", None, "Pixels of a side of clips; default: as published.", 1),
 )
 
 
@@ -91,21 +67,9 @@ def main(arguments: list[str]) -> None:
 
 def _convert(source: str, destination: str) -> None:
   options = ConversionOptions(
-    num_classes=_NUM_CLASSES.value,
-    allow_missing=tuple(_ALLOW_MISSING.value),
-    window=_window(_WINDOW),
-    source_window=_window(_SOURCE_WINDOW),
-    inflation=_INFLATION.value,
-    to=_TO.value,
-    num_heads=_NUM_HEADS.value,
-    backbone_heads=_BACKBONE_HEADS.value,
-    attention_window=_ATTENTION_WINDOW.value,
-    labels=None if _LABELS.value is None else local_path(_LABELS.value),
-    clip={
-      flag.name: flag.value
-      for flag in (_NUM_FRAMES, _FRAME_INTERVAL, _SAMPLING, _SIZE)
-      if flag.value is not None
-    },
+    window=_window(_WINDOW.value),
+    clip={flag.name: flag.value for flag in _CLIP if flag.value is not None},
+    **{flag.name: flag.value for flag in _OPTIONS},
   )
   file = _find_source(source)
   print(describe(file, convert_file(file, destination, options)))
@@ -117,22 +81,18 @@ def _find_source(source: str) -> pathlib.Path:
   path = local_path(source)
   if os.path.lexists(path) or os.sep in source:
     return path
-  try:
-    entry = released.find(source)
-  except released.UnknownName as error:
-    raise released.UnknownName(f"there is no file {source}, and {error}") from error
-  return download.fetch(entry, _CACHE.value or download.default_cache())
+  return download.fetch(released.find(source), download.default_cache())
 
 
-def _window(flag) -> tuple[int, int, int] | None:
-  if flag.value is None:
+def _window(sizes: list[str] | None) -> tuple[int, ...] | None:
+  if sizes is None:
     return None
-  if len(flag.value) != 3 or not all(size.isdigit() and int(size) for size in flag.value):
+  if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
     sys.exit(
-      f"error: --{flag.name}={','.join(flag.value)} is not a window; expected TIME,HEIGHT,WIDTH "
-      "in tokens, as in 8,7,7"
+      f"error: --window={','.join(sizes)} is not a window; expected TIME,HEIGHT,WIDTH in tokens, "
+      "as in 8,7,7"
     )
-  return tuple(map(int, flag.value))
+  return tuple(map(int, sizes))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from absl import app, flags
 
 from vswin_jax.common.cli import one_line_errors
 from vswin_jax.common.logging import set_up_logging
-from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.export import export_file
+from vswin_jax.conversion.layouts import VIDEO_SWIN_FAMILIES
 
-_TO = flags.DEFINE_enum("to", None, video_swin.FAMILIES, "The PyTorch code to write the file for.")
+_TO = flags.DEFINE_enum("to", None, VIDEO_SWIN_FAMILIES, "The PyTorch code to write the file for.")
 
 
 def main(arguments: list[str]) -> None:

@@ -5,7 +5,6 @@ evaluation views.
 """
 
 import os
-import sys
 
 # Set before jax is imported: accelerators are of no use here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,10 +23,7 @@ _SPLIT = flags.DEFINE_string("split", None, "Split to show; default: the trainin
 _OUTPUT = flags.DEFINE_string("output", "inspect.png", "Image file to write.")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "Number of videos to show.", lower_bound=1)
 _MAX_VIDEOS = flags.DEFINE_integer(
-  "max_videos",
-  5000,
-  "Videos of a split to read for the statistics, evenly spaced; 0: all.",
-  lower_bound=0,
+  "max_videos", 5000, "Videos of a split to read for the statistics, evenly spaced; 0: all.", 0
 )
 
 
@@ -38,15 +34,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _inspect() -> None:
-  from tqdm import tqdm
-
   from vswin_jax.augmentation.augmentation import Augmentation
   from vswin_jax.common.logging import set_up_logging
   from vswin_jax.common.paths import file_path, local_path, replacing
-  from vswin_jax.data.clips import ClipSpec, Views, check_views
+  from vswin_jax.data.clips import ClipSpec, Views, check_views, describe_views
   from vswin_jax.data.records import open_records, split_names
   from vswin_jax.experiment import contact_sheet
-  from vswin_jax.experiment.config import base_config
+  from vswin_jax.experiment.config import DataSettings, Settings, TrainSettings, base_config
   from vswin_jax.experiment.initialization import override_config
 
   set_up_logging()
@@ -57,41 +51,36 @@ def _inspect() -> None:
     config = override_config(config, source, mode="train", overridden_keys=overridden_keys)
   elif config.model.name is None:
     print("shown as the config is; for the preprocessing of weights: --config.init_from=DIR")
-  name = _DATASET.value or config.data.name
-  data_dir = _DATA_DIR.value or config.data.dir
-  spec, views = ClipSpec(**config.clip), Views(**config.test)
-  check_views(spec, views, "config.test")
-  shown = _SPLIT.value or config.data.train_split
-
-  def progress(indices):
-    return tqdm(indices, desc="reading", unit="video", disable=not sys.stderr.isatty())
-
-  statistics = {}
+  # Without a model, which a config may leave to its weights.
+  settings = Settings(
+    model={},
+    seed=config.seed,
+    data=DataSettings(**config.data),
+    clip=ClipSpec(**config.clip),
+    test=Views(**config.test),
+    train=TrainSettings(**config.train),
+    augmentation=Augmentation(**config.augmentation),
+  )
+  check_views(settings.clip, settings.test, "config.test")
+  name = _DATASET.value or settings.data.name
+  data_dir = _DATA_DIR.value or settings.data.dir
+  shown = _SPLIT.value or settings.data.train_split
+  found = {}
   for split in dict.fromkeys([shown, *split_names(name, data_dir)]):
     records = open_records(name, data_dir, split)
-    statistics[split] = contact_sheet.read_statistics(records, _MAX_VIDEOS.value, progress)
-    print(
-      contact_sheet.describe(split, len(records), statistics[split], records.class_names),
-      flush=True,
-    )
+    found[split] = contact_sheet.read_statistics(records, _MAX_VIDEOS.value)
+    text = contact_sheet.describe(split, len(records), found[split], records.class_names)
+    print(text, flush=True)
   records = open_records(name, data_dir, shown)
-  examples = contact_sheet.make_examples(
-    records,
-    spec,
-    views,
-    Augmentation(**config.augmentation),
-    count=_EXAMPLES.value,
-    repeats=config.train.repeats,
-    seed=config.seed,
-    mean=tuple(config.data.mean),
-    std=tuple(config.data.std),
+  examples = contact_sheet.make_examples(records, settings, _EXAMPLES.value)
+  size = settings.clip.size
+  title = (
+    f"{name}, {shown}: {settings.clip.num_frames} frames of {size} x {size} as fed; right: frames "
+    f"of {describe_views(settings.clip, settings.test)} evaluation views (clips x crops)"
   )
   path = local_path(_OUTPUT.value)
   with replacing(path) as temporary:
-    title = f"{name}, {shown}: {spec.num_frames} frames of {spec.size} x {spec.size} as fed"
-    contact_sheet.draw_contact_sheet(
-      temporary, title, examples, statistics[shown], records.class_names, spec, views
-    )
+    contact_sheet.draw_contact_sheet(temporary, title, examples, found[shown], records.class_names)
   print(f"picture: {path}")
 
 

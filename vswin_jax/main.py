@@ -75,14 +75,15 @@ def main(arguments: list[str]) -> None:
   if _CHECKPOINT.value and _MODE.value != "eval":
     sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
 
+  overridden_keys = list(config_flags.get_override_values(flags.FLAGS["config"]))
   if _MODE.value == "compile":
-    _compile()
+    _compile(overridden_keys)
   else:
-    _run()
+    _run(overridden_keys)
 
 
-def _compile() -> None:
-  from vswin_jax.aot.environment import prepare_environment
+def _compile(overridden_keys: list[str]) -> None:
+  from vswin_jax.aot.devices import prepare_environment
 
   prepare_environment()
   from vswin_jax.aot.compile import compile_config
@@ -99,18 +100,13 @@ def _compile() -> None:
       workdir=_WORKDIR.value,
       effort=_EFFORT.value,
       search=_SEARCH.value,
-      overridden_keys=_overridden_keys(),
+      overridden_keys=overridden_keys,
     )
   if any(result.error for result in results):
     sys.exit(UNEXPECTED)
 
 
-def _overridden_keys() -> list[str]:
-  """Returns the config keys given on the command line."""
-  return list(config_flags.get_override_values(flags.FLAGS["config"]))
-
-
-def _run() -> None:
+def _run(overridden_keys: list[str]) -> None:
   from vswin_jax.distributed import clusters, processes
   from vswin_jax.experiment.config import shared_flags
   from vswin_jax.experiment.run import USER_ERRORS, run
@@ -138,7 +134,7 @@ def _run() -> None:
       workdir=_WORKDIR.value,
       mode=_MODE.value,
       checkpoint=_CHECKPOINT.value,
-      overridden_keys=_overridden_keys(),
+      overridden_keys=overridden_keys,
     )
   if result is None:
     sys.exit(_STOP_STATUS.value)

@@ -46,7 +46,9 @@ _DTYPE = flags.DEFINE_enum(
 def main(arguments: list[str]) -> None:
   if len(arguments) < 2:
     sys.exit("usage: python -m vswin_jax.predict --model=PATH VIDEO [VIDEO ...]; see --help")
-  if sum(map(bool, (_JSON.value, _CSV.value, _WHOLE.value, _FEATURES.value))) > 1:
+  kinds = [flag.name for flag in (_JSON, _CSV, _WHOLE) if flag.value]
+  kinds += [_FEATURES.value] if _FEATURES.value else []
+  if len(kinds) > 1:
     sys.exit("error: choose one of --json, --csv, --whole and --features")
 
   from vswin_jax.common.logging import set_up_logging
@@ -60,7 +62,7 @@ def main(arguments: list[str]) -> None:
     success = predict_files(
       _MODEL.value,
       arguments[1:],
-      kind=_kind(),
+      kind=kinds[0] if kinds else "table",
       views=_VIEWS.value,
       dtype=_DTYPE.value,
       output_dir=_OUTPUT_DIR.value,
@@ -69,12 +71,6 @@ def main(arguments: list[str]) -> None:
       num_workers=_WORKERS.value,
     )
   sys.exit(0 if success else 1)
-
-
-def _kind() -> str:
-  if _FEATURES.value:
-    return _FEATURES.value
-  return next((flag.name for flag in (_JSON, _CSV, _WHOLE) if flag.value), "table")
 
 
 if __name__ == "__main__":

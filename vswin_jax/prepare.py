@@ -13,9 +13,7 @@ from vswin_jax.data.video.encoding import PRESETS
 
 # Worker processes import this module too, so heavy imports are in `_prepare`.
 
-_DATASET = flags.DEFINE_enum(
-  "dataset", None, sorted(DATASETS), "Layout of the videos and their annotations."
-)
+_DATASET = flags.DEFINE_enum("dataset", None, sorted(DATASETS), "Layout of the annotations.")
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of the video files.")
 _ANNOTATIONS = flags.DEFINE_multi_string(
   "annotations",
@@ -24,20 +22,15 @@ _ANNOTATIONS = flags.DEFINE_multi_string(
   "--videos and its parent folder, but not where folders of classes give the labels.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of data sets.")
-_NAME = flags.DEFINE_string(
-  "name", None, "Name of the data set; default: --dataset, with its split number if it has one."
-)
-_SPLIT_NUMBER = flags.DEFINE_integer(
-  "split_number", 1, "Official split of UCF-101 or HMDB-51.", lower_bound=1, upper_bound=3
-)
+_NAME = flags.DEFINE_string("name", None, "Name of the data set; default: --dataset[_splitNUMBER].")
+_SPLIT_NUMBER = flags.DEFINE_integer("split_number", 1, "Split of UCF-101 or HMDB-51.", 1, 3)
 _VALIDATION_SHARE = flags.DEFINE_float(
   "validation_share", 0.1, "Share of every class for validation if there are no splits.", 0.0, 0.9
 )
 _GROUP_PATTERN = flags.DEFINE_string(
   "group_pattern",
   "",
-  "Regular expression searched in the path of a video. Videos with the same text in its first "
-  "group, such as those of one recording, go into the same split.",
+  "Regular expression searched in paths; videos with the same first group share a split.",
 )
 _CLASS_NAMES = flags.DEFINE_string("class_names", None, "Text file with one class name a line.")
 _MULTI_LABEL = flags.DEFINE_bool("multi_label", False, "Allow any number of labels for a video.")
@@ -62,9 +55,7 @@ _MAX_PROBLEM_SHARE = flags.DEFINE_float(
 _SHARD_MEGABYTES = flags.DEFINE_integer(
   "shard_megabytes", 128, "Approximate size of the video files of one shard.", lower_bound=1
 )
-_WORKERS = flags.DEFINE_integer(
-  "workers", None, "Worker processes; default: one for every core.", lower_bound=1
-)
+_WORKERS = flags.DEFINE_integer("workers", None, "Worker processes; default: one per core.", 1)
 _BEAM = flags.DEFINE_string(
   "beam_pipeline_options",
   None,
@@ -104,7 +95,6 @@ def _prepare() -> None:
     backend = local_processes(_WORKERS.value or usable_cores())
   else:
     backend = apache_beam(_BEAM.value)
-
   annotations = read_annotations(
     _DATASET.value, local_path(_VIDEOS.value), _ANNOTATIONS.value, options
   )
@@ -119,7 +109,6 @@ def _prepare() -> None:
     max_seconds=60 * _MAX_MINUTES.value,
     shard_bytes=_SHARD_MEGABYTES.value << 20,
     max_problem_share=_MAX_PROBLEM_SHARE.value,
-    show_progress=True,
   )
   print(describe(summary))
 

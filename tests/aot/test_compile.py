@@ -35,8 +35,8 @@ HBM = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.5G of 
 
 def make_plan(topology, **values):
   config = small_config(**values)
-  metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
-  return plan_for_target(config, parse_target(topology), metadata)
+  dataset, _ = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
+  return plan_for_target(config, parse_target(topology), dataset)
 
 
 def num_parameters(plan):
@@ -77,7 +77,7 @@ def test_step_and_collectives(cpu_devices, tmp_path):
   assert read_rows(tmp_path / "new") == [as_row(result)]
   text = "\n".join(texts)
   assert "motion_clips: 4,096 training videos" in text
-  assert "video_swin_t on 8 v5e chips (one slice of 2x4)" in text
+  assert "video_swin_t on 8 v5e chips (1 slice of 2x4)" in text
   assert "all-reduce over 8 chips" in text
 
 
@@ -140,7 +140,7 @@ def run(topologies="v5e:2x2", texts=None, values=None, **options):
 def test_several_targets_give_a_table(fake_compiler):
   fake_compiler(lambda clips, _: clips * 2**30)
   texts = []
-  results = run("v5e:2x2,v6e-8", texts, search=False)
+  results = run("v5e:2x2, v6e-8", texts, search=False)
   assert [result.topology for result in results] == ["v5e:2x2", "v6e-8"]
   rows = texts[-2].strip().splitlines()
   assert len(rows) == 4

@@ -17,33 +17,29 @@ from vswin_jax.data.records import DatasetError
   ],
 )
 def test_known_data_sets_need_no_files(name, classes, least, most, tmp_path):
-  metadata = dataset_metadata(name, str(tmp_path), "train")
-  assert metadata.num_classes == classes
-  assert least <= metadata.num_videos <= most
-  assert not metadata.multi_label
+  metadata, _ = dataset_metadata(name, str(tmp_path), "train")
+  assert metadata["num_classes"] == classes
+  assert least <= metadata["num_videos"] <= most
+  assert not metadata["multi_label"]
 
 
 def test_prepared_data_sets(tiny_data_dir):
-  metadata = dataset_metadata("tiny_motion", str(tiny_data_dir), "train")
-  assert (metadata.num_classes, metadata.num_videos, metadata.multi_label) == (6, 48, False)
-  assert str(tiny_data_dir) in metadata.source
+  metadata, source = dataset_metadata("tiny_motion", str(tiny_data_dir), "train")
+  assert metadata == {"num_classes": 6, "num_videos": 48, "multi_label": False}
+  assert str(tiny_data_dir) in source
 
 
 def test_unreadable_data_sets(tmp_path, tiny_data_dir, monkeypatch):
-  with pytest.raises(DatasetError, match="has no split 'trian'; it has train"):
+  with pytest.raises(DatasetError, match=r"split 'trian' of .* are train"):
     dataset_metadata("tiny_motion", str(tiny_data_dir), "trian")
   (tmp_path / "kinetics400" / "1.0.0").mkdir(parents=True)
-  with pytest.raises(DatasetError, match="can't read the data set 'kinetics400'") as error:
+  with pytest.raises(DatasetError, match="can't read the data set 'kinetics400'"):
     dataset_metadata("kinetics400", str(tmp_path), "train")
-  assert "kinetics600" not in str(error.value)
   monkeypatch.setenv("HOME", str(tmp_path))
   with pytest.raises(DatasetError, match="can't read the data set"):
     dataset_metadata("kinetics400", "~", "train")
 
 
 def test_unknown_data_sets(tmp_path):
-  with pytest.raises(DatasetError) as error:
+  with pytest.raises(DatasetError, match="no data set 'my_videos'"):
     dataset_metadata("my_videos", str(tmp_path), "train")
-  assert "no data set 'my_videos'" in str(error.value)
-  assert "only for kinetics400, kinetics600" in str(error.value)
-  assert "\n" not in str(error.value)

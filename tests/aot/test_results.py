@@ -1,6 +1,7 @@
 """Texts and tables of results against numbers worked out by hand."""
 
 import dataclasses
+import math
 
 from tests.aot.small_step import fake_result
 from vswin_jax.aot.hlo import Collective
@@ -49,8 +50,7 @@ def test_numbers_by_hand():
 def test_rounded_batch_size():
   result = fake_result(batch_size=256, wanted_batch_size=64, topology="v5e-256")
   assert cells(result)["clips per step (per chip)"] == "256* (1)"
-  assert "--config.train.batch_size=256" in describe(result)
-  assert "--config.train.batch_size" not in describe(fake_result())
+  assert properties(describe(result))["clips per step (per chip)"] == "256* (1)"
 
 
 def test_loops_leave_times_of_products_and_collectives():
@@ -79,13 +79,14 @@ def test_unknown_loops_leave_no_time_of_collectives():
 def test_loops_without_products_leave_no_times():
   known = cells(fake_result(loops=2, collectives=SENT))
   assert known["GFLOP"] == "1,970+"
-  assert known["compute ms, lower bound"] == known["epochs: lower bound, estimate"] == "-"
+  assert known["compute ms, lower bound"] == "-"
+  assert known["epochs: lower bound, estimate"] == "30: -, -"
 
 
 def test_compilers_that_count_nothing():
   """Ten times the products of a second at the peak of an H100, in a thousand steps."""
   result = fake_result(topology="h100:1x1x8", flops=None, bytes_accessed=None)
-  assert result.estimate is None
+  assert math.isnan(result.estimate.compute)
   assert cells(result)["GFLOP"] == "-"
   known = cells(dataclasses.replace(result, product_flops=989e10))
   assert known["GFLOP"] == "9,890+"

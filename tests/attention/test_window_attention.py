@@ -16,7 +16,6 @@ from vswin_jax.attention.windows import region_ids, window_layout
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.video_swin import Block, VideoSwinConfig
 
-
 # Those that a CPU can run.
 XLA_IMPLEMENTATIONS = ("chunked", "xla")
 

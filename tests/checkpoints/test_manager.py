@@ -98,6 +98,14 @@ def change_the_labels(directory, step):
   path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
 
 
+def cut_the_checksums(directory, step):
+  path = directory / str(step) / "_CHECKPOINT_METADATA"
+  values = json.loads(path.read_text())
+  record = values["custom_metadata"]["checkpoint"]
+  record["arrays"] = record["arrays"][:8]
+  path.write_text(json.dumps(values))
+
+
 DAMAGES = {
   "bits": lambda d, step: flip_bits(data_file(d, step)),
   "cut": lambda d, step: cut(data_file(d, step)),
@@ -110,6 +118,7 @@ DAMAGES = {
   "cut metadata": lambda d, step: cut(d / str(step) / "_CHECKPOINT_METADATA"),
   "no metadata": lambda d, step: (d / str(step) / "_CHECKPOINT_METADATA").unlink(),
   "metadata": change_the_labels,
+  "cut checksums": cut_the_checksums,
 }
 
 
@@ -171,7 +180,7 @@ def test_without_an_undamaged_checkpoint_nothing_is_renamed(tmp_path):
   with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*empty"):
     with open_checkpoints(tmp_path / "empty") as checkpoints:
       manager.restore(checkpoints, shapes_of(state_at(0)))
-  with pytest.raises(CheckpointError, match=r"no checkpoints in .*absent; expected a workdir"):
+  with pytest.raises(CheckpointError, match=r"in .*absent; expected a workdir"):
     read_metadata(tmp_path / "absent")
 
 
@@ -304,8 +313,7 @@ def test_a_workdir_that_is_gone_is_not_made_again(tmp_path):
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_a_full_disk_ends_the_run_and_keeps_complete_checkpoints(tmp_path, capfd, at_the_end):
   directory = tmp_path / "checkpoints"
-  action = "finish writing" if at_the_end else "write"
-  message = rf"can't {action} a checkpoint in {directory}: .*File too large.*resumes"
+  message = rf"can't write a checkpoint in {directory}: .*File too large.*same command"
   with pytest.raises(CheckpointError, match=message) as raised:
     with open_checkpoints(directory) as checkpoints:
       manager.save(checkpoints, state_at(10), METADATA)

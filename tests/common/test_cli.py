@@ -9,12 +9,7 @@ import pytest
 from vswin_jax.checkpoints.errors import storage_error
 from vswin_jax.common.cli import TRANSIENT, UNEXPECTED, USER_ERRORS, one_line_errors
 from vswin_jax.data.pipeline import LostWorkerError
-from vswin_jax.distributed.errors import (
-  ConsistencyError,
-  StartupError,
-  TransientConsistencyError,
-  TransientStartupError,
-)
+from vswin_jax.distributed.errors import StartupError, TransientStartupError
 
 
 class BucketError(Exception):
@@ -36,8 +31,6 @@ class BucketError(Exception):
     (LostWorkerError("a data worker died"), 75),
     (StartupError("two have one number"), 1),
     (TransientStartupError("one is late"), 75),
-    (ConsistencyError("other disks"), 1),
-    (TransientConsistencyError("a stale view"), 75),
     (storage_error("can't write", ConnectionError("reset")), 75),
     (storage_error("can't write", OSError("Forbidden: gs://runs")), 1),
     (storage_error("can't write", ValueError("PERMISSION_DENIED: no rights")), 1),

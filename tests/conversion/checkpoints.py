@@ -67,6 +67,13 @@ def official_tensors(case: str) -> dict[str, np.ndarray]:
   return fill(official_keys(golden(case)[0]))
 
 
+def tiny_tensors(num_classes: int = 11) -> dict[str, np.ndarray]:
+  """An official file of two small blocks, for tests in which the size is not the point."""
+  arch = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]}
+  meta = {"arch": arch, "window": [2, 2, 2], "patch_size": [2, 4, 4], "num_classes": num_classes}
+  return fill(official_keys(meta))
+
+
 def save_torch(path: pathlib.Path, content: object) -> pathlib.Path:
   """`torch.save` with every array of `content`, a nested dict, as a tensor."""
   torch = pytest.importorskip("torch")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import http.server
 import pathlib
@@ -233,6 +234,15 @@ def test_a_folder_that_can_not_be_made(server, tmp_path):
   (tmp_path / "file").write_text("in the way")
   with _error("can't be written", str(tmp_path / "file" / "weights.pth")):
     fetch(_released(server), tmp_path / "file")
+
+
+def test_a_full_disk_is_named(server, tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr("shutil.copyfileobj", fail)
+  with _error("weights.pth can't be written: No space left on device"):
+    fetch(_released(server), tmp_path)
 
 
 def test_a_file_that_was_put_there_is_verified_and_kept(server, tmp_path):

@@ -9,10 +9,10 @@ from tests.conversion.checkpoints import fill, golden_keys, official_tensors, sa
 from tests.conversion.checkpoints import save_torch as save
 from vswin_jax.checkpoints.manager import CheckpointError, write_params
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
-from vswin_jax.conversion import video_swin
 from vswin_jax.conversion.convert import convert_file
 from vswin_jax.conversion.export import export_file
 from vswin_jax.conversion.families import ConversionOptions
+from vswin_jax.conversion.layouts import VIDEO_SWIN_FAMILIES
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.conversion.torch_files import read_file
 from vswin_jax.data.preprocessing import Preprocessing
@@ -33,7 +33,7 @@ def source_tensors(family: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-@pytest.mark.parametrize("family", video_swin.FAMILIES)
+@pytest.mark.parametrize("family", VIDEO_SWIN_FAMILIES)
 def test_round_trip_keeps_bits_and_names(family, ending, tmp_path):
   pytest.importorskip("torch")
   tensors = source_tensors(family)

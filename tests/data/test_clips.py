@@ -19,11 +19,10 @@ from vswin_jax.data.clips import (
   sliding_clip,
   train_clip,
 )
-from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.data.pipeline import LoaderOptions, clip_batches
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.data.video.encoding import encode_mp4
-from vswin_jax.data.video_files import clip_batches
 
 # Frames of the video below keep their size in an evaluation.
 SPEC = ClipSpec(num_frames=4, frame_interval=3, size=32)
@@ -49,6 +48,8 @@ def record():
     ({"sampling": "uniform", "frame_order": "shuffled"}, [5], [0, 10, 19, 29]),
     # Clips of 24 frames: 0, 23 / 3, 46 / 3, 23.
     ({"sampling": "time", "frame_rate": 5.0}, [0, 8], [0, 7, 15, 23]),
+    # Clips of less than a frame are one frame.
+    ({"sampling": "time", "frame_rate": 50.0, "frame_interval": 1}, [0, 19], [0, 0, 0, 0]),
   ],
 )
 def test_positions_of_views_count_from_the_first_frame_of_each(record, options, starts, expected):
@@ -91,8 +92,13 @@ def test_positions_in_a_timeline_are_those_in_the_video(record, options, start, 
 @pytest.mark.parametrize("sampling", ["dense", "uniform", "time"])
 @pytest.mark.parametrize(
   ("frame_rate", "expected"),
-  # At its own rate, the first 6 frames; 12 frames, 11 / 5 apart; all 40, 40 / 5 apart.
-  [(0.0, [0, 1, 2, 3, 4, 5]), (5.0, [0, 2, 4, 6, 8, 11]), (1.0, [0, 8, 16, 24, 32, 39])],
+  # At its own rate, the first 6 frames; 12 frames, 11 / 5 apart; all 40, 40 / 5 apart; one frame.
+  [
+    (0.0, [0, 1, 2, 3, 4, 5]),
+    (5.0, [0, 2, 4, 6, 8, 11]),
+    (1.0, [0, 8, 16, 24, 32, 39]),
+    (100.0, [0] * 6),
+  ],
 )
 def test_a_whole_video_is_one_clip_whatever_the_sampling(record, sampling, frame_rate, expected):
   spec = dataclasses.replace(SPEC, sampling=sampling, frame_rate=frame_rate)

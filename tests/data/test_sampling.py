@@ -22,9 +22,9 @@ def test_evaluation_equals_the_reference(uniform):
     if uniform:
       frames = sampling.uniform_eval(case["total_frames"], case["clip_len"])
     else:
-      frames = sampling.dense_eval(
-        case["total_frames"], case["clip_len"], case["frame_interval"], case["num_clips"]
-      )
+      length, interval = case["clip_len"], case["frame_interval"]
+      starts = sampling.middle_starts(case["total_frames"], length * interval, case["num_clips"])
+      frames = sampling.dense_clips(starts, case["total_frames"], length, interval)
     np.testing.assert_array_equal(frames.ravel(), np.ravel(case["indices"]), err_msg=str(case))
 
 
@@ -32,19 +32,10 @@ def test_evaluation_equals_the_reference(uniform):
 def test_training_starts_cover_the_range_of_the_reference(case):
   random = np.random.default_rng(0)
   total, length, interval = case["total_frames"], case["clip_len"], case["frame_interval"]
-  clips = [sampling.dense_train(total, length, interval, random)[0] for _ in range(4000)]
-  starts = [clip[0] for clip in clips]
+  starts = [sampling.random_start(total, length * interval, random) for _ in range(4000)]
   assert (min(starts), max(starts)) == (case["first_frame_min"], case["first_frame_max"])
-  for clip in clips[:50]:
-    np.testing.assert_array_equal(clip, (clip[0] + interval * np.arange(length)) % total)
-
-
-def test_training_with_several_clips_keeps_each_in_its_range():
-  random = np.random.default_rng(0)
-  starts = np.stack([sampling.dense_train(300, 32, 2, random, 3)[:, 0] for _ in range(3000)])
-  length = (300 - 64 + 1) // 3
-  np.testing.assert_array_equal(starts.min(0), np.arange(3) * length)
-  np.testing.assert_array_equal(starts.max(0), np.arange(1, 4) * length - 1)
+  for start, clip in zip(starts, sampling.dense_clips(starts[:50], total, length, interval)):
+    np.testing.assert_array_equal(clip, (start + interval * np.arange(length)) % total)
 
 
 @pytest.mark.parametrize("total", [20, 33, 40, 300])
@@ -78,25 +69,25 @@ def test_uniform_training_stays_inside_its_segments(total):
   ],
 )
 def test_resampling(num_frames, fps, frame_rate, expected):
-  frames = sampling.resample(num_frames, fractions.Fraction(fps), frame_rate)
+  step = sampling.source_step(fractions.Fraction(fps), frame_rate)
+  frames = sampling.resample(num_frames, step)
   np.testing.assert_array_equal(frames, expected)
 
 
 def test_resampling_does_not_round():
   """Frame 120 is source frame 125, where single precision arrives below it."""
   assert np.floor(np.float32(120) * np.float32(25 / 24)) == 124
-  assert sampling.resample(1000, fractions.Fraction(25), 24.0)[120] == 125
+  assert sampling.resample(1000, fractions.Fraction(25, 24))[120] == 125
 
 
 def test_clips_to_the_ends_are_those_of_mmaction2():
   """Starts worked out by hand from its rule: 0 to 300 - 63, in three equal steps, rounded."""
-  clips = sampling.dense_eval_to_ends(300, 32, 2, 4)
-  assert clips[:, 0].tolist() == [0, 79, 158, 237]
-  assert clips[3, -1] == 299
-  assert sampling.dense_eval_to_ends(300, 32, 2, 1)[0, 0] == 118
-  short = sampling.dense_eval_to_ends(40, 32, 2, 4)
-  assert short[:, 0].tolist() == [0, 0, 0, 0]
-  assert short[0].tolist() == [2 * i % 40 for i in range(32)]
+  starts = sampling.starts_to_ends(300, 63, 4)
+  assert starts.tolist() == [0, 79, 158, 237]
+  assert sampling.dense_clips(starts, 300, 32, 2)[3, -1] == 299
+  assert sampling.starts_to_ends(300, 63, 1).tolist() == [118]
+  assert sampling.starts_to_ends(40, 63, 4).tolist() == [0, 0, 0, 0]
+  assert sampling.dense_clips([0], 40, 32, 2)[0].tolist() == [2 * i % 40 for i in range(32)]
 
 
 def test_clips_of_a_timeline_follow_each_other_and_the_last_one_ends_with_the_video():
@@ -120,57 +111,57 @@ TIMES = {
 }
 
 
+def span_at(fps: str | int, count: int) -> fractions.Fraction:
+  """Returns the number of frames at `fps` that last as long as `count` at 25 frames/s."""
+  return count * sampling.source_step(fractions.Fraction(fps), 25.0)
+
+
 @pytest.mark.parametrize("fps", TIMES)
 def test_time_sampling_equals_the_reference(fps):
-  span = sampling.native_span(128, fractions.Fraction(fps), 25.0)
-  np.testing.assert_array_equal(sampling.time_eval(400, 16, span), [TIMES[fps]])
+  span = span_at(fps, 128)
+  np.testing.assert_array_equal(sampling.time_clips([0], 400, 16, span), [TIMES[fps]])
   # Past the end the last frame repeats.
-  np.testing.assert_array_equal(sampling.time_eval(100, 16, span), [np.minimum(TIMES[fps], 99)])
+  expected = np.minimum(TIMES[fps], 99)
+  np.testing.assert_array_equal(sampling.time_clips([0], 100, 16, span), [expected])
 
 
 def test_clips_of_time_sampling_lie_evenly_from_the_beginning_on():
   """200 frames leave 200 - 153.6 starts at 30 frames/s; a fourth of that is 11.6."""
-  span = sampling.native_span(128, fractions.Fraction(30), 25.0)
-  clips = sampling.time_eval(200, 16, span, 4)
+  span = span_at("30", 128)
+  starts = sampling.even_starts(200, span, 4)
+  clips = sampling.time_clips(starts, 200, 16, span)
   np.testing.assert_array_equal(clips, np.array([[0], [11], [23], [34]]) + TIMES["30"])
 
 
 def test_training_clips_of_time_sampling_start_wherever_they_fit():
-  span = sampling.native_span(128, fractions.Fraction(30), 25.0)
+  span = span_at("30", 128)
   random = np.random.default_rng(0)
-  clips = np.stack([sampling.time_train(160, 16, span, random)[0] for _ in range(200)])
-  assert set(clips[:, 0]) == set(range(7))
-  np.testing.assert_array_equal(clips - clips[:, :1], np.broadcast_to(TIMES["30"], (200, 16)))
-  np.testing.assert_array_equal(
-    sampling.time_train(100, 16, span, random), [np.minimum(TIMES["30"], 99)]
-  )
-
-
-def test_a_clip_of_less_than_a_frame_is_one_frame():
-  span = sampling.native_span(2, fractions.Fraction(10), 30.0)
-  np.testing.assert_array_equal(sampling.time_eval(5, 2, span), [[0, 0]])
-  np.testing.assert_array_equal(sampling.whole_eval(5, 2, span), [[0, 0]])
+  starts = [sampling.random_start(160, span, random) for _ in range(200)]
+  assert set(starts) == set(range(7))
+  clips = sampling.time_clips(starts, 160, 16, span)
+  np.testing.assert_array_equal(clips, np.array(starts)[:, None] + TIMES["30"])
+  assert sampling.random_start(100, span, random) == 0
 
 
 @pytest.mark.parametrize(("fps", "num_frames"), [(15, 150), (25, 250), (30, 300), (60, 600)])
 def test_whole_videos_equal_the_reference(fps, num_frames):
   """250 frames of 10 s; longer videos are cut."""
-  span = sampling.native_span(250, fractions.Fraction(fps), 25.0)
-  (frames,) = sampling.whole_eval(num_frames, 250, span)
+  span = span_at(fps, 250)
+  (frames,) = sampling.whole_clip(num_frames, 250, span)
   assert (frames[0], frames[-1]) == (0, num_frames - 1)
   # How many frames lie behind the last position that the reference knows.
   assert (frames >= 286).sum() == {15: 0, 25: 0, 30: 11, 60: 131}[fps]
   steps = {15: {0, 1}, 25: {1}, 30: {1, 2}, 60: {2, 3}}[fps]
   assert set(np.diff(frames)) == steps
-  np.testing.assert_array_equal(sampling.whole_eval(4 * num_frames, 250, span), [frames])
+  np.testing.assert_array_equal(sampling.whole_clip(4 * num_frames, 250, span), [frames])
 
 
 def test_short_whole_videos_repeat_frames():
-  span = sampling.native_span(250, fractions.Fraction(25), 25.0)
-  np.testing.assert_array_equal(sampling.whole_eval(249, 250, span), [[*range(249), 248]])
+  span = fractions.Fraction(250)
+  np.testing.assert_array_equal(sampling.whole_clip(249, 250, span), [[*range(249), 248]])
   # A third of a frame at a time, up to the frame after the last.
   thirds = [i // 3 for i in range(250)]
-  np.testing.assert_array_equal(sampling.whole_eval(83, 250, span), [[*thirds[:-1], 82]])
+  np.testing.assert_array_equal(sampling.whole_clip(83, 250, span), [[*thirds[:-1], 82]])
 
 
 def test_a_timeline_of_time_sampling():

@@ -10,14 +10,14 @@ import sys
 
 from vswin_jax.distributed.clusters import Cluster
 from vswin_jax.distributed.consistency import broadcast_from_first, check_same, check_shared
-from vswin_jax.distributed.errors import ConsistencyError
+from vswin_jax.distributed.errors import StartupError
 from vswin_jax.distributed.processes import ending_together, start
 
 
 def message(check, argument) -> str:
   try:
     check(argument)
-  except ConsistencyError as error:
+  except StartupError as error:
     return str(error)
   return ""
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from tests.helpers import multi_label
-from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import ClipSpec, Views
 from vswin_jax.data.motion import make_record
-from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vswin_jax.data.records import VideoRecords
 from vswin_jax.experiment import contact_sheet
+from vswin_jax.experiment.config import Settings
 
-SPEC = ClipSpec(num_frames=4, frame_interval=2, size=24, train_short_side=32, flip_probability=0.0)
-VIEWS = Views(num_clips=1, crops="center", short_side=28)
+SETTINGS = Settings(
+  model={},
+  clip=ClipSpec(num_frames=4, frame_interval=2, size=24, train_short_side=32, flip_probability=0.0),
+  test=Views(num_clips=1, crops="center", short_side=28),
+)
 
 
 def _records(labels, class_names=("a", "b", "c"), multi_label=False) -> VideoRecords:
@@ -28,21 +30,6 @@ def _records(labels, class_names=("a", "b", "c"), multi_label=False) -> VideoRec
     video | {"id": f"v{number}".encode(), "label": label} for number, label in enumerate(labels)
   ]
   return VideoRecords(source, class_names, multi_label)
-
-
-def _examples(records, count=4, **options):
-  return contact_sheet.make_examples(
-    records,
-    SPEC,
-    VIEWS,
-    Augmentation(),
-    count=count,
-    repeats=1,
-    seed=0,
-    mean=IMAGENET_MEAN,
-    std=IMAGENET_STD,
-    **options,
-  )
 
 
 def test_videos_without_labels_are_counted_in_no_class():
@@ -76,7 +63,7 @@ def test_by_default_not_all_videos_of_a_large_split_are_read():
 def test_a_clip_in_the_place_of_another_is_told():
   records = _records([0, 0, 1, 1])
   records.source[2]["video"] = b"no video"
-  examples = _examples(records)
+  examples = contact_sheet.make_examples(records, SETTINGS, 4)
   order = [pipeline.epoch_and_record(place, 4, 0)[1] for place in range(4)]
   assert sorted(order) == [0, 1, 2, 3]
   for index, example in zip(order, examples):
@@ -105,7 +92,7 @@ def test_names_are_drawn_as_they_are(tmp_path, num_classes):
   pictures = np.full((8, 24, 24, 3), 100, np.uint8)
   examples = [contact_sheet.Example(f"{name}: {name}", pictures, pictures[:6])]
   path = tmp_path / "page.png"
-  contact_sheet.draw_contact_sheet(path, name, examples, statistics, class_names, SPEC, VIEWS)
+  contact_sheet.draw_contact_sheet(path, name, examples, statistics, class_names)
   drawn = cv2.imread(str(path))
   assert drawn.shape[1] > 1000
   assert (drawn == 100).all(axis=2).sum() > 1000
@@ -115,6 +102,6 @@ def test_examples_of_several_labels():
   labels = [np.array(one, int) for one in multi_label.LABELS["train"][:4]]
   records = _records(labels, multi_label.CLASSES, multi_label=True)
   order = [pipeline.epoch_and_record(place, 4, 0)[1] for place in range(4)]
-  for index, example in zip(order, _examples(records)):
+  for index, example in zip(order, contact_sheet.make_examples(records, SETTINGS, 4)):
     names = [multi_label.CLASSES[label] for label in labels[index]][:3]
     assert example.title == f"v{index}: {' + '.join(names) or 'no label'}"

@@ -23,7 +23,7 @@ from vswin_jax.experiment.initialization import (
 from vswin_jax.experiment.workdir import RunFolder
 from vswin_jax.models import create_model
 from vswin_jax.models.parameters import flatten, split_model
-from vswin_jax.training.optimizer import make_optimizer
+from vswin_jax.training.optimizer import OptimizerOptions, make_optimizer
 from vswin_jax.training.step import create_state
 
 SWIN = {
@@ -204,7 +204,8 @@ def test_weights_of_another_kind_of_model_are_refused(tmp_path):
 
 def state_of(options, num_classes=3):
   _, params = split_model(create_model(**options, num_classes=num_classes, seed=9))
-  return create_state(params, make_optimizer(params, lambda step: 0.1), with_ema=True)
+  optimizer = make_optimizer(params, lambda step: 0.1, OptimizerOptions())
+  return create_state(params, optimizer, with_ema=True)
 
 
 @pytest.mark.parametrize(

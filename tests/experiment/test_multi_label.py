@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 
 from tests.helpers import multi_label
-from tests.helpers.runs import (
-  metrics,
-  run,
-)
+from tests.helpers.runs import metrics, run
+from tests.tables.recipes import load
 from vswin_jax import load_model
 from vswin_jax.data.records import open_records
+from vswin_jax.experiment.config import ConfigError, read_settings
+from vswin_jax.experiment.plan import make_mesh, make_plan
 from vswin_jax.training.evaluation import average_precisions
+
+
+def test_label_smoothing_is_for_one_label():
+  config = load("quickstart")
+  config.train.label_smoothing = 0.1
+  settings = read_settings(config)
+  with pytest.raises(ConfigError, match="label_smoothing is for videos with one label"):
+    make_plan(settings, make_mesh(settings), num_classes=6, num_videos=640, multi_label=True)
 
 
 @pytest.mark.slow

@@ -81,5 +81,8 @@ def test_bars_are_as_long_as_the_average_precision(draw, classes):
   axes = draw(result, names, [{"step": 20, "validation/mean_average_precision": 0.4}])
   bars = [[max(bar.get_width(), bar.get_height()) for bar in one.patches] for one in axes]
   expected = np.sort(100 * result.average_precision)
-  (drawn,) = [np.sort(sizes) for sizes in bars if len(sizes) == classes]
-  np.testing.assert_allclose(drawn, expected)
+  drawn = [np.sort(sizes) for sizes in bars if len(sizes) == classes]
+  # Up to 20 classes are also drawn with their names.
+  assert len(drawn) == (2 if classes <= 20 else 1)
+  for sizes in drawn:
+    np.testing.assert_allclose(sizes, expected)

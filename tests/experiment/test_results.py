@@ -23,15 +23,12 @@ def write(folder, names, label, probabilities):
   write_results(
     folder,
     result,
-    title="title",
-    subtitle=("one", "two"),
     metadata={"step": 3},
     class_names=names,
     video_ids=[f"video {index}" for index in range(count)],
-    metrics=folder / "metrics.jsonl",
   )
   assert sorted(path.name for path in folder.iterdir()) == [
-    "evaluation.json", "per_class.csv", "predictions.csv", "report.png",
+    "evaluation.json", "per_class.csv", "predictions.csv"
   ]  # fmt: skip
   tables = [
     list(csv.reader((folder / f"{name}.csv").open())) for name in ("predictions", "per_class")

@@ -86,8 +86,9 @@ def test_an_error_leaves_the_log_in_the_bucket(bucket):
   assert bucket["second/run/train.log"] == b"why"
 
 
-def test_only_the_first_process_writes(bucket):
-  with open_run_folder("gs://third/run", is_first=False) as folder:
+def test_only_the_first_process_writes(bucket, monkeypatch):
+  monkeypatch.setattr("vswin_jax.experiment.workdir.is_first", lambda: False)
+  with open_run_folder("gs://third/run") as folder:
     (folder.local / "train.log").write_text("another")
     folder.publish()
   assert not any(key.startswith("third/") for key in bucket)

@@ -6,7 +6,7 @@ import numpy as np
 from vswin_jax.models import create_model
 from vswin_jax.models.parameters import split_model
 from vswin_jax.training import sharding
-from vswin_jax.training.optimizer import make_optimizer
+from vswin_jax.training.optimizer import OptimizerOptions, make_optimizer
 from vswin_jax.training.step import create_state, make_train_step
 
 BATCH, CLASSES = 8, 5
@@ -45,7 +45,7 @@ def run(devices=1, fsdp=1, steps=4, model_options=None, **options):
   """Returns the metrics of a few steps, the final state and the jitted step."""
   mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
   graph, params = split_model(tiny_model(**model_options or {}))
-  optimizer = make_optimizer(params, lambda step: 1e-3, clip_norm=1.0)
+  optimizer = make_optimizer(params, lambda step: 1e-3, OptimizerOptions(clip_norm=1.0))
 
   def initial():
     return create_state(params, optimizer, with_ema="ema_decay" in options)

@@ -247,7 +247,8 @@ def test_bad_files_are_named_and_the_others_labeled(checkpoint, model, videos, t
 
   success, out, _ = output_of(checkpoint, capsys, paths[::3], "table", top=1)
   assert success
-  first, second = out.split("\n\n")
+  first, second, end = out.split("\n\n")
+  assert not end
   assert first.splitlines()[0] == videos[0] and second.splitlines()[0] == videos[2]
   name, probability = expected[videos[0]][0]
   assert first.splitlines()[1].split()[:2] == [f"{100 * probability:.1f}", "%"]

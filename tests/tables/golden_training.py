@@ -12,11 +12,11 @@ import numpy as np
 from tests.helpers.golden import golden, reference_model, reference_name
 from tests.tables.golden import relative_error
 from tests.tables.vtn_parity import reference_vtn
-from vswin_jax.conversion import vtn as vtn_files
+from vswin_jax.conversion.layouts import vtn_names
 from vswin_jax.experiment.recipes import kinetics_vtn_config, video_swin_config
 from vswin_jax.models.parameters import flatten, split_model
-from vswin_jax.training.optimizer import make_optimizer
-from vswin_jax.training.schedules import make_schedule
+from vswin_jax.training.optimizer import OptimizerOptions, make_optimizer
+from vswin_jax.training.schedules import ScheduleOptions, make_schedule
 from vswin_jax.training.step import create_state, make_train_step
 
 CASES = ("train_nano_swin", "train_nano_vtn")
@@ -37,7 +37,7 @@ def _vtn(meta: dict):
   model = reference_vtn("vtn_nano_7f", **no_dropout)
   config = kinetics_vtn_config("vtn_vit_b", "")
   config.schedule.decay_epochs = tuple(map(float, meta["steps"][1:]))
-  return model, config, vtn_files.name_in("vit", whole=True)
+  return model, config, vtn_names("vit")
 
 
 def _batch(meta: dict, step: int) -> dict[str, np.ndarray]:
@@ -65,9 +65,11 @@ def training_errors(case: str) -> dict[str, float]:
   config.schedule.learning_rate = meta["learning_rate"]
   config.optimizer.weight_decay = meta["weight_decay"]
   num_steps, steps_per_epoch = meta["epochs"] * meta["steps_per_epoch"], meta["steps_per_epoch"]
-  schedule = make_schedule(num_steps=num_steps, steps_per_epoch=steps_per_epoch, **config.schedule)
+  schedule = make_schedule(
+    ScheduleOptions(**config.schedule), num_steps=num_steps, steps_per_epoch=steps_per_epoch
+  )
   graph, params = split_model(model)
-  optimizer = make_optimizer(params, schedule, **config.optimizer)
+  optimizer = make_optimizer(params, schedule, OptimizerOptions(**config.optimizer))
   pixels = {name: tuple(meta[name]) for name in ("mean", "std")}
   step = jax.jit(make_train_step(graph, optimizer, schedule, seed=0, log_every=1, **pixels))
   state, history = create_state(params, optimizer, with_ema=False), []

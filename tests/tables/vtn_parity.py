@@ -17,8 +17,8 @@ from tests.conversion.timm_without_torchvision import import_timm
 from tests.helpers.golden import golden, golden_video
 from tests.tables.golden import relative_error
 from vswin_jax import create_model
-from vswin_jax.conversion import vtn as vtn_files
 from vswin_jax.conversion.families import ConversionOptions, convert_tensors
+from vswin_jax.conversion.layouts import vtn_names
 from vswin_jax.models import model_config
 from vswin_jax.models.longformer import TemporalEncoder
 from vswin_jax.models.parameters import flatten, merge_model, split_model, unflatten
@@ -103,19 +103,26 @@ def features_of(backbone, images):
   return jax.jit(lambda images: backbone(images))(images)
 
 
-def backbone_error(name: str) -> float:
-  """Relative error of the features of a backbone of timm that was taken through the converter."""
+def backbone_error(name: str, smaller: dict | None = None, size: int | None = None) -> float:
+  """Relative error of the features of a backbone of timm that was taken through the converter.
+
+  Args:
+    smaller: options in place of those of `BACKBONES`, with the size of an image.
+  """
   import torch
 
-  options, size, ours = BACKBONES[name]
+  if smaller is None:
+    options, size, ours = BACKBONES[name]
+  else:
+    options, ours = smaller, None
   # Files come with a classifier.
   reference = random_timm(name, num_classes=10, **options)
   tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
-  heads = options.get("num_heads")
+  heads = options.get("num_heads") if "vit" in name or "deit" in name else None
   converted = convert_tensors(
     tensors, ConversionOptions(num_classes=7, backbone_heads=heads, to="vtn")
   )
-  assert converted.has_new_head and converted.dataset is None
+  assert converted.random and converted.dataset is None
   model = converted_model(converted)
   assert model.config.num_classes == 7
   assert ours in (None, model.config.backbone)
@@ -146,7 +153,7 @@ def huggingface_error(frames: int) -> float:
     hidden_act="gelu",
   )
   reference = transformers.LongformerModel(config, add_pooling_layer=False).eval()
-  name_of = vtn_files.name_in("vit", whole=True)
+  name_of = vtn_names("vit")
   weights = {}
   for path, parameter in flatten(split_model(model)[1]).items():
     name = name_of(f"temporal_encoder.{path}").removeprefix("temporal_encoder.")
@@ -212,7 +219,7 @@ def golden_gradient_errors() -> dict[str, float]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
   value, gradient = jax.jit(jax.value_and_grad(loss))(params)
-  name_of = vtn_files.name_in("vit", whole=True)
+  name_of = vtn_names("vit")
   norms = {
     f"gradnorm/{name_of(path)}": np.linalg.norm(np.asarray(leaf, np.float64))
     for path, leaf in flatten(gradient).items()

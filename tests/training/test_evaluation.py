@@ -31,10 +31,10 @@ def test_accuracies_follow_their_definitions():
     num_classes=7,
   )
   ranks = (probabilities > probabilities[np.arange(200), label][:, None]).sum(1)
-  assert result.top1 == pytest.approx((ranks == 0).mean())
-  assert result.top5 == pytest.approx((ranks < 5).mean())
+  assert result.scores["top1"] == pytest.approx((ranks == 0).mean())
+  assert result.scores["top5"] == pytest.approx((ranks < 5).mean())
   per_class = [(ranks[label == c] == 0).mean() for c in range(6)]
-  assert result.mean_class == pytest.approx(np.mean(per_class))
+  assert result.scores["mean_class"] == pytest.approx(np.mean(per_class))
   assert result.confusion.sum() == 200 and result.confusion.shape == (7, 7)
   for want in range(7):
     for got in range(7):
@@ -100,9 +100,9 @@ def test_scores_of_videos_with_any_number_of_labels():
   each = average_precisions(probabilities[:200, :6], labels[:200, :6])
   np.testing.assert_array_equal(result.average_precision[:6], each)
   assert np.isnan(result.average_precision[6])
-  assert result.scalars() == {"mean_average_precision": pytest.approx(each.mean())}
+  assert result.scores == {"mean_average_precision": pytest.approx(each.mean())}
   assert result.describe() == f"mean average precision {100 * each.mean():.2f} %"
-  assert result.top1 is None and result.confusion is None and result.failed == [201]
+  assert result.confusion is None and result.failed == [201]
   for row, (record, given, prediction, probability) in enumerate(result.predictions):
     assert record == row and given == tuple(np.flatnonzero(labels[row]))
     assert (prediction, probability) == (probabilities[row].argmax(), probabilities[row].max())
@@ -161,7 +161,7 @@ def test_every_video_counts_once_however_batches_and_hosts_cut_them(
   )
   assert [row[0] for row in result.predictions] == list(range(count))
   assert result.predictions == expected.predictions
-  assert result.scalars() == expected.scalars()
+  assert result.scores == expected.scores
 
 
 def test_an_evaluation_without_labels_is_an_error():

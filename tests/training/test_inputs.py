@@ -1,5 +1,7 @@
 """Augmentation within a training step: the same on any devices, in parts, and by the step alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,19 +19,24 @@ STRONG = Augmentation(
 MIXING = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0)
 
 
-def prepared(augmentation, *, devices=1, seed=3):
-  """Pixels and targets of a batch on some devices."""
-  mesh = sharding.make_mesh(1, jax.devices()[:devices])
-  batch = sharding.put_batch(next(batches(1)), sharding.batch_sharding(mesh))
-  key = jax.random.key(seed)
+@functools.cache
+def compiled(augmentation, mesh):
+  """Returns the jitted preparation of a batch for a mesh, the same function in all tests."""
 
-  def prepare(batch):
+  def prepare(batch, key):
     augmented = augment_batch(batch, key, augmentation, mesh)
     return augmented["video"], *model_inputs(
       augmented, key, augmentation, num_classes=CLASSES, label_smoothing=0.1, **PIXELS
     )
 
-  return [np.asarray(value) for value in jax.jit(prepare)(batch)]
+  return jax.jit(prepare)
+
+
+def prepared(augmentation, *, devices=1, seed=3):
+  """Pixels and targets of a batch on some devices."""
+  mesh = sharding.make_mesh(1, jax.devices()[:devices])
+  batch = sharding.put_batch(next(batches(1)), sharding.batch_sharding(mesh))
+  return [np.asarray(x) for x in compiled(augmentation, mesh)(batch, jax.random.key(seed))]
 
 
 def test_without_augmentation_pixels_are_only_normalized():

@@ -73,8 +73,8 @@ class Recorder:
   def record_id(self, record):
     return f"video {record}"
 
-  def max_failed_clips(self, num_clips):
-    return self._max_failed_share * num_clips
+  def max_failed_clips(self, step):
+    return self._max_failed_share * 2 * step
 
 
 def run(

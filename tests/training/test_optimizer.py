@@ -8,14 +8,18 @@ import pytest
 
 from vswin_jax.models.parameters import batch_statistics, split_model
 from vswin_jax.models.resnet import FrozenBatchNorm, ResNetConfig
-from vswin_jax.training.optimizer import group_values, make_optimizer, update_ema
-from vswin_jax.training.schedules import make_schedule
+from vswin_jax.training.optimizer import (
+  OptimizerOptions,
+  group_values,
+  make_optimizer,
+  update_ema,
+)
+from vswin_jax.training.schedules import ScheduleOptions, make_schedule
 
 
 def test_cosine_falls_smoothly_to_zero_after_a_linear_warm_up():
-  schedule = make_schedule(
-    "cosine", learning_rate=2.0, num_steps=110, steps_per_epoch=10, warmup_epochs=1
-  )
+  options = ScheduleOptions("cosine", learning_rate=2.0, warmup_epochs=1, warmup_start=0.0)
+  schedule = make_schedule(options, num_steps=110, steps_per_epoch=10)
   rates = [float(schedule(step)) for step in range(111)]
   assert rates[0] == 0.0
   np.testing.assert_allclose(rates[5], 1.0, rtol=1e-6)
@@ -26,14 +30,10 @@ def test_cosine_falls_smoothly_to_zero_after_a_linear_warm_up():
 
 def test_epoch_cosine_is_the_staircase_of_the_reference():
   epochs, per_epoch, warmup = 30, 8, 2.5
-  schedule = make_schedule(
-    "cosine_epochs",
-    learning_rate=1e-3,
-    num_steps=epochs * per_epoch,
-    steps_per_epoch=per_epoch,
-    warmup_epochs=warmup,
-    warmup_start=0.1,
+  options = ScheduleOptions(
+    "cosine_epochs", learning_rate=1e-3, warmup_epochs=warmup, warmup_start=0.1
   )
+  schedule = make_schedule(options, num_steps=epochs * per_epoch, steps_per_epoch=per_epoch)
   for step in range(epochs * per_epoch):
     regular = 1e-3 * 0.5 * (1 + np.cos(np.pi * (step // per_epoch) / epochs))
     ramp = min(0.1 + 0.9 * step / (warmup * per_epoch), 1.0)
@@ -42,9 +42,8 @@ def test_epoch_cosine_is_the_staircase_of_the_reference():
 
 
 def test_steps_decay_at_their_epochs():
-  schedule = make_schedule(
-    "steps", learning_rate=1.0, num_steps=100, steps_per_epoch=10, decay_epochs=(3, 6)
-  )
+  options = ScheduleOptions("steps", learning_rate=1.0, warmup_epochs=0, decay_epochs=(3, 6))
+  schedule = make_schedule(options, num_steps=100, steps_per_epoch=10)
   np.testing.assert_allclose(
     [float(schedule(step)) for step in (0, 29, 30, 59, 60, 99)],
     [1, 1, 0.1, 0.1, 0.01, 0.01],
@@ -54,7 +53,7 @@ def test_steps_decay_at_their_epochs():
 
 def test_unknown_schedule_is_refused():
   with pytest.raises(ValueError, match="unknown schedule 'cos'"):
-    make_schedule("cos", learning_rate=1.0, num_steps=1, steps_per_epoch=1)
+    ScheduleOptions("cos")
 
 
 PARAMS = {
@@ -72,15 +71,14 @@ def gradients(count):
 
 def run(name, count=12, **options):
   params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-  optimizer = make_optimizer(
-    params,
-    lambda step: 0.1 / (1.0 + step),
-    name=name,
+  options = OptimizerOptions(
+    name,
     weight_decay=0.2,
     learning_rate_multipliers=RATES,
     weight_decay_multipliers=DECAYS,
     **options,
   )
+  optimizer = make_optimizer(params, lambda step: 0.1 / (1.0 + step), options)
   state = optimizer.init(params)
   for gradient in gradients(count):
     updates, state = optimizer.update(gradient, state, params)
@@ -119,9 +117,8 @@ def test_sgd_with_nesterov_equals_its_definition(path):
 
 def test_clipping_bounds_the_whole_gradient():
   params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
-  optimizer = make_optimizer(
-    params, lambda step: 1.0, name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.5
-  )
+  options = OptimizerOptions("sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.5)
+  optimizer = make_optimizer(params, lambda step: 1.0, options)
   gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
   updates, _ = optimizer.update(gradient, optimizer.init(params), params)
   np.testing.assert_allclose(updates["a"], [-0.3, 0.0], rtol=1e-6)
@@ -138,7 +135,7 @@ def test_first_matching_rule_counts_and_every_parameter_needs_one():
   with pytest.raises(ValueError, match=r"weight decay rule 'heads.*' matches no parameter"):
     group_values(PARAMS, [(r"heads.*", 1.0), (".*", 0.0)], "weight decay")
   with pytest.raises(ValueError, match="unknown optimizer 'adam'"):
-    make_optimizer(PARAMS, lambda step: 1.0, name="adam")
+    make_optimizer(PARAMS, lambda step: 1.0, OptimizerOptions("adam"))
 
 
 def test_ema_forgets_its_start_and_then_decays_evenly():
@@ -156,7 +153,8 @@ def test_statistics_of_batch_normalization_are_not_updated(name):
   assert frozen == {"running_mean", "running_variance"}
   _, params = split_model(model)
   assert params.keys() == {"scale", "bias"} | frozen
-  optimizer = make_optimizer(params, lambda step: 0.1, name=name, weight_decay=0.5, frozen=frozen)
+  options = OptimizerOptions(name, weight_decay=0.5)
+  optimizer = make_optimizer(params, lambda step: 0.1, options, frozen)
   gradients = jax.tree.map(jnp.ones_like, params)
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
   for path in frozen:

@@ -1,14 +1,17 @@
 """Search for the maximum batch size that fits into a device's memory."""
 
+import math
 from collections.abc import Callable
+
+# Calls of the compiler, which take minutes.
+_MAX_TRIES = 8
 
 
 def max_fitting(
   peak_memory: Callable[[int], int | None],
   available: int,
   known: dict[int, int | None],
-  max_tries: int = 8,
-  limit: int | None = None,
+  limit: float = math.inf,
 ) -> tuple[int, bool]:
   """Searches for the largest number of clips per device that fits, with few compilations.
 
@@ -19,25 +22,22 @@ def max_fitting(
     peak_memory: returns the bytes for a number of clips per device; None: more than available.
     available: bytes of a device.
     known: results of `peak_memory` from before.
-    max_tries: maximum number of calls of `peak_memory`.
-    limit: maximum number of clips to try; None: no limit.
+    limit: maximum number of clips to try.
 
   Returns:
     The number of clips (0: not even one fits), and whether one more is known not to fit.
   """
   tried = dict(known)
-  for attempt in range(max_tries + 1):
+  for attempt in range(_MAX_TRIES + 1):
     fitting = [clips for clips, size in tried.items() if size is not None and size <= available]
     low = max(fitting, default=0)
     high = min(tried.keys() - fitting, default=None)
-    is_done = high == low + 1 or (limit is not None and low >= limit)
-    if is_done or attempt == max_tries:
+    if attempt == _MAX_TRIES or high == low + 1 or low >= limit:
       return low, high == low + 1
     guess = max(low + 1, _predict(tried, low, high, available))
     if high is not None and guess >= high:
       guess = (low + high) // 2
-    if limit is not None:
-      guess = min(guess, limit)
+    guess = min(guess, limit)
     tried[guess] = peak_memory(guess)
 
 

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from vswin_jax.aot.batch_search import max_fitting
-from vswin_jax.aot.dataset_metadata import DatasetMetadata, dataset_metadata
+from vswin_jax.aot.dataset_metadata import dataset_metadata
 from vswin_jax.aot.devices import devices_of
 from vswin_jax.aot.hlo import read_collectives, read_loops
 from vswin_jax.aot.results import NOTE, Result, describe, describe_search, table
-from vswin_jax.aot.topologies import Target, parse_targets
-from vswin_jax.common.checks import check_choices
+from vswin_jax.aot.topologies import Target, parse_target
 from vswin_jax.common.messages import one_line
 from vswin_jax.common.paths import file_path, local_path
 from vswin_jax.experiment.config import ConfigError, read_settings
@@ -29,7 +28,6 @@ from vswin_jax.models.vtn import VTNConfig
 from vswin_jax.training import sharding
 
 RESULTS_FILE = "compile.jsonl"
-EFFORTS = ("quick", "full")
 # Options of the TPU compiler: several times faster, slightly more memory, other bytes accessed.
 _QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
@@ -47,7 +45,7 @@ def compile_config(
   """Compiles the training step of a config for one target, or for several with a table.
 
   Args:
-    topologies: comma-separated names, as in `parse_target`.
+    topologies: comma-separated names, see `parse_target`.
     workdir: a folder for `RESULTS_FILE`, which gets one line per result: after the step is
       compiled, and again after the search. None: no file.
     effort: of the compiler for the step, "quick" or "full"; the search always uses "quick".
@@ -64,12 +62,20 @@ def compile_config(
     DatasetError: the data set is neither prepared nor known.
     CheckpointError: the initial weights can't be read.
   """
-  check_choices(EFFORTS, effort=effort)
-  targets = parse_targets(topologies)
-  config = _with_model(config, overridden_keys)
-  metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
+  targets = [parse_target(name.strip()) for name in topologies.split(",")]
+  if config.model.name is None:
+    if config.init_from in (None, "random"):
+      raise ConfigError(
+        "this config takes its model from the initial weights; give --config.init_from=DIR "
+        "(converted weights or a run) or --config.model.name"
+      )
+    config = override_config(
+      config, file_path(config.init_from), mode="train", overridden_keys=overridden_keys
+    )
+  data = config.data
+  dataset, source = dataset_metadata(data.name, data.dir, data.train_split)
   # Before the first compilation, so that an error of the last target doesn't come hours later.
-  plans = [plan_for_target(config, target, metadata) for target in targets]
+  plans = [plan_for_target(config, target, dataset) for target in targets]
   rows = None
   if workdir is not None:
     rows = local_path(workdir) / RESULTS_FILE
@@ -81,16 +87,14 @@ def compile_config(
       with rows.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
-  write(f"{config.data.name}: {metadata.num_videos:,} training videos ({metadata.source})\n")
+  write(f"{data.name}: {dataset['num_videos']:,} training videos ({source})\n")
   results = []
   for target, plan in zip(targets, plans, strict=True):
     result = compile_plan(plan, target, effort)
     result = dataclasses.replace(result, wanted_batch_size=config.train.batch_size)
     report(result, describe(result))
     if not result.error and (search or not result.fits):
-      result = search_batch_size(config, target, metadata, result)
-      if not result.fits:
-        result = add_advice(config, target, metadata, result)
+      result = search_settings(config, target, dataset, result)
       report(result, describe_search(result))
     write("")
     results.append(result)
@@ -100,30 +104,16 @@ def compile_config(
   return results
 
 
-def _with_model(
-  config: config_dict.ConfigDict, overridden_keys: Collection[str]
-) -> config_dict.ConfigDict:
-  """Returns the config with the model of its initial weights if it names none."""
-  if config.model.name is not None:
-    return config
-  if config.init_from in (None, "random"):
-    raise ConfigError(
-      "this config takes its model from the initial weights; give --config.init_from=DIR "
-      "(converted weights or a run) or --config.model.name"
-    )
-  source = file_path(config.init_from)
-  return override_config(config, source, mode="train", overridden_keys=overridden_keys)
-
-
 def plan_for_target(
   config: config_dict.ConfigDict,
   target: Target,
-  metadata: DatasetMetadata,
+  dataset: dict,
   clips_per_device: int | None = None,
 ) -> Plan:
   """Returns the training plan of a config on the devices of a target.
 
   Args:
+    dataset: from `dataset_metadata`.
     clips_per_device: None: those of the config's batch size, rounded up to the next one that is
       divisible among the devices.
 
@@ -138,20 +128,14 @@ def plan_for_target(
   else:
     config.train.batch_size = clips_per_device * len(devices)
   settings = read_settings(config.lock())
-  return make_plan(
-    settings,
-    make_mesh(settings, devices=devices),
-    num_classes=metadata.num_classes,
-    num_videos=metadata.num_videos,
-    multi_label=metadata.multi_label,
-  )
+  return make_plan(settings, make_mesh(settings, devices=devices), **dataset)
 
 
 def compile_plan(plan: Plan, target: Target, effort: str = "quick") -> Result:
   """Compiles the training step of a plan from `plan_for_target`; runs nothing.
 
   Args:
-    effort: one of `EFFORTS`; only the TPU compiler distinguishes them.
+    effort: "quick" or "full"; only the TPU compiler distinguishes them.
   """
   settings, mesh = plan.settings, plan.mesh
   start = time.monotonic()
@@ -163,11 +147,22 @@ def compile_plan(plan: Plan, target: Target, effort: str = "quick") -> Result:
     if lacks_memory(message):
       needed = needed_memory(message)
       # Messages round the number.
-      fields = {"memory": None if needed is None else max(needed, target.chip.memory + 1)}
+      counts = {"memory": None if needed is None else max(needed, target.chip.memory + 1)}
     else:
-      fields = {"error": one_line(message)[:200]}
+      counts = {"error": one_line(message)[:200]}
   else:
-    fields = _program_fields(compiled, target)
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    costs = compiled.cost_analysis() or {}
+    loops = read_loops(text)
+    counts = {
+      "memory": memory.peak_memory_in_bytes,
+      "arguments": memory.argument_size_in_bytes,
+      "flops": costs.get("flops"),
+      "bytes_accessed": costs.get("bytes accessed"),
+      "collectives": tuple(read_collectives(text, target.slices, target.slice_size)),
+      "loops": len(loops),
+      "unknown_loops": loops.count(None),
+    }
   result = Result(
     model=settings.model["name"],
     topology=target.name,
@@ -181,25 +176,10 @@ def compile_plan(plan: Plan, target: Target, effort: str = "quick") -> Result:
     effort=effort,
     seconds=time.monotonic() - start,
     product_flops=product_flops(traced, mesh.size),
-    **fields,
+    **counts,
   )
   jax.clear_caches()  # the programs are large, and none is compiled twice
   return result
-
-
-def _program_fields(compiled: jax.stages.Compiled, target: Target) -> dict:
-  text, memory = compiled.as_text(), compiled.memory_analysis()
-  costs = compiled.cost_analysis() or {}
-  loops = read_loops(text)
-  return {
-    "memory": memory.peak_memory_in_bytes,
-    "arguments": memory.argument_size_in_bytes,
-    "flops": costs.get("flops"),
-    "bytes_accessed": costs.get("bytes accessed"),
-    "collectives": tuple(read_collectives(text, target.slices, target.slice_size)),
-    "loops": len(loops),
-    "unknown_loops": loops.count(None),
-  }
 
 
 def trace_step(plan: Plan) -> jax.stages.Traced:
@@ -232,8 +212,8 @@ def compile_traced(
 def product_flops(traced: jax.stages.Traced, num_devices: int) -> float | None:
   """Returns the operations per device of the matrix products and convolutions of a step.
 
-  All iterations of loops count, and what rematerialization computes twice. None: the length of a
-  loop depends on values.
+  They include all iterations of loops, and what rematerialization computes twice. None: the length
+  of a loop depends on values.
   """
   try:
     return 2 * count_program_macs(traced.jaxpr) / num_devices
@@ -246,106 +226,82 @@ def lacks_memory(message: str) -> bool:
 
   The small memories of a core (vmem, smem) can be too small for any number of clips.
   """
-  if "RESOURCE_EXHAUSTED" not in message:
-    return False
-  space = re.search(r"in memory space (\w+)", message)
-  if space:
-    return space[1].lower() == "hbm"
-  return bool(re.search(r"memory on HBM|available HBM|out of memory", message, re.IGNORECASE))
+  pattern = r"in memory space hbm|memory on HBM|available HBM|out of memory while"
+  return "RESOURCE_EXHAUSTED" in message and bool(re.search(pattern, message, re.IGNORECASE))
 
 
 def needed_memory(message: str) -> int | None:
   """Returns the bytes that a program needs by the message of a compiler; None: not in there."""
-  needed = re.search(r"used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message, re.IGNORECASE)
-  needed = needed or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
-  units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-  return int(float(needed[1]) * units[needed[2]]) if needed else None
+  size = r"([\d.]+)([KMGT]?)"
+  needed = re.search(rf"used {size} of \S+ hbm", message, re.IGNORECASE)
+  needed = needed or re.search(rf"\({size}\) exceeds available HBM", message)
+  return int(float(needed[1]) * 1024 ** " KMGT".index(needed[2] or " ")) if needed else None
 
 
-def search_batch_size(
-  config: config_dict.ConfigDict, target: Target, metadata: DatasetMetadata, result: Result
+def search_settings(
+  config: config_dict.ConfigDict, target: Target, dataset: dict, result: Result
 ) -> Result:
-  """Returns the result with the maximum number of clips per device, found with quick effort.
+  """Returns the result with the maximum batch size, and with flags that make a step fit.
 
-  A number of clips that fails to compile for another reason than memory counts as too large, and is
-  listed in `failed`.
+  All are compiled, with quick effort. What fails to compile for another reason than memory counts
+  as too large, and is listed in `failed`.
   """
   parts = config.train.grad_accum_steps
-  failed = {}
+  advice, errors = [], {}
 
-  def peak_memory(clips: int) -> int | None:
-    memory, error = _try(config, target, metadata, clips * parts)
-    if error:
-      failed[clips] = f"{clips * parts} clips per chip: {error}"
-    return memory
-
-  # A run has at least one step.
-  clips = config.train.epochs * metadata.num_videos * config.train.repeats
-  limit = int(clips) // (target.num_devices * parts)
-  known = {result.clips_per_device // parts: result.memory}
-  largest, is_largest = max_fitting(peak_memory, target.chip.memory, known, limit=limit)
-  return dataclasses.replace(
-    result,
-    largest=largest * parts,
-    is_largest=is_largest and largest + 1 not in failed,
-    failed=tuple(failed.values()),
-  )
-
-
-def _try(
-  config: config_dict.ConfigDict,
-  target: Target,
-  metadata: DatasetMetadata,
-  clips_per_device: int | None = None,
-) -> tuple[int | None, str]:
-  """Returns the memory of a step, None if unknown, and an error unrelated to memory."""
-  try:
-    plan = plan_for_target(config, target, metadata, clips_per_device)
-  except ConfigError as error:
-    return None, str(error)
-  result = compile_plan(plan, target)
-  return result.memory, result.error
-
-
-def add_advice(
-  config: config_dict.ConfigDict, target: Target, metadata: DatasetMetadata, result: Result
-) -> Result:
-  """Returns the result of a step that does not fit with flags that make it fit, each compiled.
-
-  Args:
-    result: from `search_batch_size`.
-  """
-  advice, failed = [], []
-
-  def helps(changes: dict) -> bool:
+  def compile_with(name: str, changes: dict, clips_per_device: int | None = None) -> Result:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
-    memory, error = _try(changed, target, metadata)
-    flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
-    if error:
-      failed.append(f"{flags}: {error}")
-    fits = memory is not None and memory <= target.chip.memory
-    if fits:
-      advice.append(f"{flags} ({memory / 2**30:.2f} GiB)")
-    return fits
+    tried = compile_plan(plan_for_target(changed, target, dataset, clips_per_device), target)
+    if tried.error:
+      errors[name] = tried.error
+    return tried
 
-  # The sum of the gradients takes memory too, so the next number of steps is tried as well.
+  def peak_memory(clips: int) -> int | None:
+    return compile_with(f"{clips * parts} clips per chip", {}, clips * parts).memory
+
+  def try_flags(changes: dict) -> None:
+    flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+    tried = compile_with(flags, changes)
+    if tried.fits:
+      advice.append(f"{flags} ({tried.memory / 2**30:.2f} GiB)")
+
+  # A run has at least one step.
+  num_clips = config.train.epochs * dataset["num_videos"] * config.train.repeats
+  limit = int(num_clips) // (target.num_devices * parts)
   clips = result.clips_per_device
-  at_once = result.largest // config.train.grad_accum_steps
-  steps = [n for n in range(2, clips + 1) if clips % n == 0 and clips // n <= at_once]
-  helped = [any(helps({"train.grad_accum_steps": n}) for n in steps[:2])]
-  changes = []
-  recompute = "chunk" if isinstance(model_config(config.model.name), VTNConfig) else "block"
-  if result.rematerialization != recompute:
-    changes.append({"model.rematerialization": recompute})
-  if config.mesh.fsdp < target.slice_size:
-    changes.append({"mesh.fsdp": target.slice_size})
-  helped += map(helps, changes)
-  if len(changes) > 1 and not any(helped):
-    helps(changes[0] | changes[1])
-  if result.largest:
-    advice.append(
-      f"--config.train.batch_size={result.largest * target.num_devices} ({result.largest} clips "
-      "per chip; this changes the recipe, whose learning rate belongs to its batch size)"
-    )
-  return dataclasses.replace(result, advice=tuple(advice), failed=(*result.failed, *failed))
+  at_once, is_largest = max_fitting(
+    peak_memory, target.chip.memory, {clips // parts: result.memory}, limit
+  )
+  largest = at_once * parts
+  is_largest = is_largest and f"{largest + parts} clips per chip" not in errors
+  if not result.fits:
+    # The sum of the gradients takes memory too, so the next number of steps is tried as well.
+    steps = [n for n in range(2, clips + 1) if clips % n == 0 and clips // n <= at_once]
+    for number in steps[:2]:
+      if not advice:
+        try_flags({"train.grad_accum_steps": number})
+    changes = {}
+    is_vtn = isinstance(model_config(config.model.name), VTNConfig)
+    recompute = "chunk" if is_vtn else "block"
+    if result.rematerialization != recompute:
+      changes["model.rematerialization"] = recompute
+    group = min(target.slice_size, target.num_devices // max(config.mesh.slices, 1))
+    if config.mesh.fsdp < group:
+      changes["mesh.fsdp"] = group
+    for key, value in changes.items():
+      try_flags({key: value})
+    if len(changes) > 1 and not advice:
+      try_flags(changes)
+    if largest:
+      advice.append(
+        f"--config.train.batch_size={largest * target.num_devices} ({largest} clips per chip; this "
+        "changes the recipe, whose learning rate belongs to its batch size)"
+      )
+  return dataclasses.replace(
+    result,
+    largest=largest,
+    is_largest=is_largest,
+    advice=tuple(advice),
+    failed=tuple(f"{name}: {error}" for name, error in errors.items()),
+  )

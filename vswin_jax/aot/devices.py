@@ -1,7 +1,6 @@
 """Devices of compilation targets, as their compilers describe them."""
 
-import importlib.metadata
-import importlib.util
+import os
 
 import jax
 from jax.experimental import topologies
@@ -9,37 +8,46 @@ from jax.experimental import topologies
 from vswin_jax.aot.topologies import Target, TargetError
 from vswin_jax.common.messages import one_line
 
+# libtpu asks no metadata server and takes no lock.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
+# Without a GPU, XLA can't autotune Triton's matrix products, and fails to compile them.
+_XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false"
+
+# Arguments of `pip install` for the compilers; the one for GPUs must have the version of JAX.
+_COMPILERS = {
+  "tpu": "-e '.[tpu]'",
+  "cuda": f"'jax-cuda13-plugin=={jax.__version__}' 'jax-cuda13-pjrt=={jax.__version__}'",
+}
+
 # XLA's description of an H100; the compiler needs all fields.
 _H100 = """
 gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84942979072
-  shared_memory_per_block_optin: 232448
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84942979072
   cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
 }
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 13 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }
 """
 
-_CUDA_PLUGIN = "jax-cuda13-plugin"
-# The compiler's module, and the extra that installs it.
-_COMPILERS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda13_plugin", "cuda-compile")}
+
+def prepare_environment() -> None:
+  """Makes JAX compute on the CPU, and sets the variables that compilers read at their start."""
+  jax.config.update("jax_platforms", "cpu")
+  os.environ.update(_ENVIRONMENT)
+  flags = os.environ.get("XLA_FLAGS", "")
+  if _XLA_FLAGS not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {_XLA_FLAGS}".strip()
 
 
 def devices_of(target: Target) -> list[jax.Device]:
@@ -48,38 +56,25 @@ def devices_of(target: Target) -> list[jax.Device]:
   Raises:
     TargetError: the compiler is not installed, or does not know the target.
   """
-  try:
-    return list(_topology(target).devices)
-  except (RuntimeError, ValueError, NotImplementedError) as error:
-    chip = target.chip
-    module, extra = _COMPILERS[chip.platform]
-    if importlib.util.find_spec(module) is None:
-      raise TargetError(
-        f"the compiler for {chip.name} is not installed; run: pip install -e '.[{extra}]'"
-      ) from error
-    wanted = jax.__version__
-    if chip.platform == "cuda" and (found := importlib.metadata.version(_CUDA_PLUGIN)) != wanted:
-      raise TargetError(
-        f"{_CUDA_PLUGIN} is {found}, expected {wanted}, the version of jax; run: pip install "
-        f"'{_CUDA_PLUGIN}=={wanted}' 'jax-cuda13-pjrt=={wanted}'"
-      ) from error
-    raise TargetError(f"topology {target.name!r}: {one_line(error)[:300]}") from error
-
-
-def _topology(target: Target):
-  if target.chip.platform == "cuda":
-    hosts, gpus = target.grid
-    return topologies.get_topology_desc(
-      platform="cuda", target_config=_H100, topology=f"{target.slices}x{hosts}x{gpus}"
-    )
-  # Slices of one host differ from the usual 2 x 2 chips per host.
-  hosts = {(1, 1): (1, 1, 1), (1, 1, 1): (1, 1, 1), (2, 4): (2, 4, 1)}
-  options = {"chips_per_host_bounds": hosts.get(target.grid, (2, 2, 1))}
-  if target.chip.name == "v4":
-    options["chip_config_name"] = "megacore"  # two cores work as one device
-  if target.slices > 1:
-    options["num_slices"] = target.slices
+  platform = target.chip.platform
   grid = "x".join(map(str, target.grid))
-  return topologies.get_topology_desc(
-    platform="tpu", topology_name=f"{target.chip.name}:{grid}", **options
-  )
+  if platform == "cuda":
+    options = {"target_config": _H100, "topology": f"{target.slices}x{grid}"}
+  else:
+    # Slices of one host differ from the usual 2 x 2 chips per host.
+    hosts = {(1, 1): (1, 1, 1), (1, 1, 1): (1, 1, 1), (2, 4): (2, 4, 1)}
+    options = {
+      "topology_name": f"{target.chip.name}:{grid}",
+      "chips_per_host_bounds": hosts.get(target.grid, (2, 2, 1)),
+    }
+    if target.chip.name == "v4":
+      options["chip_config_name"] = "megacore"  # two cores work as one device
+    if target.slices > 1:
+      options["num_slices"] = target.slices
+  try:
+    return list(topologies.get_topology_desc(platform=platform, **options).devices)
+  except (RuntimeError, ValueError, NotImplementedError) as error:
+    raise TargetError(
+      f"can't compile for {target.name!r}: {one_line(error)[:300]}; if the compiler is not "
+      f"installed or belongs to another version of JAX, run: pip install {_COMPILERS[platform]}"
+    ) from error

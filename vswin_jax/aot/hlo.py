@@ -1,8 +1,6 @@
 """Collectives and loops of a compiled program, read from its HLO text.
 
-Bytes communicated are those of a ring of the n devices of a group: 2 (n-1)/n of the size for an
-all-reduce, (n-1)/n of the whole array for an all-gather, a reduce-scatter and an all-to-all, all of
-it for a permutation. Padding of layouts is not counted.
+Bytes communicated are those of a ring of the devices of a group, without padding of layouts.
 """
 
 import collections
@@ -12,18 +10,19 @@ import re
 
 import numpy as np
 
-KINDS = (
-  "all-reduce",
-  "all-gather",
-  "reduce-scatter",
-  "all-to-all",
-  "ragged-all-to-all",
-  "collective-permute",
-  "collective-broadcast",
-)
+# Bytes that each of n devices sends, over those of its operand: for an all-gather its own part of
+# the array, otherwise the whole array.
+_WIRE_SHARES = {
+  "all-reduce": lambda n: 2 * (n - 1) / n,
+  "all-gather": lambda n: n - 1,
+  "reduce-scatter": lambda n: (n - 1) / n,
+  "all-to-all": lambda n: (n - 1) / n,
+  "ragged-all-to-all": lambda n: (n - 1) / n,
+  "collective-permute": lambda n: 1,
+  "collective-broadcast": lambda n: 1,
+}
 _INSTRUCTION = re.compile(
-  r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<opcode>[a-z][\w\-]*)"
-  r"\((?P<operands>.*?)\)(?:, (?P<attributes>.*))?$"
+  r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*?)\)(?:, (.*))?$"
 )
 _CALLED = re.compile(
   r"\b(?:body|condition|calls|to_apply|branch_computations|true_computation|false_computation)="
@@ -40,7 +39,7 @@ class Collective:
   """All collectives of one kind, network and group size in a step.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: opcode in HLO, such as "all-reduce".
     across_slices: whether it uses the network between slices.
     group: number of devices that take part in one collective.
     count: executions per step.
@@ -58,7 +57,6 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
-  name: str
   type: str
   opcode: str
   operands: str
@@ -180,22 +178,8 @@ def read_operations(text: str) -> list[Operation]:
 
 
 def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
-  """Returns the bytes that each device sends in a ring of `group` devices.
-
-  Args:
-    operand_bytes: per device: its own part for an all-gather, otherwise the whole array.
-  """
-  if group < 2:
-    return 0.0
-  others = (group - 1) / group
-  shares = {
-    "all-reduce": 2 * others,
-    "all-gather": group - 1,
-    "reduce-scatter": others,
-    "all-to-all": others,
-    "ragged-all-to-all": others,
-  }
-  return operand_bytes * shares.get(kind, 1.0)
+  """Returns the bytes that each of `group` devices sends in a collective."""
+  return operand_bytes * _WIRE_SHARES[kind](group) if group > 1 else 0.0
 
 
 def type_bytes(type_text: str) -> int:
@@ -216,18 +200,13 @@ def group_members(groups: str, partitions: int) -> list[int]:
       `mesh['a'=2,'b'=4] {'b'}`.
     partitions: devices of the program, which form one group if none is listed.
   """
-  if groups.startswith("mesh["):
-    return _mesh_group(groups)
   if groups.startswith("["):
     return _iota(groups)[0].tolist()
-  first = _find(r"\{\{([\d, ]*)\}", groups)
-  return [int(number) for number in re.findall(r"\d+", first)] or list(range(partitions))
-
-
-def _mesh_group(groups: str) -> list[int]:
-  axes, ids, chosen = re.fullmatch(
-    r"mesh\[(.*?)\](?:, ?device_ids=\((.*)\))? \{(.*)\}", groups
-  ).groups()
+  mesh = re.fullmatch(r"mesh\[(.*?)\](?:, ?device_ids=\((.*)\))? \{(.*)\}", groups)
+  if mesh is None:
+    first = _find(r"\{\{([\d, ]*)\}", groups)
+    return [int(number) for number in re.findall(r"\d+", first)] or list(range(partitions))
+  axes, ids, chosen = mesh.groups()
   sizes = {name: int(size) for name, size in re.findall(r"([\w']+)=(\d+)", axes)}
   if not ids:
     devices = np.arange(math.prod(sizes.values()))
@@ -271,8 +250,8 @@ def _collective(
   if kind == "send":
     transfer = _find(r'_xla_megascale_transfer_type="(\w+)"', attributes)
     kind = transfer.lower().replace("_", "-")
-    return (kind if kind in KINDS else "collective-permute", True, slices) if kind else None
-  if kind not in KINDS:
+    return (kind if kind in _WIRE_SHARES else "collective-permute", True, slices) if kind else None
+  if kind not in _WIRE_SHARES:
     return None
   if kind == "collective-permute":
     pairs = re.findall(r"\{(\d+),(\d+)\}", _find(r"source_target_pairs=(\{.*?\}\})", attributes))
@@ -293,9 +272,8 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
       if header and header[1]:
         entry = header[2]
     elif current is not None and (match := _INSTRUCTION.match(line)):
-      fields = match.groupdict(default="")
-      is_root = bool(fields.pop("root"))
-      current[match["name"]] = _Instruction(**fields, is_root=is_root)
+      is_root, name, *fields = match.groups(default="")
+      current[name] = _Instruction(*fields, is_root=bool(is_root))
   if not entry:
     raise ValueError("the text of a compiled program must have an ENTRY computation")
   return computations, entry
@@ -312,12 +290,13 @@ def _executions(computations: dict[str, _Computation], entry: str) -> dict[str, 
       # The end of an asynchronous call names the computation again.
       if instruction.opcode.endswith(("-done", "-update")):
         continue
-      times = 1
+      times = count
       if instruction.opcode == "while":
-        times = _trip_count(instruction, computations[name], computations)
+        trips = _trip_count(instruction, computations[name], computations)
+        times = count if trips is None else count * trips
       for called in _CALLED.findall(instruction.attributes):
         names = computations.keys() & set(re.findall(r"[\w.\-]+", called))
-        waiting += [(name, count * (1 if times is None else times)) for name in names]
+        waiting += [(name, times) for name in names]
   return executions
 
 

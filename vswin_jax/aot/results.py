@@ -1,6 +1,7 @@
 """Compilation results, as text and tables."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from vswin_jax.aot.hlo import Collective
@@ -14,21 +15,6 @@ NOTE = (
 )
 
 _LARGEST = "max clips per chip"
-_COLUMNS = (
-  "config",
-  "target",
-  "clips per step (per chip)",
-  "memory GiB",
-  _LARGEST,
-  "GFLOP",
-  "GB accessed",
-  "MB communicated",
-  "compute ms, lower bound",
-  "step ms, estimate",
-  "scaling efficiency, estimate",
-  "scaling efficiency, compute only",
-  "epochs: lower bound, estimate",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +29,16 @@ class Result:
     num_steps: steps of the `epochs` of the config.
     effort: of the compiler.
     seconds: of compiling.
-    memory: bytes at the peak, possibly more than there are; None: unknown and more than there are,
-      or there is an `error`.
+    memory: bytes at the peak; None: unknown and more than there are, or there is an `error`.
     arguments: bytes of state and batch, part of `memory`.
-    flops: the compiler's count; None: it counts nothing. The same holds for `bytes_accessed`.
+    flops, bytes_accessed: the compiler's counts; None: it counts nothing.
     product_flops: of matrix products and convolutions, before compilation; None: unknown.
     loops: number of loops, of which the compiler counts operations and bytes of one iteration.
-    unknown_loops: loops with an unknown number of iterations, so that collectives in them count
-      once.
+    unknown_loops: loops with unknown iterations, so that collectives in them count once.
     largest: maximum clips per device that fit; None: not searched for.
     is_largest: whether one more clip is known not to fit.
     advice: flags that make a step fit that does not.
-    failed: what was tried and did not compile for another reason than memory, and why.
+    failed: attempts that did not compile for another reason than memory, and why.
     error: why the step itself did not compile, if not for lack of memory.
   """
 
@@ -101,22 +85,20 @@ class Result:
     return bool(self.flops and self.bytes_accessed and not self.loops)
 
   @property
-  def least_flops(self) -> float | None:
+  def least_flops(self) -> float:
     """The compiler's count if it is that of the whole step, otherwise the larger one of it and
-    `product_flops`, both of which leave something out."""
+    `product_flops`, both of which leave something out; NaN: both are unknown."""
     if self.counts_all:
       return self.flops
-    return max(filter(None, (self.flops, self.product_flops)), default=None)
+    return max(filter(None, (self.flops, self.product_flops)), default=math.nan)
 
   @property
-  def estimate(self) -> Estimate | None:
-    """Times of what is counted; None: nothing counts the operations of the whole step."""
-    if not self.counts_all and not self.product_flops:
-      return None
+  def estimate(self) -> Estimate:
+    """Times of what is counted, NaN where the counts are not those of the whole step."""
     return estimate(
       self.target,
-      self.least_flops,
-      self.bytes_accessed if self.counts_all else None,
+      self.least_flops if self.counts_all or self.product_flops else math.nan,
+      self.bytes_accessed if self.counts_all else math.nan,
       None if self.unknown_loops else self.collectives,
     )
 
@@ -124,31 +106,25 @@ class Result:
 def describe(result: Result) -> str:
   """Returns the results of compiling a step, one property per line, without the search."""
   lines = [f"{result.model} on {result.target.describe()}, {result.effort} effort"]
-  columns = _columns(result)
+  properties = _columns(result)
   for name in ("config", "target", _LARGEST):
-    del columns[name]
+    del properties[name]
   if result.fits:
-    columns["state and batch GiB"] = _gib(result.arguments)
     times = result.estimate
-    for name in ("memory", "links", "network"):
-      seconds = getattr(times, name, None)
-      if seconds is not None:
-        columns[f"{name} ms, estimate"] = _ms(seconds)
-    if times is not None and times.step is not None:
-      columns["step ms without overlap"] = _ms(times.step[1])
-  columns["seconds to compile"] = f"{result.seconds:.0f}"
-  lines += [f"  {name:34}{value}" for name, value in columns.items()]
+    properties |= {
+      "state and batch GiB": _gib(result.arguments),
+      "memory ms, estimate": _ms(times.memory),
+      "links ms, estimate": _ms(times.links),
+      "network ms, estimate": _ms(times.network),
+      "step ms without overlap": _ms(times.step[1]),
+    }
+  properties["seconds to compile"] = f"{result.seconds:.0f}"
+  lines += [f"  {name:34}{value}" for name, value in properties.items() if value != "-"]
   for one in result.collectives:
     across = "slices" if one.across_slices else "chips"
     lines.append(
       f"  {one.count} {one.kind} over {one.group} {across}: operands "
       f"{one.operand_bytes / 1e6:,.1f} MB, sent {one.wire_bytes / 1e6:,.1f} MB"
-    )
-  if result.batch_size != result.wanted_batch_size:
-    lines.append(
-      f"  train.batch_size={result.wanted_batch_size} is not divisible among "
-      f"{result.target.num_devices} chips; compiled with --config.train.batch_size="
-      f"{result.batch_size}"
     )
   if result.error:
     lines.append(f"  error: {result.error}")
@@ -177,53 +153,49 @@ def table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
     row["config"] = name
     if not result.fits:
       row["memory GiB"] = f"**{row['memory GiB']}**"
-  kept = [column for column in _COLUMNS if any(row.get(column, "-") for row in rows)]
-  lines = [kept, ["---"] * len(kept), *[[row.get(name, "-") for name in kept] for row in rows]]
+  kept = [column for column in rows[0] if any(row[column] for row in rows)]
+  lines = [kept, ["---"] * len(kept), *[[row[name] for name in kept] for row in rows]]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _columns(result: Result) -> dict[str, str]:
-  """Returns the cells of a table row by column, without those of unknown values."""
-  available = _gib(result.target.chip.memory)
+  """Returns the cells of a table row by column; "-": unknown."""
+  times, steps = result.estimate, result.num_steps
   rounded = "" if result.batch_size == result.wanted_batch_size else "*"
   largest = "" if result.largest is None else f"{result.largest}{'' if result.is_largest else '+'}"
-  columns = {
+  more = "" if result.counts_all else "+"
+  needed = _gib(result.memory) if result.memory else "more"
+  memory = f"{needed} {'of' if result.fits else '>'} {_gib(result.target.chip.memory)}"
+  sent = sum(one.wire_bytes for one in result.collectives)
+  cells = {
     "config": result.model,
     "target": result.topology,
     "clips per step (per chip)": f"{result.batch_size}{rounded} ({result.clips_per_device})",
-    "memory GiB": f"{_gib(result.memory) if result.memory else 'more'} > {available}",
+    "memory GiB": "not compiled" if result.error else memory,
     _LARGEST: largest,
   }
-  if result.error:
-    columns["memory GiB"] = "not compiled"
-  if not result.fits:
-    return columns
-  columns["memory GiB"] = f"{_gib(result.memory)} of {available}"
-  more = "" if result.counts_all else "+"
-  if result.least_flops:
-    columns["GFLOP"] = f"{result.least_flops / 1e9:,.4g}{more}"
-  if result.bytes_accessed:
-    columns["GB accessed"] = f"{result.bytes_accessed / 1e9:.3g}{more}"
-  sent = sum(one.wire_bytes for one in result.collectives)
-  columns["MB communicated"] = f"{sent / 1e6:,.0f}{'+' if result.unknown_loops else ''}"
-  times = result.estimate
-  if times is None:
-    return columns
-  epochs = f"{result.epochs:g}: {_duration(result.num_steps * times.compute)}"
-  columns["compute ms, lower bound"] = _ms(times.compute)
-  if times.step is not None:
-    columns["step ms, estimate"] = _ms(times.step[0])
-    columns["scaling efficiency, estimate"] = efficiency_range(times.efficiency)
-  if times.compute_efficiency is not None:
-    columns["scaling efficiency, compute only"] = efficiency_range(times.compute_efficiency)
-  about = "-" if times.step is None else _duration(result.num_steps * times.step[0])
-  columns["epochs: lower bound, estimate"] = f"{epochs}, {about}"
-  return columns
+  known = {
+    "GFLOP": _known("{:,.4g}" + more, result.least_flops / 1e9),
+    "GB accessed": _known("{:.3g}" + more, (result.bytes_accessed or math.nan) / 1e9),
+    "MB communicated": f"{sent / 1e6:,.0f}{'+' if result.unknown_loops else ''}",
+    "compute ms, lower bound": _ms(times.compute),
+    "step ms, estimate": _ms(times.step[0]),
+    "scaling efficiency, estimate": efficiency_range(times.efficiency),
+    "scaling efficiency, compute only": efficiency_range(times.compute_efficiency),
+    "epochs: lower bound, estimate": f"{result.epochs:g}: {_duration(steps * times.compute)}, "
+    f"{_duration(steps * times.step[0])}",
+  }
+  return cells | (known if result.fits else dict.fromkeys(known, "-"))
 
 
-def efficiency_range(efficiency: tuple[float, float] | None) -> str:
-  """Returns "94.6% - 100.0%" for an efficiency of `Estimate`, "-" for None."""
-  return "-" if efficiency is None else "{:.1%} - {:.1%}".format(*efficiency)
+def _known(text: str, *values: float) -> str:
+  """Returns a text with formatted values; "-" if one of them is unknown (NaN)."""
+  return "-" if any(map(math.isnan, values)) else text.format(*values)
+
+
+def efficiency_range(efficiency: tuple[float, float]) -> str:
+  """Returns "94.6% - 100.0%" for an efficiency of `Estimate`, "-" for an unknown one."""
+  return _known("{:.1%} - {:.1%}", *efficiency)
 
 
 def _gib(size: float) -> str:
@@ -231,11 +203,11 @@ def _gib(size: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-  return f"{seconds * 1e3:.3g}"
+  return _known("{:.3g}", seconds * 1e3)
 
 
 def _duration(seconds: float) -> str:
   for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
     if seconds >= 2 * size:
       return f"{seconds / size:.3g} {unit}"
-  return f"{seconds:.3g} s"
+  return _known("{:.3g} s", seconds)

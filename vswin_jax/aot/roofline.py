@@ -8,77 +8,68 @@ real step can take longer than both: programs do not reach the peak, and network
 import dataclasses
 from collections.abc import Iterable
 
+import numpy as np
+
 from vswin_jax.aot.hlo import Collective
 from vswin_jax.aot.topologies import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds of a step on one device, for each part of the machine at its peak.
+  """Seconds of a step on one device, for each part of the machine at its peak; NaN: unknown.
 
   Attributes:
     compute: lower bound: all operations at the bfloat16 peak.
-    memory: all bytes accessed at the bandwidth of the device's memory; None: unknown.
-    links: bytes communicated in the slice, over as many links as every chip has; None: unknown,
-      and so is `network`.
+    memory: all bytes accessed at the bandwidth of the device's memory.
+    links: bytes communicated in the slice, over as many links as every chip has.
     network: bytes communicated to other slices.
   """
 
   compute: float
-  memory: float | None
-  links: float | None
-  network: float | None
+  memory: float
+  links: float
+  network: float
 
   @property
-  def step(self) -> tuple[float, float] | None:
+  def step(self) -> tuple[float, float]:
     """Seconds of a step if all collectives overlap with computation, and if none does."""
-    return self._with_collectives(self._alone)
+    alone = self._alone
+    return float(np.max([alone, self.links, self.network])), alone + self.links + self.network
 
   @property
-  def efficiency(self) -> tuple[float, float] | None:
+  def efficiency(self) -> tuple[float, float]:
     """Scaling efficiency: time without collectives over `step`, without and with overlap."""
-    return self._efficiency(self._alone)
+    overlapped, in_turn = self.step
+    return self._alone / in_turn, self._alone / overlapped
 
   @property
-  def compute_efficiency(self) -> tuple[float, float] | None:
+  def compute_efficiency(self) -> tuple[float, float]:
     """A lower bound of `efficiency`: that of a step that never waits for memory."""
-    return self._efficiency(self.compute)
+    return dataclasses.replace(self, memory=0.0).efficiency
 
   @property
-  def _alone(self) -> float | None:
-    return None if self.memory is None else max(self.compute, self.memory)
-
-  def _with_collectives(self, alone: float | None) -> tuple[float, float] | None:
-    if alone is None or self.links is None:
-      return None
-    return max(alone, self.links, self.network), alone + self.links + self.network
-
-  def _efficiency(self, alone: float | None) -> tuple[float, float] | None:
-    step = self._with_collectives(alone)
-    return None if step is None else (alone / step[1], alone / step[0])
+  def _alone(self) -> float:
+    return float(np.max([self.compute, self.memory]))  # not `max`, which may drop NaN
 
 
 def estimate(
-  target: Target,
-  flops: float,
-  bytes_accessed: float | None,
-  collectives: Iterable[Collective] | None,
+  target: Target, flops: float, bytes_accessed: float, collectives: Iterable[Collective] | None
 ) -> Estimate:
   """Returns the time estimate of a step.
 
   Args:
-    flops: operations of one device per step.
-    bytes_accessed: read and written by one device per step; None: unknown.
+    flops: operations of one device per step; NaN: unknown.
+    bytes_accessed: read and written by one device per step; NaN: unknown.
     collectives: None: unknown.
   """
   chip = target.chip
-  links = network = None
+  links = network = np.nan
   if collectives is not None:
-    sent = {False: 0.0, True: 0.0}
-    for collective in collectives:
-      sent[collective.across_slices] += collective.wire_bytes
+    within, across = (
+      sum(one.wire_bytes for one in collectives if one.across_slices == is_across)
+      for is_across in (False, True)
+    )
     # A single chip has no links.
-    links = sent[False] / target.link_bandwidth if sent[False] else 0.0
-    network = sent[True] / chip.network_bandwidth
-  memory = None if bytes_accessed is None else bytes_accessed / chip.memory_bandwidth
-  return Estimate(flops / chip.flops, memory, links, network)
+    links = within / target.link_bandwidth if within else 0.0
+    network = across / chip.network_bandwidth
+  return Estimate(flops / chip.flops, bytes_accessed / chip.memory_bandwidth, links, network)

@@ -27,13 +27,12 @@ class Chip:
   """A chip and its published figures.
 
   Attributes:
-    name: as in names of topologies.
     platform: "tpu" or "cuda".
     memory: bytes that a program may use.
     flops: peak bfloat16 operations per second.
     memory_bandwidth: bytes per second.
-    link_bandwidth: bytes per second that one chip can send within its slice, over all links.
-    network_bandwidth: bytes per second that one chip can send to other slices: its share of the
+    link_bandwidth: bytes per second that a chip can send within its slice, over all links.
+    network_bandwidth: bytes per second that a chip can send to other slices, its share of the
       network cards of its host.
     dimensions: number of sizes in the name of a topology.
     largest_slice: maximum number of chips of a slice.
@@ -55,9 +54,16 @@ class Chip:
   cores_in_name: bool = False
 
   @property
-  def example(self) -> str:
-    sizes = "1x2x8" if self.platform == "cuda" else "x".join(["4"] * self.dimensions)
-    return f"{self.name}:{sizes}"
+  def expected(self) -> str:
+    """Names of existing slices, for messages."""
+    if self.platform == "cuda":
+      return f"{self.name}:SLICESxHOSTSxGPUS, at most {_GPUS_PER_HOST} GPUs per host"
+    axes = "x".join("XYZ"[: self.dimensions])
+    unit = "cores, two to a chip" if self.cores_in_name else "chips"
+    return (
+      f"{self.name}:{axes} with even X and Y, or {self.name}-N with a power of two of {unit}, at "
+      f"most {self.largest_slice} chips in a slice; several slices: 2*{self.name}:{axes}"
+    )
 
 
 CHIPS = {
@@ -107,24 +113,9 @@ class Target:
     return self.chip.link_bandwidth * links / (2 * self.chip.dimensions)
 
   def describe(self) -> str:
+    slices = "1 slice" if self.slices == 1 else f"{self.slices} slices"
     grid = "x".join(map(str, self.grid))
-    if self.chip.platform == "cuda":
-      hosts = self.slices * self.grid[0]
-      return f"{self.num_devices} {self.chip.name.upper()} GPUs ({hosts} x {self.grid[1]})"
-    where = f"{self.slices} slices of {grid}" if self.slices > 1 else f"one slice of {grid}"
-    return f"{self.num_devices} {self.chip.name} chips ({where})"
-
-
-def parse_targets(names: str) -> list[Target]:
-  """Returns the targets of a comma-separated list of names.
-
-  Raises:
-    TargetError: there is no name, or an unknown one.
-  """
-  targets = [parse_target(name) for name in map(str.strip, names.split(",")) if name]
-  if not targets:
-    raise TargetError(f"no topology given; use --topology, such as {_EXAMPLES}")
-  return targets
+    return f"{self.num_devices} {self.chip.name} chips ({slices} of {grid})"
 
 
 def parse_target(name: str) -> Target:
@@ -138,58 +129,38 @@ def parse_target(name: str) -> Target:
   Raises:
     TargetError: the name is unknown, or there is no such slice.
   """
-  pattern = r"(?:(?P<slices>\d+)\*)?(?P<chip>[a-z0-9]+)(?::(?P<grid>\d+(?:x\d+)*)|-(?P<count>\d+))"
-  parts = re.fullmatch(pattern, name.lower())
+  number = r"[1-9]\d*"
+  parts = re.fullmatch(
+    rf"(?:({number})\*)?([a-z0-9]+)(?::({number}(?:x{number})*)|-({number}))", name.lower()
+  )
   if parts is None:
     raise TargetError(f"unknown topology {name!r}; expected a name such as {_EXAMPLES}")
-  kind = {"v5litepod": "v5e", "v5lite": "v5e"}.get(parts["chip"], parts["chip"])
+  slices, kind, sizes, count = parts.groups()
+  kind = {"v5litepod": "v5e", "v5lite": "v5e"}.get(kind, kind)
   if kind not in CHIPS:
-    raise TargetError(
-      f"unknown chip {parts['chip']!r} in topology {name!r}; {closest(kind, CHIPS)}"
-    )
-  chip, slices = CHIPS[kind], int(parts["slices"] or 1)
-  if parts["count"] and chip.platform == "tpu":
-    grid = _product_grid(name, chip, int(parts["count"]))
-  else:
-    grid = tuple(map(int, (parts["grid"] or parts["count"]).split("x")))
-  if len(grid) != chip.dimensions or 0 in (slices, *grid):
-    sizes = "slices x hosts x GPUs per host" if chip.platform == "cuda" else "chips along each axis"
-    raise TargetError(
-      f"topology {name!r}: expected {chip.dimensions} positive sizes ({sizes}) and a positive "
-      f"number of slices, such as {chip.example} or 2*{chip.example}"
-    )
-  if chip.platform == "cuda":
+    raise TargetError(f"unknown chip {kind!r} in topology {name!r}; {closest(kind, CHIPS)}")
+  chip, slices = CHIPS[kind], int(slices or 1)
+  grid = tuple(map(int, sizes.split("x"))) if sizes else _product_grid(chip, int(count))
+  exists = len(grid) == chip.dimensions
+  if exists and chip.platform == "cuda":
     slices, grid = slices * grid[0], grid[1:]
-    if grid[1] > _GPUS_PER_HOST:
-      raise TargetError(
-        f"topology {name!r} has {grid[1]} GPUs per host; the maximum is {_GPUS_PER_HOST}, such as "
-        f"{chip.example}"
-      )
-  target = Target(name, chip, grid, slices)
-  if target.slice_size > chip.largest_slice:
-    raise TargetError(
-      f"topology {name!r} has {target.slice_size} chips in a slice; the maximum of {chip.name} is "
-      f"{chip.largest_slice}; use several slices, such as 4*{chip.name}:..."
-    )
-  if chip.platform == "tpu" and target.slice_size > 1 and (grid[0] % 2 or grid[1] % 2):
-    raise TargetError(
-      f"topology {name!r} does not exist: the first two axes of a slice must be even, or it must "
-      "be one chip"
-    )
-  return target
+    exists = grid[1] <= _GPUS_PER_HOST
+  elif exists and math.prod(grid) > 1:
+    exists = grid[0] % 2 == grid[1] % 2 == 0
+  if not exists or math.prod(grid) > chip.largest_slice:
+    raise TargetError(f"topology {name!r} does not exist; expected {chip.expected}")
+  return Target(name, chip, grid, slices)
 
 
-def _product_grid(name: str, chip: Chip, number: int) -> tuple[int, ...]:
-  """Returns the grid of a TPU product: powers of two, as equal as possible, the smaller first."""
+def _product_grid(chip: Chip, count: int) -> tuple[int, ...]:
+  """Returns the grid of a TPU product: powers of two, as equal as possible, the smaller first.
+
+  It is empty if there is no such product.
+  """
   cores = 2 if chip.cores_in_name else 1
-  power = max(number // cores, 1).bit_length() - 1
-  if number != cores * 2**power or power == 1:
-    unit = "cores, two to a chip" if chip.cores_in_name else "chips"
-    raise TargetError(
-      f"unknown topology {name!r}: products of {chip.name} are named by a power of two of {unit}; "
-      f"use the grid instead, such as {chip.example}"
-    )
+  power = max(count // cores, 1).bit_length() - 1
+  if chip.platform == "cuda" or count != cores * 2**power:
+    return ()
   if power == 2 and chip.dimensions == 3:
     return (2, 2, 1)
-  powers = [(power + axis) // chip.dimensions for axis in range(chip.dimensions)]
-  return tuple(2**power for power in sorted(powers))
+  return tuple(2 ** ((power + axis) // chip.dimensions) for axis in range(chip.dimensions))

@@ -15,9 +15,6 @@ from vswin_jax.augmentation import pixel_operations as pixels
 from vswin_jax.augmentation.rand_augment import STYLES, rand_augment
 from vswin_jax.common import checks
 
-# Attempts to draw an erased box that fits, as in timm.
-_ERASING_ATTEMPTS = 10
-
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -100,12 +97,8 @@ def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation
   Clips are processed one after the other, so that each computes only the operations it drew.
 
   Args:
-    video: uint8 `[batch, time, height, width, 3]`.
+    video: uint8 `[batch, time, height, width, 3]`, as the result.
     keys: random keys of the clips, `[batch]`.
-    augmentation: the options.
-
-  Returns:
-    uint8 `[batch, time, height, width, 3]`.
 
   Raises:
     ValueError: wrong shape or dtype of `video`.
@@ -122,14 +115,9 @@ def augment_pixels(video: jax.Array, keys: jax.Array, augmentation: Augmentation
     planes, key = clip
     operations_key, jitter_key = jax.random.split(key)
     if augmentation.rand_augment != "none":
-      planes = rand_augment(
-        planes,
-        operations_key,
-        style=STYLES[augmentation.rand_augment],
-        num_operations=augmentation.num_operations,
-        magnitude=augmentation.magnitude,
-        magnitude_std=augmentation.magnitude_std,
-      )
+      options = checks.fields(augmentation, "num_operations", "magnitude", "magnitude_std")
+      style = STYLES[augmentation.rand_augment]
+      planes = rand_augment(planes, operations_key, style=style, **options)
     if augmentation.color_jitter:
       planes = _jitter_colors(planes, jitter_key, augmentation.color_jitter)
     return planes
@@ -144,20 +132,12 @@ def erase(video: jax.Array, keys: jax.Array, augmentation: Augmentation) -> jax.
   Args:
     video: float `[batch, time, height, width, 3]`, normalized.
     keys: random keys of the clips, `[batch]`.
-    augmentation: the options.
-
-  Returns:
-    Array with the shape and dtype of `video`.
   """
   if not augmentation.erases:
     return video
-  height, width = video.shape[2:4]
-
-  def mask_of_clip(key) -> jax.Array:
-    return pixels.box_mask(erasing_box(key, augmentation, height, width), height, width)
-
-  masks = jax.vmap(mask_of_clip)(keys)[:, None, :, :, None]
-  return jnp.where(masks, jnp.zeros((), video.dtype), video)
+  size = video.shape[2:4]
+  masks = jax.vmap(lambda key: pixels.box_mask(erasing_box(key, augmentation, *size), *size))(keys)
+  return jnp.where(masks[:, None, :, :, None], jnp.zeros((), video.dtype), video)
 
 
 def erasing_box(
@@ -165,7 +145,8 @@ def erasing_box(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Draws the box that `erase` erases: int32 (top, left, bottom, right), which may be empty."""
   coin_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
-  count = (_ERASING_ATTEMPTS,)
+  # Attempts to draw a box that fits, as in timm.
+  count = (10,)
   smallest, largest = augmentation.erasing_area_range
   areas = jax.random.uniform(area_key, count, minval=smallest, maxval=largest) * height * width
   smallest, largest = map(math.log, augmentation.erasing_aspect_ratio_range)
@@ -191,7 +172,6 @@ def mix(
     video: float `[batch, time, height, width, 3]`, normalized.
     targets: float32 `[batch, classes]`, between 0 and 1.
     key: random key of the batch; all clips get the same weight or box.
-    augmentation: the options.
 
   Returns:
     (video, targets) with the shapes and dtypes of the arguments.
@@ -230,8 +210,6 @@ def cutmix_box(share, center, height: int, width: int) -> tuple[tuple, jax.Array
   Args:
     share: share of the area to keep, before the box is clipped.
     center: int32 (row, column) of the box.
-    height: height of the frames.
-    width: width of the frames.
 
   Returns:
     The box, int32 (top, left, bottom, right), and the share of the area outside of it.

@@ -21,9 +21,6 @@ import jax.numpy as jnp
 
 from vswin_jax.augmentation import pixel_operations as pixels
 
-# Image width in the paper, from which imgaug derives the size of crops.
-_CROP_REFERENCE_WIDTH = 224
-
 
 class Style(NamedTuple):
   """A variant of RandAugment.
@@ -34,8 +31,8 @@ class Style(NamedTuple):
     repeats: whether an operation may be drawn more than once.
     probability: probability of applying an operation that was drawn.
     operations: functions of uint8 planes `[time, 3, height, width]` and scalars, by name.
-    arguments: (magnitude, sign, position, height, width) -> the scalars of each operation, by
-      name, with `sign` 1 or -1 and `position` float32 `[2]` from 0 to 1 (down, right).
+    arguments: (magnitude, sign, position, height, width) -> the scalars of the operations that take
+      any, by name, with `sign` 1 or -1 and `position` float32 `[2]` from 0 to 1 (down, right).
   """
 
   largest_magnitude: float
@@ -55,19 +52,15 @@ def rand_augment(
   magnitude: float,
   magnitude_std: float = 0.0,
 ) -> jax.Array:
-  """Applies random operations to a clip.
+  """Applies random operations to a clip, uint8 `[time, 3, height, width]`.
 
   Args:
-    planes: uint8 `[time, 3, height, width]`.
     key: random key of all draws.
     style: a value of `STYLES`.
     num_operations: number of operations to draw.
     magnitude: magnitude of the operations, on the scale of the style.
     magnitude_std: standard deviation of normal noise on the magnitude of each operation, which is
       clipped to the scale.
-
-  Returns:
-    uint8 `[time, 3, height, width]`.
   """
   first_key, choice_key, key = jax.random.split(key, 3)
   if style.flips_and_crops:
@@ -100,8 +93,8 @@ def _apply_choice(
 ) -> jax.Array:
   """Applies operation number `choice`, the only one that is computed."""
   arguments = draw_arguments(style, magnitude, key, *planes.shape[2:])
-  longest = max(len(values) for values in arguments.values())
-  padded = [(*arguments[name], *[0.0] * longest)[:longest] for name in style.operations]
+  longest = max(map(len, arguments.values()))
+  padded = [(*values, *[0.0] * (longest - len(values))) for values in arguments.values()]
   row = jnp.asarray(padded, jnp.float32)[choice]
   # Operations that share a function share its branch, which keeps compilation short.
   sizes = {pixels.identity: 0}
@@ -123,30 +116,46 @@ def draw_arguments(
   sign_key, position_key = jax.random.split(key)
   sign = jax.random.rademacher(sign_key, (), jnp.float32)
   position = jax.random.uniform(position_key, (2,))
-  return style.arguments(magnitude, sign, position, height, width)
+  arguments = style.arguments(magnitude, sign, position, height, width)
+  return {name: arguments.get(name, ()) for name in style.operations}
 
 
 def _flip_and_crop(planes: jax.Array, magnitude: float, key: jax.Array) -> jax.Array:
   flip_key, crop_key = jax.random.split(key)
   planes = jnp.where(jax.random.bernoulli(flip_key), planes[..., ::-1], planes)
   height, width = planes.shape[2:]
-  shares = jax.random.uniform(crop_key, (4,), maxval=magnitude / _CROP_REFERENCE_WIDTH)
+  # The magnitude is in pixels of the images of the paper, 224 x 224.
+  shares = jax.random.uniform(crop_key, (4,), maxval=magnitude / 224)
   sizes = jnp.asarray([height, width, height, width], jnp.float32)
   top, right, bottom, left = jnp.round(sizes * shares).astype(jnp.int32)
   return pixels.crop_and_resize(planes, top, left, height - top - bottom, width - left - right)
 
 
-def _rotation(angle, height: int, width: int) -> tuple:
-  """Returns the warp that rotates an image about its center, clockwise, by radians."""
+_ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
+_WARPS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+_COLOR_OPERATIONS = {
+  name: getattr(pixels, name)
+  for name in ("autocontrast", "equalize", "invert", "posterize", "solarize", *_ENHANCEMENTS)
+}
+
+
+def _shared_arguments(sign, share, angle, shear, shift, height: int, width: int) -> dict:
+  """Returns the scalars of the enhancements and the warps.
+
+  Args:
+    sign: 1 or -1, the direction of the enhancements.
+    share: magnitude from 0 to 1.
+    angle: radians, clockwise.
+    shear: pixels per pixel.
+    shift: share of a side.
+  """
+  # The scales of the references end at 0.1, apart from rounding.
+  factor = jnp.where(sign > 0, 1 + 0.9 * share, jnp.maximum(1 - 0.9 * share, 0.1))
   cosine, sine = jnp.cos(angle), jnp.sin(angle)
   x, y = width / 2, height / 2
-  return (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
-
-
-def _warps(angle, shear, shift, height: int, width: int) -> dict[str, tuple]:
-  """Returns arguments of the warps from radians clockwise, pixels per pixel and share of a side."""
   return {
-    "rotate": _rotation(angle, height, width),
+    **dict.fromkeys(_ENHANCEMENTS, (factor,)),
+    "rotate": (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y),
     "shear_x": (1.0, shear, 0.0, 0.0, 1.0, 0.0),
     "shear_y": (1.0, 0.0, 0.0, shear, 1.0, 0.0),
     "translate_x": (1.0, 0.0, shift * width, 0.0, 1.0, 0.0),
@@ -154,31 +163,15 @@ def _warps(angle, shear, shift, height: int, width: int) -> dict[str, tuple]:
   }
 
 
-def _without_arguments(*names: str) -> dict[str, tuple]:
-  return dict.fromkeys(names, ())
-
-
-def _enhancements(sign, change) -> dict[str, tuple]:
-  # The scales of the references end at 0.1, apart from rounding.
-  factor = jnp.where(sign > 0, 1 + change, jnp.maximum(1 - change, 0.1))
-  return dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (factor,))
-
-
 def _imgaug_arguments(magnitude, sign, position, height: int, width: int) -> dict[str, tuple]:
   share = magnitude / 30
   row, column = position * jnp.asarray([height, width])
   half = share * 20 / 32 * height / 2
+  angle = sign * jnp.deg2rad(magnitude)
+  # imgaug takes the hyperbolic tangent of the angle of a shear.
+  shear, shift = -jnp.tanh(sign * 0.3 * share), -sign * 0.33 * share
   return {
-    **_without_arguments("identity", "autocontrast", "equalize", "invert", "blur", "smooth"),
-    **_enhancements(sign, 0.9 * share),
-    # imgaug takes the hyperbolic tangent of the angle of a shear.
-    **_warps(
-      sign * jnp.deg2rad(magnitude),
-      -jnp.tanh(sign * 0.3 * share),
-      -sign * 0.33 * share,
-      height,
-      width,
-    ),
+    **_shared_arguments(sign, share, angle, shear, shift, height, width),
     "posterize": (8 - jnp.clip(jnp.floor(magnitude * 6 / 30), 0, 6),),
     "solarize": (jnp.clip(256 - jnp.floor(magnitude * 256 / 30), 0, 256),),
     "cutout": (row - half, column - half, row + half, column + half),
@@ -187,30 +180,14 @@ def _imgaug_arguments(magnitude, sign, position, height: int, width: int) -> dic
 
 def _timm_arguments(magnitude, sign, position, height: int, width: int) -> dict[str, tuple]:
   share = magnitude / 10
+  angle, shear, shift = -sign * math.radians(30) * share, sign * 0.3 * share, sign * 0.45 * share
   return {
-    **_without_arguments("autocontrast", "equalize", "invert"),
-    **_enhancements(sign, 0.9 * share),
-    **_warps(
-      -sign * math.radians(30) * share, sign * 0.3 * share, sign * 0.45 * share, height, width
-    ),
+    **_shared_arguments(sign, share, angle, shear, shift, height, width),
     "posterize": (4 - jnp.floor(magnitude * 4 / 10),),
     "solarize": (256 - jnp.minimum(jnp.floor(magnitude * 256 / 10), 256),),
     "solarize_add": (jnp.minimum(jnp.floor(magnitude * 110 / 10), 128),),
   }
 
-
-_COLOR_OPERATIONS = {
-  "autocontrast": pixels.autocontrast,
-  "equalize": pixels.equalize,
-  "invert": pixels.invert,
-  "posterize": pixels.posterize,
-  "solarize": pixels.solarize,
-  "color": pixels.color,
-  "contrast": pixels.contrast,
-  "brightness": pixels.brightness,
-  "sharpness": pixels.sharpness,
-}
-_WARPS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 STYLES = types.MappingProxyType(
   {

@@ -26,8 +26,7 @@ _ENVIRONMENT_CODES = re.compile(
   r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
   r"|CANCELLED)\b"
 )
-
-# Size in bytes of the message that a process sends to the others.
+# Bytes of the message that a process sends to the others.
 _MESSAGE_SIZE = 1000
 
 
@@ -45,7 +44,7 @@ class DamagedError(Exception):
   """Raised when the files of a checkpoint are not what was saved."""
 
 
-# If processes raise different errors, all raise the one that comes first here.
+# If processes raise different errors, all raise the first of these.
 _KINDS = (CheckpointError, StorageError, DamagedError)
 
 
@@ -72,7 +71,7 @@ def reading(path) -> Iterator[None]:
   """
   try:
     yield
-  except (CheckpointError, DamagedError):
+  except _KINDS:
     raise
   except Exception as error:
     if not _is_of_environment(error):
@@ -111,21 +110,13 @@ def in_all_processes(action: Callable[[], Any]) -> Any:
   except _KINDS as caught:
     error = caught
   if jax.process_count() > 1:
-    error = _first_error(error)
+    text = "" if error is None else f"{_KINDS.index(type(error))} {error}"
+    data = text.encode()[:_MESSAGE_SIZE].ljust(_MESSAGE_SIZE)
+    gathered = multihost_utils.process_allgather(np.frombuffer(data, np.uint8))
+    texts = [bytes(row).decode(errors="replace").strip() for row in gathered]
+    if any(texts):
+      kind, _, message = min(filter(None, texts)).partition(" ")
+      error = _KINDS[int(kind)](message)
   if error is not None:
     raise error
   return result
-
-
-def _first_error(error: Exception | None) -> Exception | None:
-  """Returns the most important error of all processes; None if there is none."""
-  # The first byte is the place in _KINDS, counted from 1.
-  message = np.zeros(_MESSAGE_SIZE, np.uint8)
-  if error is not None:
-    data = bytes([_KINDS.index(type(error)) + 1]) + str(error).encode()
-    message[: len(data)] = np.frombuffer(data, np.uint8)[:_MESSAGE_SIZE]
-  messages = [bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(message)]
-  if not any(messages):
-    return None
-  first = min((message for message in messages if message), key=lambda message: message[0])
-  return _KINDS[first[0] - 1](first[1:].decode(errors="replace"))

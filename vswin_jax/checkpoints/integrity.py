@@ -32,12 +32,12 @@ class Contents:
   Attributes:
     metadata: saved with the arrays.
     arrays: descriptions with `shape` and `dtype`, by dotted path.
-    checksums: of the arrays, by dotted path; None if it was saved without.
+    checksums: of the arrays, by dotted path; {} if it was saved without.
   """
 
   metadata: CheckpointMetadata
   arrays: dict
-  checksums: dict[str, int] | None
+  checksums: dict[str, int]
 
 
 def custom_metadata(state, metadata: CheckpointMetadata) -> dict:
@@ -53,17 +53,13 @@ def custom_metadata(state, metadata: CheckpointMetadata) -> dict:
   return {**values, _RECORD: record}
 
 
-def read_metadata(path) -> CheckpointMetadata:
-  """Returns the metadata of a checkpoint.
+def read_metadata(path) -> tuple[CheckpointMetadata, dict]:
+  """Returns the metadata of a checkpoint, and its checksums; {}: it was saved without.
 
   Raises:
     DamagedError: the file is missing or was changed.
     CheckpointError: it can't be read now, or another program wrote it.
   """
-  return _read_metadata(path)[0]
-
-
-def _read_metadata(path) -> tuple[CheckpointMetadata, dict]:
   with reading(path):
     values = json.loads((path / _METADATA_FILE).read_text())["custom_metadata"] or {}
     record = values.pop(_RECORD, {})
@@ -80,16 +76,16 @@ def _read_metadata(path) -> tuple[CheckpointMetadata, dict]:
 
 def read_contents(path) -> Contents:
   """Returns the description of a checkpoint; raises like `read_metadata`."""
-  metadata, record = _read_metadata(path)
+  metadata, record = read_metadata(path)
+  checksums = {}
   with reading(path), reading_in_one_process():
     arrays = arrays_of(ocp.metadata(path).metadata)
-    if not record:
-      return Contents(metadata, arrays, None)
-    if record["shapes"] != _json_checksum(_shapes(arrays)):
-      raise DamagedError("the list of its arrays is not the one that was saved")
-    digits = record["arrays"]
-    checksums = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
-  return Contents(metadata, arrays, dict(zip(sorted(arrays), checksums)))
+    if record:
+      if record["shapes"] != _json_checksum(_shapes(arrays)):
+        raise DamagedError("the list of its arrays is not the one that was saved")
+      words = np.frombuffer(bytes.fromhex(record["arrays"]), ">u4").tolist()
+      checksums = dict(zip(sorted(arrays), words, strict=True))
+  return Contents(metadata, arrays, checksums)
 
 
 def load_arrays(path, contents: Contents, shapes):
@@ -116,7 +112,7 @@ def check_arrays(contents: Contents, loaded) -> None:
   Raises:
     DamagedError: in all processes, if any array differs.
   """
-  if contents.checksums is None:
+  if not contents.checksums:
     return
   found = array_checksums(arrays_of(loaded))
   changed = [path for path in sorted(found) if found[path] != contents.checksums[path]]
@@ -135,10 +131,9 @@ def array_checksums(arrays: dict) -> dict[str, int]:
   """
   # Each process sums its own shards, so that no compiled program waits for another process.
   sums = jax.device_get([_shard_checksums(array) for array in arrays.values()])
-  checksums = np.array([sum(map(int, of_shards)) % 2**32 for of_shards in sums], np.uint32)
-  if jax.process_count() > 1:
-    checksums = multihost_utils.process_allgather(checksums).sum(0, dtype=np.uint32)
-  return {path: int(checksum) for path, checksum in zip(arrays, checksums)}
+  own = np.array([sum(map(int, of_shards)) % 2**32 for of_shards in sums], np.uint32)
+  checksums = multihost_utils.process_allgather(own).sum(0, dtype=np.uint32)
+  return dict(zip(arrays, checksums.tolist()))
 
 
 def _shard_checksums(array: jax.Array) -> list[jax.Array]:
@@ -146,8 +141,8 @@ def _shard_checksums(array: jax.Array) -> list[jax.Array]:
   array, checksums = jnp.asarray(array), []
   for shard in array.addressable_shards:
     if shard.replica_id == 0:
-      starts = [index.indices(size)[0] for index, size in zip(shard.index, array.shape)]
-      checksums.append(_checksum(shard.data, np.array(starts, np.uint32), array.shape))
+      starts = np.array([part.start or 0 for part in shard.index], np.uint32)
+      checksums.append(_checksum(shard.data, starts, array.shape))
   return checksums
 
 

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import tempfile
-import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -48,65 +47,59 @@ from vswin_jax.models.parameters import parameter_path, unflatten
 class Checkpoints:
   """Checkpoints of a run, from `open_checkpoints`.
 
+  A checkpoint is removed when a later one is complete and no option keeps it.
+
   Attributes:
-    scores: score by step, see `open_checkpoints`.
-    steps: of the complete checkpoints that this process saved or found.
-    executor: runs the save in the background.
-    saving: its result; None before the first save.
-  """
-
-  directory: AnyPath
-  keep: int
-  keep_best: int
-  keep_every: int
-  scores: Mapping[int, float]
-  steps: set[int]
-  executor: concurrent.futures.Executor
-  saving: concurrent.futures.Future | None = None
-
-
-@contextlib.contextmanager
-def open_checkpoints(
-  directory: str | os.PathLike,
-  *,
-  keep: int = 3,
-  keep_best: int = 0,
-  keep_every: int = 0,
-  scores: Mapping[int, float] = types.MappingProxyType({}),
-) -> Iterator[Checkpoints]:
-  """Opens the checkpoints of a run for saving; waits for the last save at exit.
-
-  A checkpoint is removed when a later one is complete and no option keeps it. If a save fails in
-  one process of a run, the context ends in all; they must then end by `os._exit`, because the
-  threads of the others still wait.
-
-  Args:
     directory: local or in a bucket; the same in all processes of a run.
     keep: number of the newest checkpoints that are kept, at least 1.
     keep_best: number of those with the highest finite scores that are kept.
     keep_every: checkpoints at multiples of this step are kept; 0: none.
     scores: score by step, the higher the better; the caller adds scores to it. A checkpoint without
       one is never among the best.
+    steps: of the complete checkpoints that this process saved or found.
+    executor: runs the save in the background.
+    saving: its result; None before the first save.
+  """
+
+  directory: AnyPath
+  keep: int = 3
+  keep_best: int = 0
+  keep_every: int = 0
+  scores: Mapping[int, float] = dataclasses.field(default_factory=dict)
+  steps: set[int] = dataclasses.field(default_factory=set)
+  executor: concurrent.futures.Executor = dataclasses.field(
+    default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1)
+  )
+  saving: concurrent.futures.Future | None = None
+
+
+@contextlib.contextmanager
+def open_checkpoints(directory: str | os.PathLike, **options) -> Iterator[Checkpoints]:
+  """Opens the checkpoints of a run for saving; waits for the last save at exit.
+
+  If a save fails in one process of a run, the context ends in all; they must then end by
+  `os._exit`, because the threads of the others still wait.
+
+  Args:
+    **options: `keep`, `keep_best`, `keep_every` and `scores`, see `Checkpoints`.
 
   Raises:
     CheckpointError: the directory can't be written, or a save failed.
   """
-  directory = file_path(directory)
-  in_all_processes(lambda: _make_directory(directory))
-  steps = set(complete_steps(directory))
-  executor = concurrent.futures.ThreadPoolExecutor(1)
-  checkpoints = Checkpoints(directory, keep, keep_best, keep_every, scores, steps, executor)
+  checkpoints = Checkpoints(file_path(directory), **options)
+  in_all_processes(lambda: _make_directory(checkpoints.directory))
+  checkpoints.steps = set(complete_steps(checkpoints.directory))
   try:
     with without_orbax_logs():
       yield checkpoints
-      _finish_saving(checkpoints, "finish writing")
+      _finish_saving(checkpoints)
   except BaseException as error:
     # After a failure in one process, the saves of the others never finish.
     if checkpoints.saving and not (jax.process_count() > 1 and isinstance(error, CheckpointError)):
       concurrent.futures.wait([checkpoints.saving])
     raise
   finally:
-    executor.shutdown(wait=False)
+    checkpoints.executor.shutdown(wait=False)
 
 
 def _make_directory(directory: AnyPath) -> None:
@@ -114,7 +107,7 @@ def _make_directory(directory: AnyPath) -> None:
   # In a bucket there are no folders, and what is left has the name of its step.
   if jax.process_index() or is_in_bucket(directory):
     return
-  with _writing(directory, "keep checkpoints"):
+  with _writing(f"keep checkpoints in {directory}"):
     directory.mkdir(parents=True, exist_ok=True)
     for incomplete in directory.glob("*.orbax-checkpoint-tmp*"):
       shutil.rmtree(incomplete)
@@ -132,12 +125,12 @@ def save(checkpoints: Checkpoints, state, metadata: CheckpointMetadata) -> None:
     CheckpointError: it can't be written, or the one before could not.
   """
   step, directory = int(state.step), checkpoints.directory
-  _finish_saving(checkpoints, "write")
+  _finish_saving(checkpoints)
   in_all_processes(lambda: _check_directory(checkpoints, step))
   values = integrity.custom_metadata(state, metadata)
-  with _writing(directory, "write a checkpoint"), saving_context(copy_host_arrays=True):
-    # In a bucket, a save that was killed left files under the final name.
-    overwrite = is_in_bucket(directory)
+  # In a bucket, a save that was killed left files under the final name.
+  overwrite = is_in_bucket(directory)
+  with _writing(f"write a checkpoint in {directory}"), saving_context(copy_host_arrays=True):
     response = ocp.save_async(
       path_of(directory, step), state, overwrite=overwrite, custom_metadata=values
     )
@@ -145,11 +138,7 @@ def save(checkpoints: Checkpoints, state, metadata: CheckpointMetadata) -> None:
 
 
 def _check_directory(checkpoints: Checkpoints, step: int) -> None:
-  """Checks in process 0 that a save can start, and logs which checkpoints others have removed.
-
-  Raises:
-    CheckpointError: the folder can't be written, or that of the run is gone.
-  """
+  """Checks in process 0 that a save can start, and logs which checkpoints others have removed."""
   if jax.process_index():
     return
   directory = checkpoints.directory
@@ -157,10 +146,9 @@ def _check_directory(checkpoints: Checkpoints, step: int) -> None:
   if step in steps:
     raise CheckpointError(f"{path_of(directory, step)} exists; give every run its own workdir")
   if lost := checkpoints.steps - steps:
+    numbers = ", ".join(map(str, sorted(lost)))
     logger.warning(
-      "the checkpoints of steps %s are gone from %s; training continues",
-      ", ".join(map(str, sorted(lost))),
-      directory,
+      "the checkpoints of steps %s are gone from %s; training continues", numbers, directory
     )
     checkpoints.steps = steps
   if is_in_bucket(directory):
@@ -171,7 +159,7 @@ def _check_directory(checkpoints: Checkpoints, step: int) -> None:
       f"can't write a checkpoint: the folder {directory.parent} is gone. If it is on a disk that "
       "was unmounted, mount it; the same command then resumes"
     )
-  with _writing(directory, "write a checkpoint"):
+  with _writing(f"write a checkpoint in {directory}"):
     directory.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=directory) as file:
       # Empty files can still be made on a full disk.
@@ -185,28 +173,19 @@ def _complete_save(checkpoints: Checkpoints, response: ocp.AsyncResponse, step: 
   response.result()
   if jax.process_index():
     return
-  steps = complete_steps(checkpoints.directory)
   checkpoints.steps.add(step)
+  steps, scores = complete_steps(checkpoints.directory), checkpoints.scores
+  # Of equal scores, the newer comes last.
+  ranking = sorted((n for n in steps if math.isfinite(scores.get(n, math.nan))), key=scores.get)
+  kept = {*steps[-checkpoints.keep :], *ranking[::-1][: checkpoints.keep_best]}
   deleter = orbax_path.deleter.PathDeleter(epath.Path(checkpoints.directory))
-  for old in set(steps) - _steps_to_keep(checkpoints, steps):
-    checkpoints.steps.discard(old)
-    deleter.delete(epath.Path(path_of(checkpoints.directory, old)))
+  for old in steps:
+    if old not in kept and (checkpoints.keep_every == 0 or old % checkpoints.keep_every):
+      checkpoints.steps.discard(old)
+      deleter.delete(epath.Path(path_of(checkpoints.directory, old)))
 
 
-def _steps_to_keep(checkpoints: Checkpoints, steps: list[int]) -> set[int]:
-  scores, keep_best, keep_every = checkpoints.scores, checkpoints.keep_best, checkpoints.keep_every
-  kept = set(steps[-checkpoints.keep :])
-  if keep_best:
-    # Of equal scores, the newer.
-    ranked = [step for step in steps if math.isfinite(scores.get(step, math.nan))]
-    ranking = sorted(ranked, key=lambda step: scores[step])
-    kept.update(ranking[-keep_best:])
-  if keep_every:
-    kept.update(step for step in steps if step % keep_every == 0)
-  return kept
-
-
-def _finish_saving(checkpoints: Checkpoints, action: str) -> None:
+def _finish_saving(checkpoints: Checkpoints) -> None:
   """Waits for the save in the background; all processes of a run call this together.
 
   Raises:
@@ -217,7 +196,7 @@ def _finish_saving(checkpoints: Checkpoints, action: str) -> None:
     return
 
   def is_complete() -> bool:
-    with _writing(checkpoints.directory, f"{action} a checkpoint"):
+    with _writing(f"write a checkpoint in {checkpoints.directory}"):
       if concurrent.futures.wait([saving], timeout=0.2).done:
         saving.result()
     return saving.done()
@@ -263,14 +242,8 @@ def _quarantine(directory: AnyPath, steps: list[int]) -> None:
     while target.exists():
       number += 1
       target = directory / f"damaged-{step}-{number}"
-    try:
+    with _writing(f"rename the damaged checkpoint {path_of(directory, step)}"):
       path_of(directory, step).rename(target)
-    except Exception as error:
-      raise storage_error(
-        f"can't rename the damaged checkpoint {path_of(directory, step)}: {root_cause(error)}. "
-        "Move it away and run the same command again",
-        error,
-      ) from error
     logger.warning("renamed the damaged checkpoint of step %d to %s", step, target)
 
 
@@ -286,11 +259,10 @@ def restore_params(
   All processes of a run call this together.
 
   Args:
-    shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings, or a function of
-      the metadata that returns them.
+    shapes: the parameters to restore, as `jax.ShapeDtypeStruct`s with shardings. It and `ignored`
+      may be functions of the metadata.
     replaceable: prefixes of the paths of parameters that may have other shapes, or be absent.
-    ignored: prefixes of the paths of parameters that are not loaded, or a function of the metadata
-      that returns them.
+    ignored: prefixes of the paths of parameters that are not loaded.
 
   Returns:
     The step of the checkpoint, the parameters (replaceable ones that do not fit, and ignored ones,
@@ -349,16 +321,13 @@ def write_params(directory: str | os.PathLike, params: dict, metadata: Checkpoin
   state = {"params": params}
   values = integrity.custom_metadata(state, metadata)
   try:
-    checkpoint = path_of(checkpoints_of(incomplete), 0)
-    checkpoint.parent.mkdir(parents=True)
-    with saving_context(copy_host_arrays=False), without_orbax_logs():
-      ocp.save(checkpoint, state, custom_metadata=values)
-    check_absent(directory)
-    incomplete.rename(directory)
-  except CheckpointError:
-    raise
-  except Exception as error:
-    raise storage_error(f"can't write {directory}: {root_cause(error)}", error) from error
+    with _writing(f"write {directory}"), without_orbax_logs():
+      checkpoint = path_of(checkpoints_of(incomplete), 0)
+      checkpoint.parent.mkdir(parents=True)
+      with saving_context(copy_host_arrays=False):
+        ocp.save(checkpoint, state, custom_metadata=values)
+      check_absent(directory)
+      incomplete.rename(directory)
   finally:
     shutil.rmtree(incomplete, ignore_errors=True)
 
@@ -375,15 +344,15 @@ def checkpoints_of(workdir: str | os.PathLike) -> AnyPath:
 
 
 @contextlib.contextmanager
-def _writing(directory: AnyPath, action: str) -> Iterator[None]:
-  """Converts errors of writing to a CheckpointError."""
+def _writing(action: str) -> Iterator[None]:
+  """Converts errors of an action that writes to a CheckpointError."""
   try:
     yield
   except CheckpointError:
     raise
   except Exception as error:
     raise storage_error(
-      f"can't {action} in {directory}: {root_cause(error)}. Free disk space and check that the "
-      "folder can be written to; the same command then resumes from the newest complete checkpoint",
+      f"can't {action}: {root_cause(error)}. Free disk space and check that the folder can be "
+      "written to, then run the same command again",
       error,
     ) from error

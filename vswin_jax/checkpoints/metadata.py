@@ -34,9 +34,8 @@ class CheckpointMetadata:
     return tuple((self.source or {}).get("random", ()))
 
   def to_json(self) -> dict:
-    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     labels = None if self.labels is None else list(self.labels)
-    return values | {"preprocessing": self.preprocessing.to_metadata(), "labels": labels}
+    return vars(self) | {"preprocessing": self.preprocessing.to_metadata(), "labels": labels}
 
   @classmethod
   def from_json(cls, values: Mapping) -> "CheckpointMetadata":

@@ -58,7 +58,7 @@ def read_metadata(directory: str | os.PathLike) -> CheckpointMetadata:
   directory, damaged = file_path(directory), {}
   for step in reversed(_existing_steps(directory)):
     try:
-      return integrity.read_metadata(path_of(directory, step))
+      return integrity.read_metadata(path_of(directory, step))[0]
     except DamagedError as error:
       damaged[step] = str(error)
   raise _all_damaged(directory, damaged)
@@ -109,15 +109,12 @@ def load_newest(
 def _existing_steps(directory: AnyPath) -> list[int]:
   """Returns the steps of the complete checkpoints; raises CheckpointError if there are none."""
   steps = complete_steps(directory)
-  if steps:
-    return steps
-  # A bucket has no empty folders.
-  if directory.is_dir():
-    raise CheckpointError(f"no complete checkpoint in {directory}")
-  raise CheckpointError(
-    f"no checkpoints in {directory}; expected a workdir of vswin_jax.main, or a folder that "
-    "vswin_jax.convert wrote"
-  )
+  if not steps:
+    raise CheckpointError(
+      f"no complete checkpoint in {directory}; expected a workdir of vswin_jax.main, or a folder "
+      "that vswin_jax.convert wrote"
+    )
+  return steps
 
 
 def _all_damaged(directory: AnyPath, damaged: dict[int, str]) -> CheckpointError:

@@ -3,21 +3,21 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.common.paths import local_path
-from vswin_jax.conversion import released
 from vswin_jax.conversion.download import file_sha256
 from vswin_jax.conversion.families import ConversionOptions, Converted, convert_tensors
 from vswin_jax.conversion.matching import ConversionError, find_tensors
 from vswin_jax.conversion.torch_files import read_file
+from vswin_jax.data.annotations import read_class_names
 from vswin_jax.data.clips import describe_views, view_frames
 from vswin_jax.data.label_names import label_names
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.models import check_clips, model_config
 from vswin_jax.models.parameters import unflatten
+from vswin_jax.models.video_swin import VideoSwinConfig
 from vswin_jax.models.vtn import VTNConfig
 
 _LICENSE = "the reference code is Apache-2.0; no license is stated for the weights themselves"
@@ -38,12 +38,10 @@ def convert_file(
   manager.check_absent(destination)
   content = read_file(source)
   converted = convert_tensors(find_tensors(content), options)
-  sha256 = file_sha256(source)
   converted = dataclasses.replace(
     converted,
     labels=_labels(options, content, converted),
     preprocessing=_preprocessing(converted, options),
-    released=released.identify(source.name, sha256, source.stat().st_size),
   )
   metadata = CheckpointMetadata(
     model=converted.model,
@@ -51,7 +49,7 @@ def convert_file(
     labels=converted.labels,
     source={
       "file": source.name,
-      "sha256": sha256,
+      "sha256": file_sha256(source),
       "family": converted.family,
       "license": _LICENSE,
       "notes": list(converted.notes),
@@ -71,13 +69,11 @@ def _preprocessing(converted: Converted, options: ConversionOptions) -> Preproce
     check_clips(converted.model, clip.num_frames, clip.size)
   except ValueError as error:
     raise ConversionError(str(error)) from error
-  if "size" in options.clip:
-    short_side = round(views.short_side * clip.size / default.clip.size)
-    views = dataclasses.replace(views, short_side=short_side)
-  if views.whole_frames and "sampling" in options.clip:
-    views = dataclasses.replace(views, whole_frames=0)
-  elif views.whole_frames and "num_frames" in options.clip:
-    views = dataclasses.replace(views, whole_frames=clip.num_frames)
+  whole_frames = 0 if "sampling" in options.clip else views.whole_frames
+  if whole_frames:
+    whole_frames = options.clip.get("num_frames", whole_frames)
+  short_side = round(views.short_side * clip.size / default.clip.size)
+  views = dataclasses.replace(views, short_side=short_side, whole_frames=whole_frames)
   return dataclasses.replace(default, clip=clip, views=views)
 
 
@@ -87,64 +83,40 @@ def _labels(
   """Returns class names from the options, the file or the data set; None if none has any."""
   num_classes = converted.model["num_classes"]
   if options.labels is not None:
-    try:
-      text = options.labels.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-      raise ConversionError(f"{options.labels} is not UTF-8 text: {error}") from error
-    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    labels = read_class_names(options.labels)
     if len(labels) != num_classes:
       raise ConversionError(
         f"{options.labels} names {len(labels)} classes, the head has {num_classes}"
       )
     return labels
-  in_file = None if converted.has_new_head else _labels_in_file(content)
-  if (
-    isinstance(in_file, list | tuple)
-    and len(in_file) == num_classes
-    and all(isinstance(name, str) for name in in_file)
-  ):
-    return tuple(in_file)
+  # As saved by mmcv or mmengine; they name the classes of the file's head.
+  match content:
+    case {"meta": {"CLASSES": names}} | {"meta": {"dataset_meta": {"classes": names}}}:
+      is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+      if is_list and len(names) == num_classes and not converted.random:
+        return tuple(names)
   return None if converted.dataset is None else label_names(converted.dataset)
 
 
-def _labels_in_file(content: object) -> object:
-  """Returns what mmcv ("CLASSES") or mmengine ("dataset_meta") saved beside the weights."""
-
-  def get(mapping, name):
-    return mapping.get(name) if isinstance(mapping, Mapping) else None
-
-  meta = get(content, "meta")
-  return get(meta, "CLASSES") or get(get(meta, "dataset_meta"), "classes")
+# Fields of a configuration that a summary shows.
+_SHOWN = {
+  VideoSwinConfig: ("embed_dim", "depths", "num_heads", "patch_size", "window_size"),
+  VTNConfig: ("backbone", "width", "num_layers", "num_heads", "attention_window"),
+}
 
 
 def describe(source: str | os.PathLike, converted: Converted) -> str:
   """Returns a human-readable summary of a conversion, one line per property."""
-  preprocessing, known = converted.preprocessing, converted.released
-  clip, views = preprocessing.clip, preprocessing.views
+  clip, views = converted.preprocessing.clip, converted.preprocessing.views
   model, config = dict(converted.model), model_config(**converted.model)
-  if isinstance(config, VTNConfig):
-    sizes = {
-      "backbone": config.backbone,
-      "encoder": f"{config.num_layers} layers of {config.width} channels, "
-      f"{config.num_heads} heads, window {config.attention_window}",
-    }
-  else:
-    sizes = {
-      "channels": config.embed_dim,
-      "blocks": ", ".join(map(str, config.depths)),
-      "heads": ", ".join(map(str, config.num_heads)),
-      "patch": " x ".join(map(str, config.patch_size)),
-      "window": " x ".join(map(str, config.window_size)),
-    }
+  sizes = {name: getattr(config, name) for name in _SHOWN[type(config)]}
   lines = {
     "file": f"{source} ({os.path.getsize(source) / 1e6:.1f} MB)",
-    "released as": known and f"{known.name}: {known.dataset}, {known.url}",
     "family": converted.family,
     "model": model.pop("name"),
     "classes": f"{model.pop('num_classes')} ({converted.dataset or 'data set unknown'}, "
     + ("names known)" if converted.labels else "no names: --labels=FILE)"),
-    **sizes,
-    "overrides": ", ".join(f"{name}={value}" for name, value in model.items()) or None,
+    **(sizes | model),
     "parameters": f"{sum(math.prod(p.shape) for p in converted.params.values()):,}",
     "clips": f"{view_frames(clip, views)} frames of {clip.size} x {clip.size}, {clip.sampling}"
     + ("" if clip.sampling == "uniform" else f", interval {clip.frame_interval}")
@@ -152,4 +124,4 @@ def describe(source: str | os.PathLike, converted: Converted) -> str:
     "views": f"{describe_views(clip, views)} (clips x crops), short side {views.short_side}",
     "note": "; ".join(converted.notes) or None,
   }
-  return "\n".join(f"{name:<12} {value}" for name, value in lines.items() if value is not None)
+  return "\n".join(f"{name:<16} {value}" for name, value in lines.items() if value is not None)

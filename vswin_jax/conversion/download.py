@@ -1,13 +1,13 @@
 """Download of released checkpoints into a cache folder, with resuming and verification."""
 
-import contextlib
+import errno
 import hashlib
 import http.client
 import os
 import pathlib
+import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -41,15 +41,15 @@ def fetch(released: Released, cache: str | os.PathLike) -> pathlib.Path:
   part = path.with_name(f"{path.name}.part")
   try:
     if path.is_file():
-      problem = _find_problem(released, path, None)
+      problem = _find_problem(released, path)
       if problem is not None:
         raise DownloadError(
           f"{path} is {problem}; remove it, or put the right file from {released.url} there"
         )
       return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = _download(released.url, part, path)
-    problem = _find_problem(released, part, size)
+    _download(released.url, part, path)
+    problem = _find_problem(released, part)
     if problem is not None:
       part.unlink()
       raise DownloadError(
@@ -68,50 +68,49 @@ def file_sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_problem(released: Released, path: pathlib.Path, announced: int | None) -> str | None:
+def _find_problem(released: Released, path: pathlib.Path) -> str | None:
   """Returns how a file differs from the released one in size or SHA-256, None if it does not."""
-  actual = path.stat().st_size
-  for expected in (released.size, announced):
-    if expected is not None and actual != expected:
-      return f"a file of {actual} bytes instead of {expected}"
-  if released.sha256 is not None:
-    digest = file_sha256(path)
-    if not digest.startswith(released.sha256):
-      known = released.sha256
-      return f"a file with SHA-256 {digest[: len(known)]} instead of {known}"
+  size = path.stat().st_size
+  if released.size not in (None, size):
+    return f"a file of {size} bytes instead of {released.size}"
+  known = released.sha256
+  if known and not (digest := file_sha256(path)).startswith(known):
+    return f"a file with SHA-256 {digest[: len(known)]} instead of {known}"
   return None
 
 
-def _download(url: str, part: pathlib.Path, path: pathlib.Path) -> int | None:
-  """Completes `part`; returns the size that the server announced, None if it did not."""
+def _download(url: str, part: pathlib.Path, path: pathlib.Path) -> None:
+  """Completes `part`, which becomes `path`."""
   problem = None
   for _ in range(_ATTEMPTS):
     try:
-      return _receive(url, part)
+      _receive(url, part)
+      return
     except urllib.error.HTTPError as error:
       problem = f"the server answered {error.code} {error.reason}"
       if error.code < 500:
         break
-    except ConnectionError as error:
-      problem = one_line(error)
+    except (OSError, http.client.HTTPException) as error:
+      if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      problem = one_line(getattr(error, "reason", None) or str(error) or type(error).__name__)
   raise DownloadError(
     f"{url} can't be downloaded ({problem}); get it another way and put it at {path}"
   )
 
 
-def _receive(url: str, part: pathlib.Path) -> int | None:
+def _receive(url: str, part: pathlib.Path) -> None:
   """Requests the bytes that `part` lacks and appends them."""
   start = part.stat().st_size if part.is_file() else 0
   headers = {"User-Agent": "vswin_jax"} | ({"Range": f"bytes={start}-"} if start else {})
   request = urllib.request.Request(url, headers=headers)
   try:
-    with _network_errors():
-      response = urllib.request.urlopen(request, timeout=_SECONDS_WITHOUT_DATA)
+    response = urllib.request.urlopen(request, timeout=_SECONDS_WITHOUT_DATA)
   except urllib.error.HTTPError as error:
     if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
       raise
     if error.headers.get("Content-Range") == f"bytes */{start}":
-      return start
+      return
     part.unlink()
     raise ConnectionError("the server has less than was downloaded before") from error
   with response:
@@ -125,29 +124,9 @@ def _receive(url: str, part: pathlib.Path) -> int | None:
     length = response.headers.get("Content-Length", "")
     total = start + int(length) if length.isdigit() else None
     # A log gets no progress bar: that is what None disables.
-    bar = tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, disable=None)
-    with part.open("ab" if start else "wb") as file, bar:
-      while chunk := _read_chunk(response):
-        file.write(chunk)
-        bar.update(len(chunk))
+    bar = {"desc": part.stem, "initial": start, "total": total, "disable": None}
+    with part.open("ab" if start else "wb") as file, tqdm.wrapattr(file, "write", **bar) as output:
+      shutil.copyfileobj(response, output, _CHUNK_BYTES)
   received = part.stat().st_size
   if total is not None and received < total:
     raise ConnectionError(f"the connection ended after {received} of {total} bytes")
-  return total
-
-
-def _read_chunk(response) -> bytes:
-  with _network_errors():
-    return response.read(_CHUNK_BYTES)
-
-
-@contextlib.contextmanager
-def _network_errors() -> Iterator[None]:
-  """Turns failures of the network into `ConnectionError`, unlike those of the disk."""
-  try:
-    yield
-  except urllib.error.HTTPError:
-    raise
-  except (OSError, http.client.HTTPException) as error:
-    reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-    raise ConnectionError(reason) from error

@@ -2,22 +2,17 @@
 
 import json
 import os
-import pathlib
-from collections.abc import Callable
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vswin_jax import __version__
 from vswin_jax.common.paths import local_path, replacing
-from vswin_jax.conversion import video_swin
+from vswin_jax.conversion.layouts import index_buffers, to_source, video_swin_names
 from vswin_jax.conversion.matching import ConversionError
 from vswin_jax.inference.loading import load_model
 from vswin_jax.models.parameters import flatten, split_model
 from vswin_jax.models.video_swin import VideoSwin
-
-# Families whose files hold the weights under "state_dict"; those of torchvision hold them alone.
-_WRAPPED = ("official", "mmaction2")
 
 
 def export_file(source: str | os.PathLike, destination: str | os.PathLike, family: str) -> int:
@@ -26,7 +21,7 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
   Args:
     source: workdir of a run, or result of a conversion.
     destination: `.safetensors`, or `.pth` or `.pt` (needs PyTorch); replaced if it exists.
-    family: one of `video_swin.FAMILIES`.
+    family: one of `layouts.VIDEO_SWIN_FAMILIES`.
 
   Returns:
     The number of tensors written: all parameters in float32, and the int64 index buffers that
@@ -40,7 +35,10 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
   destination = local_path(destination)
   if not destination.parent.is_dir():
     raise ConversionError(f"the folder {destination.parent} does not exist; create it first")
-  write = _writer(destination.suffix)
+  if destination.suffix not in (".safetensors", ".pth", ".pt"):
+    raise ConversionError(
+      f"unknown suffix {destination.suffix!r}; expected .safetensors, .pth or .pt"
+    )
   model = load_model(source)
   network = model.network
   if not isinstance(network, VideoSwin):
@@ -48,45 +46,33 @@ def export_file(source: str | os.PathLike, destination: str | os.PathLike, famil
       f"{source} holds a {type(network).__name__}, which {family} does not have"
     )
   config = network.config
-  name_of = video_swin.name_in(family)
-  tensors = video_swin.index_buffers(family, config.depths, config.window_size)
+  name_of = video_swin_names(family)
+  tensors = index_buffers(family, config.depths, config.window_size)
   for path, parameter in flatten(split_model(network)[1]).items():
-    tensor = video_swin.to_source(path, np.asarray(parameter, np.float32), config.patch_size)
+    tensor = to_source(path, np.asarray(parameter, np.float32), config.patch_size)
     # A copy: PyTorch takes no read-only memory.
     tensors[name_of(path)] = np.array(tensor, order="C")
   with replacing(destination) as incomplete:
-    write(tensors, incomplete, family, model.labels)
+    if destination.suffix == ".safetensors":
+      # Metadata are text in this format. Its `save_file` would ignore the umask.
+      metadata = {"format": "pt", "family": family, "labels": json.dumps(model.labels)}
+      incomplete.write_bytes(save(tensors, metadata))
+    else:
+      _save_torch(tensors, incomplete, family, model.labels)
   return len(tensors)
 
 
-def _writer(suffix: str) -> Callable:
-  if suffix == ".safetensors":
-    return _write_safetensors
-  if suffix not in (".pth", ".pt"):
-    raise ConversionError(f"unknown suffix {suffix!r}; expected .safetensors, .pth or .pt")
+def _save_torch(tensors: dict, path: os.PathLike, family: str, labels) -> None:
   try:
     import torch
   except ImportError as error:
     raise ConversionError(
-      f"{suffix} files are written by PyTorch, which is not installed; write .safetensors instead, "
-      "or pip install torch"
+      "PyTorch, which writes .pth and .pt files, is not installed; write .safetensors instead, or "
+      "pip install torch"
     ) from error
-
-  def write(tensors: dict, path: pathlib.Path, family: str, labels) -> None:
-    content = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-    if family in _WRAPPED:
-      meta = {"vswin_jax_version": __version__} | ({"CLASSES": list(labels)} if labels else {})
-      content = {"meta": meta, "state_dict": content}
-    torch.save(content, path)
-
-  return write
-
-
-def _write_safetensors(tensors: dict, path: pathlib.Path, family: str, labels) -> None:
-  # Metadata are text in this format.
-  metadata = {"format": "pt", "family": family, "labels": json.dumps(labels)}
-  # The library makes files readable by the owner only; the usual permissions are those of touch.
-  path.touch()
-  mode = path.stat().st_mode
-  save_file(tensors, path, metadata=metadata)
-  path.chmod(mode)
+  content = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+  # torchvision's files hold the weights alone.
+  if family != "torchvision":
+    meta = {"vswin_jax_version": __version__} | ({"CLASSES": list(labels)} if labels else {})
+    content = {"meta": meta, "state_dict": content}
+  torch.save(content, path)

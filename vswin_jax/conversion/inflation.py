@@ -10,9 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from vswin_jax.attention.windows import Size3D
+from vswin_jax.common.checks import check_choices
 from vswin_jax.conversion.matching import ConversionError
+from vswin_jax.models.video_swin import VideoSwinConfig
 
 INFLATIONS = ("mean", "center")
+_PATCH = "patch_embed.proj.weight"
+_PATCH_FRAMES = VideoSwinConfig.patch_size[0]
 # Bias between frames under "center": at first, tokens attend mostly to their own frame.
 _CROSS_FRAME_BIAS = -4.6
 # Parameter of the cubic convolution kernel, as in PyTorch; jax.image uses another.
@@ -20,45 +24,52 @@ _CUBIC = -0.75
 
 
 def inflate(
-  tensors: Mapping[str, np.ndarray], window: Size3D, patch_time: int, how: str
-) -> dict[str, np.ndarray]:
+  tensors: Mapping[str, np.ndarray], window: Size3D | None, how: str
+) -> tuple[dict[str, np.ndarray], Size3D]:
   """Inflates the weights of a 2D Swin to those of a Video Swin, as the reference does.
 
   Args:
     tensors: tensors under the names of the 2D reference; the patch embedding is `[channels, 3,
-      height, width]`, bias tables are `[(2 height - 1) (2 width - 1), heads]`.
-    window: attention window of the result, in tokens.
-    patch_time: frames of a patch of the result.
+      height, width]`, bias tables, one at least, are `[(2 height - 1) (2 width - 1), heads]`.
+    window: attention window of the result, in tokens; None: (8, side, side).
     how: "mean" as in the reference: the same patch kernel in every frame, and the same bias for
       every temporal offset. "center": the whole kernel in one frame, and a constant negative bias
       between frames.
 
   Returns:
-    The tensors by name; index buffers are unchanged.
+    The tensors by name, without index buffers, and the attention window.
 
   Raises:
     ConversionError: bias tables that are not those of square windows.
   """
-  if how not in INFLATIONS:
-    raise ValueError(f"unknown inflation {how!r}; expected one of {', '.join(INFLATIONS)}")
-  inflated, malformed = {}, []
-  for name, tensor in tensors.items():
-    if name == "patch_embed.proj.weight" and tensor.ndim == 4:
-      tensor = _inflate_patch(np.asarray(tensor, np.float32), patch_time, how)
-    elif name.endswith("relative_position_bias_table"):
-      if table_side(tensor) is None:
-        malformed.append(f"{name} {list(tensor.shape)}")
-        continue
-      tensor = _inflate_table(np.asarray(tensor, np.float32), window, how)
-    inflated[name] = tensor
+  check_choices(INFLATIONS, inflation=how)
+  inflated = {name: t for name, t in tensors.items() if not name.endswith("_position_index")}
+  tables = {name: table for name, table in tensors.items() if name.endswith("_bias_table")}
+  sides = {name: _window_side(table) for name, table in tables.items()}
+  malformed = [f"{name} {list(tables[name].shape)}" for name, side in sides.items() if not side]
   if malformed:
     raise ConversionError(
       f"bias tables that are not those of square windows: {', '.join(malformed)}"
     )
-  return inflated
+  if window is None:
+    side = next(iter(sides.values()))
+    window = (8, side, side)
+
+  def repeat(frame: np.ndarray, count: int, elsewhere: float) -> np.ndarray:
+    repeated = np.repeat(frame[None], count, axis=0)
+    if how == "center":
+      repeated[np.arange(count) != count // 2] = elsewhere
+    return repeated
+
+  for name, side in sides.items():
+    table = resize_table(tables[name], (1, side, side), (1, *window[1:]))
+    inflated[name] = repeat(table, 2 * window[0] - 1, _CROSS_FRAME_BIAS).reshape(-1, table.shape[1])
+  kernel = np.asarray(tensors[_PATCH], np.float32) / (_PATCH_FRAMES if how == "mean" else 1)
+  inflated[_PATCH] = np.moveaxis(repeat(kernel, _PATCH_FRAMES, 0.0), 0, 2)
+  return inflated, window
 
 
-def table_side(table: np.ndarray) -> int | None:
+def _window_side(table: np.ndarray) -> int | None:
   """Returns the side of the square window of a 2D bias table; None if there is no such window."""
   if table.ndim != 2 or table.size == 0:
     return None
@@ -66,29 +77,8 @@ def table_side(table: np.ndarray) -> int | None:
   return (offsets + 1) // 2 if offsets**2 == table.shape[0] and offsets % 2 else None
 
 
-def _inflate_patch(kernel: np.ndarray, patch_time: int, how: str) -> np.ndarray:
-  if how == "mean":
-    return np.repeat(kernel[:, :, None], patch_time, axis=2) / np.float32(patch_time)
-  inflated = np.zeros((*kernel.shape[:2], patch_time, *kernel.shape[2:]), kernel.dtype)
-  inflated[:, :, patch_time // 2] = kernel
-  return inflated
-
-
-def _inflate_table(table: np.ndarray, window: Size3D, how: str) -> np.ndarray:
-  offsets = 2 * table_side(table) - 1
-  table = table.reshape(offsets, offsets, -1)
-  for axis in (0, 1):
-    table = _resize(table, axis, 2 * window[axis + 1] - 1, _cubic)
-  if how == "mean":
-    inflated = np.broadcast_to(table, (2 * window[0] - 1, *table.shape))
-  else:
-    inflated = np.full((2 * window[0] - 1, *table.shape), _CROSS_FRAME_BIAS, table.dtype)
-    inflated[window[0] - 1] = table
-  return inflated.reshape(-1, table.shape[-1])
-
-
 def resize_table(table: np.ndarray, window: Size3D, target: Size3D) -> np.ndarray:
-  """Resizes a 3D bias table: bicubic in space, linear in time.
+  """Resizes a 3D bias table: bicubic in space, linear in time, as PyTorch interpolates.
 
   Args:
     table: float `[rows of window, heads]`.

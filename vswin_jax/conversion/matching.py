@@ -1,18 +1,16 @@
 """Matching of the tensors of a file to the parameters of a model."""
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+
+from vswin_jax.conversion.layouts import IGNORED
 
 # Keys under which training scripts save the weights, beside optimizer state and the like.
 _NESTED = ("state_dict", "model_state", "model", "model_state_dict", "module")
 # Prefixes that wrappers of parallel training and compilation add to every name.
 _WRAPPERS = ("module.", "_orig_mod.")
-
-# A regular expression that no name matches.
-NOTHING = r"(?!)"
 
 
 class ConversionError(ValueError):
@@ -64,23 +62,19 @@ def match(
   tensors: Mapping[str, np.ndarray],
   name_of: Callable[[str], str],
   from_source: Callable[[str, np.ndarray], np.ndarray],
-  *,
-  ignored: str = NOTHING,
-  replaced: str = NOTHING,
+  random: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
   """Matches every parameter of a model with a tensor of the file, and vice versa.
 
   Args:
     shapes: shapes of the model's parameters, by dotted path.
-    tensors: tensors of the file, by name.
+    tensors: tensors of the file, by name; those of `layouts.IGNORED` need no parameter.
     name_of: maps the path of a parameter to the name of its tensor.
     from_source: maps (path, tensor) to the parameter in the model's layout.
-    ignored: regular expression of names of tensors that the model has no parameters for.
-    replaced: regular expression of paths of parameters that the caller fills; their tensors are
-      ignored too.
+    random: prefixes of the paths of parameters that need no tensor.
 
   Returns:
-    float32 parameters by path, without those `replaced`.
+    float32 parameters by path, without those under `random`.
 
   Raises:
     ConversionError: parameters or tensors without a match, or tensors of a wrong shape, of a wrong
@@ -90,7 +84,7 @@ def match(
   for path, shape in shapes.items():
     name = name_of(path)
     used.add(name)
-    if re.fullmatch(replaced, path):
+    if path.startswith(random):
       continue
     if name not in tensors:
       problems.append(f"missing: {name}, for {path} {list(shape)}")
@@ -102,47 +96,20 @@ def match(
       continue
     try:
       parameter = from_source(path, tensor)
-      fits = parameter.shape == tuple(shape)
     except ValueError:
-      fits = False
-    if fits and np.isfinite(parameter).all():
-      params[path] = parameter.astype(np.float32, copy=False)
-    elif fits:
+      parameter = None
+    if parameter is None or parameter.shape != tuple(shape):
+      problems.append(f"wrong shape: {name} {list(tensor.shape)} does not fit {path} {list(shape)}")
+    elif not np.isfinite(parameter).all():
       problems.append(f"not finite: {name} holds infinite values or NaN")
     else:
-      problems.append(f"wrong shape: {name} {list(tensor.shape)} does not fit {path} {list(shape)}")
+      params[path] = parameter.astype(np.float32, copy=False)
   for name in tensors:
-    if name not in used and not re.fullmatch(ignored, name):
+    if name not in used and not re.fullmatch(IGNORED, name):
       problems.append(f"unknown: {name} {list(tensors[name].shape)}")
   if problems:
     raise ConversionError(_listing("the weights do not fit the model that they describe", problems))
   return params
-
-
-def nearest(named: Mapping[str, object], fields: Mapping) -> tuple[str, dict]:
-  """Returns the name of the configuration with most fields in common, and those that differ."""
-
-  def differing(name: str) -> dict:
-    return {field: value for field, value in fields.items() if getattr(named[name], field) != value}
-
-  name = min(named, key=lambda name: len(differing(name)))
-  return name, differing(name)
-
-
-@contextlib.contextmanager
-def inference_of(part: str) -> Iterator[None]:
-  """Turns errors at tensors that are missing or of unexpected shapes into `ConversionError`."""
-  problem = f"the size of the {part} can't be inferred from the file"
-  try:
-    yield
-  except ConversionError:
-    raise
-  except KeyError as error:
-    raise ConversionError(f"{problem}: {error} is missing; expected complete weights") from error
-  except (IndexError, ValueError, ZeroDivisionError) as error:
-    raise ConversionError(
-      f"{problem}: a tensor is empty or has an unexpected number of axes; expected complete weights"
-    ) from error
 
 
 def _listing(what: str, items: Sequence[str]) -> str:

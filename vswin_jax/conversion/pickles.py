@@ -9,7 +9,7 @@ import pickle
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from vswin_jax.conversion.file_errors import FileError
+from vswin_jax.conversion.formats import FileError
 
 # Far above the pickles of real checkpoints; within them, one takes less than a minute and 1 GB.
 LONGEST_PICKLE = 256 * 2**20
@@ -160,7 +160,7 @@ class _DataUnpickler(pickle._Unpickler):
     elif len(arguments) > _MAX_ARGUMENTS:
       raise TypeError("too many arguments")
     elif name in _CALLS:
-      self.append(_CALLS[name](self.spend, *arguments))
+      self.append(_CALLS[name](self, *arguments))
     else:
       self.append(self.calls[name](*arguments))
 
@@ -190,9 +190,6 @@ class _DataUnpickler(pickle._Unpickler):
   def load_dict(self) -> None:
     self.stack[::2] = map(self.quick_key, self.stack[::2])
     super().load_dict()
-
-  def quick_key(self, value):
-    return _quick_key(self.spend, value)
 
   # Chosen indices can collide in the memo, which is a dict.
   def load_long_binput(self) -> None:
@@ -224,41 +221,62 @@ class _DataUnpickler(pickle._Unpickler):
     except UnicodeDecodeError:
       return value
 
+  def quick_key(self, value: object) -> object:
+    """Returns `value`, or a placeholder where hashing or comparing it could take long.
 
-_OPCODES = (
-  *(pickle.PROTO, pickle.FRAME, pickle.STOP),
-  *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1),
-  *(pickle.BININT2, pickle.LONG1, pickle.LONG4, pickle.BINFLOAT),
-  *(pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.BINUNICODE8),
-  *(pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8, pickle.BYTEARRAY8),
-  *(pickle.SHORT_BINSTRING, pickle.BINSTRING),
-  *(pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.TUPLE),
-  *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
-  *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
-  *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),
-  *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ, pickle.NEWOBJ_EX),
-  *(pickle.BUILD, pickle.BINPERSID),
-  *(pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP),
-  *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
-)
+    Hashing nested tuples takes time that doubles with each level; big numbers can collide.
+    """
+    if type(value) not in (str, bytes, Placeholder):
+      self.spend(_STEPS_PER_NUMBER_KEY)
+    is_short_tuple = type(value) is tuple and len(value) <= _LONGEST_TUPLE_KEY
+    if all(map(_is_quick, value if is_short_tuple else (value,))):
+      return value
+    return Placeholder(f"{type(value).__module__}.{type(value).__qualname__}")
+
+  def make_dict(self, pairs: Sequence = ()) -> dict:
+    self.spend(len(pairs))
+    if not _is_sequence(pairs) or not all(map(_is_sequence, pairs)):
+      raise TypeError("not pairs")
+    return {self.quick_key(key): value for key, value in pairs}
+
+  def make_set(self, values: Sequence = ()) -> set:
+    if not _is_sequence(values):
+      raise TypeError("not values")
+    self.spend(_STEPS_PER_SET + 2 * len(values))
+    return set(map(self.quick_key, values))
+
+  def make_bytes(self, value: str | bytes = b"", encoding: str = "latin1") -> bytes:
+    """Returns bytes, which protocol 2 stores as text."""
+    self.spend(len(value) // 16)
+    if type(value) is bytes:
+      return value
+    if type(encoding) is not str or encoding not in ("latin1", "latin-1", "utf-8"):
+      raise ValueError("not an encoding of bytes")
+    return value.encode(encoding)
+
+
 # The opcodes that are read, and no others.
+_OPCODES = """
+  PROTO FRAME STOP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT
+  SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
+  SHORT_BINSTRING BINSTRING EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST LIST APPEND APPENDS
+  EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL STACK_GLOBAL REDUCE NEWOBJ
+  NEWOBJ_EX BUILD BINPERSID MARK POP POP_MARK DUP BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET
+"""
+_CODES = [getattr(pickle, name)[0] for name in _OPCODES.split()]
 _DataUnpickler.dispatch = {
-  opcode[0]: getattr(_DataUnpickler, pickle._Unpickler.dispatch[opcode[0]].__name__)
-  for opcode in _OPCODES
+  code: getattr(_DataUnpickler, pickle._Unpickler.dispatch[code].__name__) for code in _CODES
 }
-
-
-def _quick_key(spend, value: object) -> object:
-  """Returns `value`, or a placeholder where hashing or comparing it could take long.
-
-  Hashing nested tuples takes time that doubles with each level; big numbers can collide.
-  """
-  if type(value) not in (str, bytes, Placeholder):
-    spend(_STEPS_PER_NUMBER_KEY)
-  is_short_tuple = type(value) is tuple and len(value) <= _LONGEST_TUPLE_KEY
-  if all(map(_is_quick, value if is_short_tuple else (value,))):
-    return value
-  return Placeholder(f"{type(value).__module__}.{type(value).__qualname__}")
+# The names that are called; their functions take the unpickler first.
+_CALLS: dict[str, Callable] = {
+  "collections.OrderedDict": _DataUnpickler.make_dict,
+  "builtins.set": _DataUnpickler.make_set,
+  "builtins.frozenset": lambda self, values=(): frozenset(self.make_set(values)),
+  "builtins.bytes": _DataUnpickler.make_bytes,
+  "builtins.bytearray": _DataUnpickler.make_bytes,
+  "builtins.complex": lambda self, real, imaginary: complex(real, imaginary),
+  "_codecs.encode": _DataUnpickler.make_bytes,
+}
 
 
 def _is_quick(value: object) -> bool:
@@ -272,46 +290,3 @@ def _is_quick(value: object) -> bool:
 def _is_sequence(value: object) -> bool:
   """Returns whether a value can be iterated without creating objects, as an array would."""
   return type(value) in (list, tuple)
-
-
-def _make_dict(spend: Callable, pairs: Sequence = ()) -> dict:
-  spend(len(pairs))
-  if not _is_sequence(pairs) or not all(map(_is_sequence, pairs)):
-    raise TypeError("not pairs")
-  return {_quick_key(spend, key): value for key, value in pairs}
-
-
-def _make_set(spend: Callable, values: Sequence = ()) -> set:
-  if not _is_sequence(values):
-    raise TypeError("not values")
-  spend(_STEPS_PER_SET + 2 * len(values))
-  return {_quick_key(spend, value) for value in values}
-
-
-def _make_frozenset(spend: Callable, values: Sequence = ()) -> frozenset:
-  return frozenset(_make_set(spend, values))
-
-
-def _make_bytes(spend: Callable, value: str | bytes = b"", encoding: str = "latin1") -> bytes:
-  """Returns bytes, which protocol 2 stores as text."""
-  spend(len(value) // 16)
-  if type(value) is bytes:
-    return value
-  if type(encoding) is not str or encoding not in ("latin1", "latin-1", "utf-8"):
-    raise ValueError("not an encoding of bytes")
-  return value.encode(encoding)
-
-
-def _make_complex(spend: Callable, real: float, imaginary: float) -> complex:
-  return complex(real, imaginary)
-
-
-_CALLS: dict[str, Callable] = {
-  "collections.OrderedDict": _make_dict,
-  "builtins.set": _make_set,
-  "builtins.frozenset": _make_frozenset,
-  "builtins.bytes": _make_bytes,
-  "builtins.bytearray": _make_bytes,
-  "builtins.complex": _make_complex,
-  "_codecs.encode": _make_bytes,
-}

@@ -3,44 +3,16 @@
 import json
 import os
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vswin_jax.conversion.file_errors import DAMAGED, FileError
+from vswin_jax.conversion.formats import DAMAGED, SAFETENSORS_DTYPES, FileError
 
 # Room for a hundred thousand tensors; reading such a header takes less than 1 GB.
 LONGEST_HEADER = 16 * 2**20
 
 _LENGTH_BYTES = 8
 _LONGEST_MESSAGE = 200
-
-_DTYPES = {
-  "F64": np.dtype("<f8"),
-  "F32": np.dtype("<f4"),
-  "F16": np.dtype("<f2"),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-  "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
-  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-  "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
-  "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-  "C64": np.dtype("<c8"),
-  "I64": np.dtype("<i8"),
-  "I32": np.dtype("<i4"),
-  "I16": np.dtype("<i2"),
-  "I8": np.dtype("i1"),
-  "U64": np.dtype("<u8"),
-  "U32": np.dtype("<u4"),
-  "U16": np.dtype("<u2"),
-  "U8": np.dtype("u1"),
-  "BOOL": np.dtype("?"),
-}
-
-
-def looks_like_safetensors(head: bytes) -> bool:
-  """Whether a file that starts with `head`, and is no text, is meant to be a .safetensors file."""
-  return head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
 
 
 def read_safetensors(path: str | os.PathLike, file: np.ndarray) -> dict[str, np.ndarray]:
@@ -76,10 +48,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _view(data: np.ndarray, name: str, dtype: str, shape, data_offsets) -> np.ndarray:
-  if dtype not in _DTYPES:
+  if dtype not in SAFETENSORS_DTYPES:
     raise FileError(
       f"tensor {name[:_LONGEST_MESSAGE]!a} has the dtype {dtype}, expected one of "
-      f"{', '.join(_DTYPES)}; save it in one of them"
+      f"{', '.join(SAFETENSORS_DTYPES)}; save it in one of them"
     )
   begin, end = data_offsets
-  return np.ndarray(shape, _DTYPES[dtype], buffer=data[begin:end])
+  return np.ndarray(shape, SAFETENSORS_DTYPES[dtype], buffer=data[begin:end])

@@ -5,16 +5,18 @@ import dataclasses
 import io
 import mmap
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable
 
 import numpy as np
 
+from vswin_jax.common.messages import one_line
 from vswin_jax.conversion import pickles
-from vswin_jax.conversion.file_errors import DAMAGED, FileError, is_count
+from vswin_jax.conversion.formats import DAMAGED, FileError, is_count
 from vswin_jax.conversion.pickles import Placeholder
-from vswin_jax.conversion.safetensors_files import looks_like_safetensors, read_safetensors
+from vswin_jax.conversion.safetensors_files import read_safetensors
 from vswin_jax.conversion.torch_tensors import (
   CALLS,
   CONSTANTS,
@@ -33,6 +35,20 @@ _LOCAL_HEADER_BYTES = 30
 _LONGEST_ENTRY_NAME = 100
 
 _EXPECTED = "expected a file written by torch.save, or .safetensors"
+# Patterns of files that are often saved in place of weights -> what they are.
+_OTHER_FILES = {
+  rb"(\xef\xbb\xbf)?\s*<(?i:!doctype|html|head|\?xml)": (
+    "a web page, not weights: the download failed, or needs a login; download the file again from "
+    "its direct link"
+  ),
+  rb"version https://git-lfs": (
+    "a pointer of Git LFS, not the weights; fetch them with `git lfs pull`"
+  ),
+  rb"(?s:.{257})ustar": f"a tar archive; {_EXPECTED}: unpack it and give the file inside",
+  rb"\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf": (
+    f"a compressed file; {_EXPECTED}: unpack it first"
+  ),
+}
 _BIG_ENDIAN = "written on a big-endian machine; load it there and save it on another"
 
 
@@ -62,21 +78,16 @@ def read_file(path: str | os.PathLike) -> object:
       if os.fstat(file.fileno()).st_size == 0:
         raise FileError("the file is empty; download or save it again")
       return _read(path, file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-  except FileNotFoundError as error:
-    raise FileError(_one_line(path, f"no such file; {_EXPECTED}")) from error
-  except OSError as error:
-    raise FileError(_one_line(path, f"can't be opened ({error.strerror})")) from error
-  except FileError as error:
-    raise FileError(_one_line(path, str(error))) from error
-  # Other errors depend on the bytes of the file only, or on an impossible path.
   except Exception as error:
-    raise FileError(
-      _one_line(path, f"can't be read ({type(error).__name__}); {DAMAGED}")
-    ) from error
-
-
-def _one_line(path: str | os.PathLike, message: str) -> str:
-  return " ".join(f"{os.fspath(path)}: {message}".splitlines())
+    match error:
+      case OSError():
+        problem = f"{str(error.strerror).lower()}; {_EXPECTED}"
+      case FileError():
+        problem = str(error)
+      # Others depend on the bytes of the file only, or on an impossible path.
+      case _:
+        problem = f"can't be read ({type(error).__name__}); {DAMAGED}"
+    raise FileError(one_line(f"{os.fspath(path)}: {problem}")) from error
 
 
 class _BoundedReader(io.FileIO):
@@ -92,31 +103,17 @@ def _read(path: str | os.PathLike, file: io.FileIO, data: mmap.mmap) -> object:
   head = data[:1024]
   if head.startswith(b"PK\x03\x04"):
     return _read_zip(file, data)
-  _refuse_known_others(head)
-  if looks_like_safetensors(head):
+  for pattern, problem in _OTHER_FILES.items():
+    if re.match(pattern, head):
+      raise FileError(problem)
+  if _is_text(head):
+    raise FileError(f"a text file, not weights; {_EXPECTED}")
+  # A length, then a header in JSON.
+  if head[8:9] == b"{":
     return read_safetensors(path, np.frombuffer(data, np.uint8))
   if head.startswith(b"\x80"):
     return _read_legacy(data)
   raise FileError(f"a file of unknown format; {_EXPECTED}")
-
-
-def _refuse_known_others(head: bytes) -> None:
-  """Raises FileError for kinds of files that are often saved in place of weights."""
-  start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
-  if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-    raise FileError(
-      "a web page, not weights: the download failed, or needs a login; download the file again "
-      "from its direct link"
-    )
-  if head.startswith(b"version https://git-lfs"):
-    raise FileError("a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
-  if head[257:262] == b"ustar":
-    raise FileError(f"a tar archive; {_EXPECTED}: unpack it and give the file inside")
-  for magic in (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf"):
-    if head.startswith(magic):
-      raise FileError(f"a compressed file; {_EXPECTED}: unpack it first")
-  if _is_text(head):
-    raise FileError(f"a text file, not weights; {_EXPECTED}")
 
 
 def _is_text(head: bytes) -> bool:

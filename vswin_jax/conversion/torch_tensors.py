@@ -2,12 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
-import ml_dtypes
 import numpy as np
 
-from vswin_jax.conversion.file_errors import DAMAGED, MOST_AXES, FileError, is_count
+from vswin_jax.conversion.formats import (
+  DAMAGED,
+  DTYPES,
+  MOST_AXES,
+  STORAGE_DTYPES,
+  FileError,
+  is_count,
+)
 from vswin_jax.conversion.pickles import Placeholder
 
 # Limits on expanded tensors: times the elements of their storage, and elements beyond that.
@@ -17,37 +22,7 @@ _MAX_ARGUMENTS = 16
 # Keys of storages are numbers in decimal.
 _LONGEST_STORAGE_KEY = 100
 
-_LAZY = "torch.Tensor (conjugated or negated lazily)"
-
-_NAMES = (
-  *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz"),
-  *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "complex64", "complex128"),
-  *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
-)
-_DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in _NAMES}
-_STORAGE_DTYPES = {
-  "DoubleStorage": _DTYPES["float64"],
-  "FloatStorage": _DTYPES["float32"],
-  "HalfStorage": _DTYPES["float16"],
-  "BFloat16Storage": _DTYPES["bfloat16"],
-  "ComplexFloatStorage": _DTYPES["complex64"],
-  "ComplexDoubleStorage": _DTYPES["complex128"],
-  "LongStorage": _DTYPES["int64"],
-  "IntStorage": _DTYPES["int32"],
-  "ShortStorage": _DTYPES["int16"],
-  "CharStorage": _DTYPES["int8"],
-  "ByteStorage": _DTYPES["uint8"],
-  "BoolStorage": _DTYPES["bool"],
-  "UntypedStorage": _DTYPES["uint8"],
-  "_UntypedStorage": _DTYPES["uint8"],
-  # Quantized tensors become placeholders, but the legacy format requires their size.
-  "QInt8Storage": _DTYPES["int8"],
-  "QUInt8Storage": _DTYPES["uint8"],
-  "QInt32Storage": _DTYPES["int32"],
-  "QUInt4x2Storage": _DTYPES["uint8"],
-  "QUInt2x4Storage": _DTYPES["uint8"],
-}
-CONSTANTS = {f"torch.{name}": dtype for name, dtype in _DTYPES.items()}
+CONSTANTS = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,33 +42,30 @@ class StorageId:
 
 def has_kind(saved_id: object, kind: str) -> bool:
   """Returns whether a persistent id is of this kind, without comparing tensors."""
-  if type(saved_id) is not tuple or len(saved_id) < 2:
-    return False
-  return type(saved_id[0]) is str and saved_id[0] == kind
+  is_id = type(saved_id) is tuple and len(saved_id) > 1 and type(saved_id[0]) is str
+  return is_id and saved_id[0] == kind
 
 
 def parse_storage_id(saved_id: object) -> StorageId:
   """Parses the persistent id of a storage; raises FileError for any other object."""
   match saved_id if has_kind(saved_id, "storage") else None:
-    case ("storage", Placeholder() as kind, str(key), _, count):
-      view = None
-    case ("storage", Placeholder() as kind, str(key), _, count, view):
+    case (_, Placeholder() as kind, str(key), _, count, *view) if len(view) < 2:
       pass
     case _:
       raise FileError(f"its pickle refers to an object that is not a storage; {DAMAGED}")
   if not is_count(count) or len(key) > _LONGEST_STORAGE_KEY:
     raise FileError(f"its pickle describes an impossible storage; {DAMAGED}")
   package, _, name = kind.name.rpartition(".")
-  dtype = _STORAGE_DTYPES.get(name) if package.partition(".")[0] == "torch" else None
-  return StorageId(kind.name, dtype, key, count, view)
+  dtype = STORAGE_DTYPES.get(name) if package.partition(".")[0] == "torch" else None
+  return StorageId(kind.name, dtype, key, count, view[0] if view else None)
 
 
-def _view(
-  storage: object, offset: int, shape: Sequence[int], strides: Sequence[int], dtype=None
-) -> np.ndarray | Placeholder:
+def _view(storage, offset, shape, strides, dtype=None, metadata=None) -> np.ndarray | Placeholder:
   """Returns a tensor as a view of its storage; offset and strides are in elements."""
   if isinstance(storage, Placeholder) or isinstance(dtype, Placeholder):
     return Placeholder("torch.Tensor")
+  if type(metadata) is dict and any(metadata.get(name) is True for name in ("conj", "neg")):
+    return Placeholder("torch.Tensor (conjugated or negated lazily)")
   if not isinstance(storage, np.ndarray) or not storage.flags.c_contiguous:
     raise FileError(f"a tensor in it has no storage; {DAMAGED}")
   if len(shape) > MOST_AXES:
@@ -122,22 +94,13 @@ def _view(
 
 
 def _rebuild_v2(storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
-  if _is_lazy(metadata):
-    return Placeholder(_LAZY)
-  return _view(storage, offset, shape, strides)
+  return _view(storage, offset, shape, strides, None, metadata)
 
 
 def _rebuild_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
   if not isinstance(dtype, np.dtype | Placeholder):
     raise FileError(f"a tensor in it has no dtype; {DAMAGED}")
-  if _is_lazy(metadata):
-    return Placeholder(_LAZY)
-  return _view(storage, offset, shape, strides, dtype)
-
-
-def _is_lazy(metadata: object) -> bool:
-  """Returns whether a tensor is the conjugate or the negative of its storage."""
-  return type(metadata) is dict and any(metadata.get(name) is True for name in ("conj", "neg"))
+  return _view(storage, offset, shape, strides, dtype, metadata)
 
 
 def _rebuild_parameter(data, requires_grad=True, hooks=None, state=None):

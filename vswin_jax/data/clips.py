@@ -6,10 +6,10 @@ change the frames, not their positions.
 """
 
 import dataclasses
-import fractions
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -109,11 +109,7 @@ class Views:
 
 
 def check_views(spec: ClipSpec, views: Views, name: str = "views") -> None:
-  """Checks that clips of the size of `spec` can be cropped from the frames of `views`.
-
-  Raises:
-    ValueError: they can't; the message names the views `name`.
-  """
+  """Raises ValueError unless `views`, called `name`, crop clips of the size of `spec`."""
   if views.short_side < spec.size or (views.crops == "three" and views.short_side != spec.size):
     relation = "equal to" if views.crops == "three" else "at least"
     raise ValueError(
@@ -127,14 +123,10 @@ def short_side_of_crops(crops: str, size: int, short_side: int) -> int:
   return size if crops == "three" else short_side
 
 
-def count_clips(spec: ClipSpec, views: Views) -> int:
-  """Returns the number of clips per video; uniform sampling and whole videos have only one."""
-  return 1 if spec.sampling == "uniform" or views.whole_frames else views.num_clips
-
-
 def count_views(spec: ClipSpec, views: Views) -> int:
-  """Returns the number of views per video."""
-  return count_clips(spec, views) * CROPS[views.crops]
+  """Returns the number of views per video; uniform sampling and whole videos have one clip."""
+  num_clips = 1 if spec.sampling == "uniform" or views.whole_frames else views.num_clips
+  return num_clips * CROPS[views.crops]
 
 
 def view_frames(spec: ClipSpec, views: Views) -> int:
@@ -142,9 +134,16 @@ def view_frames(spec: ClipSpec, views: Views) -> int:
   return views.whole_frames or spec.num_frames
 
 
+def blank_clips(spec: ClipSpec, views: Views) -> tuple[np.ndarray, np.ndarray]:
+  """Returns zeros of the shapes and types of `eval_clips`."""
+  shape = (count_views(spec, views), view_frames(spec, views))
+  return np.zeros((*shape, spec.size, spec.size, 3), np.uint8), np.zeros(shape, np.int32)
+
+
 def describe_views(spec: ClipSpec, views: Views) -> str:
   """Returns clips x crops, as in "4x3"."""
-  return f"{count_clips(spec, views)}x{CROPS[views.crops]}"
+  crops = CROPS[views.crops]
+  return f"{count_views(spec, views) // crops}x{crops}"
 
 
 def train_clip(
@@ -159,24 +158,20 @@ def train_clip(
   Raises:
     VideoError: the video can't be decoded, or its frame rate is needed and unknown.
   """
-  num_frames = int(record["num_frames"])
   if spec.sampling == "uniform":
-    indices = sampling.uniform_train(num_frames, spec.num_frames, random)
-  elif spec.sampling == "time":
-    indices = sampling.time_train(num_frames, spec.num_frames, _clip_span(record, spec), random)
+    (indices,) = sampling.uniform_train(int(record["num_frames"]), spec.num_frames, random)
   else:
-    shown = frames_shown(record, spec)
-    indices = sampling.dense_train(len(shown), spec.num_frames, spec.frame_interval, random)
-    indices = shown[indices]
-  order = _reorder(indices[0], spec, random)
-  frames = decode_frames(record["video"], order, _RandomCut(spec, random))
-  return frames, _positions(indices)[0]
+    shown, span = frames_shown(record, spec)
+    (indices,) = _clips_at([sampling.random_start(len(shown), span, random)], shown, span, spec)
+  order = _reorder(indices, spec, random)
+  frames = decode_frames(record["video"], order, _random_cut(spec, random))
+  return frames, (indices - indices[0]).astype(np.int32)
 
 
 def eval_clips(
   record: dict, spec: ClipSpec, views: Views, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes all views of a record, crop-major.
+  """Decodes all views of a record, crop-major; raises as `train_clip`.
 
   Args:
     random: used only for the frame orders "shuffled" and "single".
@@ -184,53 +179,41 @@ def eval_clips(
   Returns:
     Views, uint8 `[views, time, size, size, 3]` with `view_frames` frames each, and the positions of
     their frames relative to the first one of the clip, int32 `[views, time]`.
-
-  Raises:
-    VideoError: as in `train_clip`.
   """
   num_frames = int(record["num_frames"])
   if views.whole_frames:
     span = _native_span(record, spec, views.whole_frames)
-    indices = sampling.whole_eval(num_frames, views.whole_frames, span)
+    indices = sampling.whole_clip(num_frames, views.whole_frames, span)
   elif spec.sampling == "uniform":
     indices = sampling.uniform_eval(num_frames, spec.num_frames)
-  elif spec.sampling == "time":
-    span = _clip_span(record, spec)
-    indices = sampling.time_eval(num_frames, spec.num_frames, span, views.num_clips)
   else:
-    shown = frames_shown(record, spec)
-    rule = sampling.dense_eval if spec.sampling == "dense" else sampling.dense_eval_to_ends
-    indices = shown[rule(len(shown), spec.num_frames, spec.frame_interval, views.num_clips)]
+    shown, span = frames_shown(record, spec)
+    if spec.sampling == "dense":
+      starts = sampling.middle_starts(len(shown), span, views.num_clips)
+    elif spec.sampling == "time":
+      starts = sampling.even_starts(len(shown), span, views.num_clips)
+    else:
+      to_last_frame = span - spec.frame_interval + 1
+      starts = sampling.starts_to_ends(len(shown), to_last_frame, views.num_clips)
+    indices = _clips_at(starts, shown, span, spec)
   order = np.stack([_reorder(clip, spec, random) for clip in indices])
-  return _decode_views(record, order, spec, views), _for_crops(_positions(indices), views)
+  return _decode_views(record, order, spec, views, indices - indices[:, :1])
 
 
 def sliding_clip(
   record: dict, spec: ClipSpec, views: Views, start: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes all crops of one clip of a timeline.
+  """Decodes all crops of the clip of a timeline at `start` (see `sliding_starts`).
 
   The clip has `num_frames` frames whatever the views. With uniform sampling, whose clips otherwise
-  span a whole video, they are `frame_interval` apart as in dense sampling.
-
-  Args:
-    start: first frame, from `sliding_starts`.
+  span a whole video, they are `frame_interval` apart as in dense sampling. Raises as `train_clip`.
 
   Returns:
     Crops, uint8 `[crops, num_frames, size, size, 3]`, and the positions of their frames in the
     video, int32 `[crops, num_frames]`.
-
-  Raises:
-    VideoError: as in `train_clip`.
   """
-  if spec.sampling == "time":
-    num_frames, span = int(record["num_frames"]), _clip_span(record, spec)
-    indices = sampling.time_clips([start], num_frames, spec.num_frames, span)
-  else:
-    shown = frames_shown(record, spec)
-    indices = start + np.arange(spec.num_frames) * spec.frame_interval
-    indices = shown[indices % len(shown)][None]
-  return _decode_views(record, indices, spec, views), _for_crops(indices, views)
+  indices = _clips_at([start], *frames_shown(record, spec), spec)
+  return _decode_views(record, indices, spec, views, indices)
 
 
 def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -244,57 +227,96 @@ def sliding_starts(record: dict, spec: ClipSpec) -> tuple[np.ndarray, np.ndarray
   Raises:
     VideoError: the frame rate is needed and unknown.
   """
+  shown, span = frames_shown(record, spec)
+  starts, parts = sampling.consecutive_starts(len(shown), span)
+  return starts, shown[parts]
+
+
+def frames_shown(record: dict, spec: ClipSpec) -> tuple[np.ndarray, int | Fraction]:
+  """Returns the positions of the frames that clips are taken from, and how many a clip spans."""
+  num_frames, span = int(record["num_frames"]), spec.num_frames * spec.frame_interval
   if spec.sampling == "time":
-    return sampling.time_parts(int(record["num_frames"]), _clip_span(record, spec))
-  shown = frames_shown(record, spec)
-  span = spec.num_frames * spec.frame_interval
-  parts = np.arange(0, len(shown), span)
-  return np.minimum(parts, max(len(shown) - span, 0)), shown[parts]
+    return np.arange(num_frames), _native_span(record, spec, span)
+  return sampling.resample(num_frames, _source_step(record, spec)), span
 
 
-class _RandomCut:
-  """Random crop and flip of a clip, drawn at its first frame and the same for all frames.
+def _clips_at(
+  starts: Sequence[int], shown: np.ndarray, span: int | Fraction, spec: ClipSpec
+) -> np.ndarray:
+  """Returns the frames of clips with the given starts: int `[len(starts), num_frames]`."""
+  if spec.sampling == "time":
+    return sampling.time_clips(starts, len(shown), spec.num_frames, span)
+  return shown[sampling.dense_clips(starts, len(shown), spec.num_frames, spec.frame_interval)]
 
-  A call takes a frame, uint8 `[height, width, 3]`, and returns uint8 `[size, size, 3]`.
-  """
 
-  def __init__(self, spec: ClipSpec, random: np.random.Generator):
-    self._spec, self._random = spec, random
-    jittered = spec.train_crop == "jittered"
-    side = round(random.uniform(*spec.short_side_range)) if jittered else spec.train_short_side
-    self._resize = _resizer(spec, side)
-    self._shape: tuple[int, ...] | None = None
+def _native_span(record: dict, spec: ClipSpec, count: int) -> Fraction:
+  """Returns how many frames of the video last as long as `count` at the frame rate of `spec`."""
+  return max(count * _source_step(record, spec), Fraction(1))
 
-  def __call__(self, frame: np.ndarray) -> np.ndarray:
-    frame = self._resize(frame)
-    if self._shape is None:
-      self._shape = frame.shape
-      self._box = self._draw_box(*frame.shape[:2])
-      self._flip = self._random.random() < self._spec.flip_probability
-    if frame.shape != self._shape:
-      raise VideoError("the frames of the video differ in size")
-    size = self._spec.size
-    frame = transforms.resize(transforms.crop(frame, self._box), size, size)
-    return transforms.flip(frame) if self._flip else frame
 
-  def _draw_box(self, height: int, width: int) -> transforms.Box:
-    spec = self._spec
-    if spec.train_crop == "jittered":
-      return transforms.random_crop_box(height, width, spec.size, self._random)
-    return transforms.random_resized_crop_box(
-      height, width, self._random, spec.area_range, spec.aspect_ratio_range
+def _source_step(record: dict, spec: ClipSpec) -> Fraction:
+  """Returns the frames of the video from one frame at the frame rate of `spec` to the next."""
+  if not spec.frame_rate:
+    return Fraction(1)
+  numerator, denominator = int(record["fps_numerator"]), int(record["fps_denominator"])
+  if numerator <= 0 or denominator <= 0:
+    raise VideoError(
+      f"the video has no frame rate, which is needed to resample it to {spec.frame_rate:g} frames/s"
     )
+  return sampling.source_step(Fraction(numerator, denominator), spec.frame_rate)
 
 
-def _decode_views(record: dict, indices: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
-  """Decodes the frames `indices` `[clips, time]` and crops them, crop-major."""
-  frames = decode_frames(record["video"], indices.ravel(), _resizer(spec, views.short_side))
+def _reorder(indices: np.ndarray, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:
+  if spec.frame_order == "shuffled":
+    return random.permutation(indices)
+  if spec.frame_order == "single":
+    return np.full_like(indices, random.choice(indices))
+  return indices
+
+
+def _random_cut(spec: ClipSpec, random: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a function that crops and flips frames `[height, width, 3]`, all of them alike.
+
+  Box and flip are drawn at the first frame.
+  """
+  jittered = spec.train_crop == "jittered"
+  side = round(random.uniform(*spec.short_side_range)) if jittered else spec.train_short_side
+  drawn = None
+
+  def cut(frame: np.ndarray) -> np.ndarray:
+    nonlocal drawn
+    frame = _resize(frame, spec, side)
+    height, width, _ = frame.shape
+    if drawn is None:
+      if jittered:
+        box = transforms.random_crop_box(height, width, spec.size, random)
+      else:
+        box = transforms.random_resized_crop_box(
+          height, width, random, spec.area_range, spec.aspect_ratio_range
+        )
+      drawn = height, width, box, random.random() < spec.flip_probability
+    *size, box, flipped = drawn
+    if [height, width] != size:
+      raise VideoError("the frames of the video differ in size")
+    frame = transforms.resize(transforms.crop(frame, box), spec.size, spec.size)
+    return transforms.flip(frame) if flipped else frame
+
+  return cut
+
+
+def _decode_views(
+  record: dict, indices: np.ndarray, spec: ClipSpec, views: Views, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Decodes and crops the frames `indices` `[clips, time]`, and repeats `positions` per crop."""
+  resize = partial(_resize, spec=spec, short_side=views.short_side)
+  frames = decode_frames(record["video"], indices.ravel(), resize)
   num_crops, size = CROPS[views.crops], spec.size
   cut = np.empty((num_crops, len(frames), size, size, 3), np.uint8)
   for number, frame in enumerate(frames):
     for crop, pixels in enumerate(_cut(frame, spec, views.crops)):
       cut[crop, number] = pixels
-  return cut.reshape(-1, indices.shape[1], size, size, 3)
+  clips = cut.reshape(-1, indices.shape[1], size, size, 3)
+  return clips, np.tile(positions, (num_crops, 1)).astype(np.int32)
 
 
 def _cut(frame: np.ndarray, spec: ClipSpec, crops: str) -> list[np.ndarray]:
@@ -304,63 +326,15 @@ def _cut(frame: np.ndarray, spec: ClipSpec, crops: str) -> list[np.ndarray]:
     return [transforms.crop(frame, transforms.center_crop_box(*arguments))]
   if crops == "three":
     return [transforms.crop(frame, box) for box in transforms.three_crop_boxes(*arguments)]
-  smaller = _resizer(spec, spec.size)(frame)
   squeezed = transforms.resize(frame, spec.size, spec.size)
+  smaller = _resize(frame, spec, spec.size)
   return [*_cut(smaller, spec, "three"), squeezed, *_cut(frame, spec, "center")]
 
 
 def central_view(frame: np.ndarray, spec: ClipSpec, views: Views) -> np.ndarray:
   """Resizes and center-crops a frame uint8 `[height, width, 3]` to uint8 `[size, size, 3]`."""
-  return _cut(_resizer(spec, views.short_side)(frame), spec, "center")[0]
+  return _cut(_resize(frame, spec, views.short_side), spec, "center")[0]
 
 
-def _resizer(spec: ClipSpec, short_side: int) -> Callable[[np.ndarray], np.ndarray]:
-  round_down = spec.rounding == "pyslowfast"
-  return partial(transforms.resize_short_side, size=short_side, round_down=round_down)
-
-
-def _positions(indices: np.ndarray) -> np.ndarray:
-  """Returns frame numbers `[clips, time]` relative to the first one of each clip, int32."""
-  return (indices - indices[:, :1]).astype(np.int32)
-
-
-def _for_crops(positions: np.ndarray, views: Views) -> np.ndarray:
-  """Repeats positions `[clips, time]` for each crop: int32 `[views, time]`, crop-major."""
-  return np.tile(positions, (CROPS[views.crops], 1)).astype(np.int32)
-
-
-def frames_shown(record: dict, spec: ClipSpec) -> np.ndarray:
-  """Returns the positions in the video of the frames that dense sampling uses."""
-  num_frames = int(record["num_frames"])
-  if not spec.frame_rate:
-    return np.arange(num_frames)
-  return sampling.resample(num_frames, _frames_per_second(record, spec), spec.frame_rate)
-
-
-def _clip_span(record: dict, spec: ClipSpec) -> fractions.Fraction:
-  """Returns the number of frames of the video that a clip of time sampling spans."""
-  return _native_span(record, spec, spec.num_frames * spec.frame_interval)
-
-
-def _native_span(record: dict, spec: ClipSpec, count: int) -> fractions.Fraction:
-  """Returns how many frames of the video last as long as `count` at the frame rate of `spec`."""
-  if not spec.frame_rate:
-    return fractions.Fraction(count)
-  return sampling.native_span(count, _frames_per_second(record, spec), spec.frame_rate)
-
-
-def _frames_per_second(record: dict, spec: ClipSpec) -> fractions.Fraction:
-  numerator, denominator = int(record["fps_numerator"]), int(record["fps_denominator"])
-  if numerator <= 0 or denominator <= 0:
-    raise VideoError(
-      f"the video has no frame rate, which is needed to resample it to {spec.frame_rate:g} frames/s"
-    )
-  return fractions.Fraction(numerator, denominator)
-
-
-def _reorder(indices: np.ndarray, spec: ClipSpec, random: np.random.Generator) -> np.ndarray:
-  if spec.frame_order == "shuffled":
-    return random.permutation(indices)
-  if spec.frame_order == "single":
-    return np.full_like(indices, random.choice(indices))
-  return indices
+def _resize(frame: np.ndarray, spec: ClipSpec, short_side: int) -> np.ndarray:
+  return transforms.resize_short_side(frame, short_side, spec.rounding == "pyslowfast")

@@ -2,9 +2,8 @@
 
 import os
 
-from vswin_jax.data.locks import dataset_lock
 from vswin_jax.data.motion import MotionClips
-from vswin_jax.data.records import DatasetError
+from vswin_jax.data.records import DatasetError, dataset_lock
 
 # A generated data set is a TFDS builder in a file of its own and a line here.
 BUILDERS = {MotionClips.name: MotionClips}
@@ -20,13 +19,11 @@ def ensure(name: str, data_dir: str) -> None:
     return
   folder = os.path.expanduser(data_dir)
   builder = BUILDERS[name](data_dir=folder, file_format="array_record")
-  if builder.is_prepared():
-    return
   try:
-    os.makedirs(folder, exist_ok=True)
-    with dataset_lock(name, folder, wait=True):
-      if not builder.is_prepared():
-        builder.download_and_prepare()
+    if not builder.is_prepared():
+      os.makedirs(folder, exist_ok=True)
+      with dataset_lock(name, folder, wait=True):
+        builder.download_and_prepare()  # does nothing if another process has done it
   except OSError as error:
     # On a shared disk without locks another host may have generated it first.
     if not builder.is_prepared():

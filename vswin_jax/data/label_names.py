@@ -4,12 +4,8 @@ import functools
 import importlib.resources
 
 NAMED_DATASETS = (
-  "kinetics400",
-  "kinetics600",
-  "kinetics700",
-  "kinetics710",
-  "something_something_v2",
-)
+  "kinetics400", "kinetics600", "kinetics700", "kinetics710", "something_something_v2"
+)  # fmt: skip
 
 
 @functools.cache

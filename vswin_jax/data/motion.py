@@ -35,7 +35,7 @@ FPS = 8
 _AMPLITUDE = np.array([0.25, 0.25, 0.35])
 _WOBBLE = 0.5  # radians
 _COLOR = (255.0, 220.0, 90.0)
-_SIDES = types.MappingProxyType({"square": 4, "hexagon": 6, "disc": 48})
+_SIDES = (4, 6, 48)
 _TEXTURE_SIZE = 64
 
 
@@ -54,16 +54,14 @@ class MotionClips(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    return {
-      split: self._generate_examples(split_number, count)
-      for split_number, (split, count) in enumerate(self.NUM_CLIPS.items())
-    }
+    splits = enumerate(self.NUM_CLIPS.items())
+    return {split: self._generate_examples(number, count) for number, (split, count) in splits}
 
   def _generate_examples(self, split_number: int, count: int):
     seeds = [(split_number, number) for number in range(count)]
-    examples = map_in_order(make_record, seeds, num_workers=usable_cores())
-    with contextlib.closing(examples):
-      yield from enumerate(examples)
+    records = map_in_order(make_record, seeds, num_workers=usable_cores())
+    with contextlib.closing(records):
+      yield from enumerate(records)
 
 
 def make_record(seed: tuple[int, int]) -> dict:
@@ -76,15 +74,10 @@ def make_record(seed: tuple[int, int]) -> dict:
 
 
 def poses(motion: str, random: np.random.Generator) -> np.ndarray:
-  """Returns the poses of the shape in the frames of a clip.
+  """Returns the poses of the shape in the frames of a clip of a class of `MOTIONS`.
 
   Each of the three components (column, row, logarithm of size) takes the same evenly spaced values
   between -1 and 1: that of the class in ascending or descending order, the others in random order.
-  As a set, the frames of a clip are thus a uniformly random matching of the values of the three
-  components, whatever the class.
-
-  Args:
-    motion: a key of `MOTIONS`.
 
   Returns:
     float64 `[NUM_FRAMES, 3]`, in units of the largest offset from the center.
@@ -106,20 +99,21 @@ def render(poses: np.ndarray, random: np.random.Generator) -> np.ndarray:
   for number, pose in enumerate(poses):
     column, row, log_size = middle + _AMPLITUDE * pose
     angle, scale = random.uniform(-_WOBBLE, _WOBBLE), np.exp(log_size) * SIZE / _TEXTURE_SIZE
-    place = _placement(column * SIZE, row * SIZE, angle, scale)
+    center = _TEXTURE_SIZE / 2
+    place = cv2.getRotationMatrix2D((center, center), -np.rad2deg(angle), scale)
+    place[:, 2] += column * SIZE - center, row * SIZE - center
     mask = cv2.warpAffine(opacity, place, (SIZE, SIZE))[..., None]
     image = cv2.warpAffine(shape, place, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
-    corner = np.clip(start + drift * number, 0, SIZE - 1)
-    center = tuple(float(c) + (SIZE - 1) / 2 for c in corner)
-    behind = cv2.getRectSubPix(background, (SIZE, SIZE), center)
+    corner = np.clip(start + drift * number, 0, SIZE - 1) + (SIZE - 1) / 2
+    behind = cv2.getRectSubPix(background, (SIZE, SIZE), corner.tolist())
     frames[number] = np.clip(image * mask + behind * (1 - mask), 0, 255)
   return frames
 
 
 def _draw_shape(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Returns a textured shape: colors `[size, size, 3]` and opacity `[size, size]`, float32."""
+  """Returns a square, hexagon or disc: colors `[size, size, 3]` and opacity `[size, size]`."""
   middle = _TEXTURE_SIZE / 2
-  sides = _SIDES[random.choice(list(_SIDES))]
+  sides = random.choice(_SIDES)
   turns = (np.arange(sides) + 0.5) / sides * 2 * np.pi
   corners = middle * (1 + 0.84 * np.stack([np.cos(turns), np.sin(turns)], 1))
   opacity = np.zeros((_TEXTURE_SIZE, _TEXTURE_SIZE), np.float32)
@@ -131,18 +125,5 @@ def _draw_shape(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _texture(random, size: int, cells: int, levels: tuple[float, float], channels: int):
   """Returns smooth random blotches: float32 `[size, size, channels]`."""
   coarse = random.uniform(*levels, (cells, cells, channels)).astype(np.float32)
-  return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC).reshape(
-    size, size, channels
-  )
-
-
-def _placement(column: float, row: float, angle: float, scale: float) -> np.ndarray:
-  """Returns the affine map that rotates and scales the shape and centers it at (column, row)."""
-  along, across = scale * np.cos(angle), scale * np.sin(angle)
-  middle = _TEXTURE_SIZE / 2
-  return np.array(
-    [
-      [along, -across, column - (along - across) * middle],
-      [across, along, row - (across + along) * middle],
-    ]
-  )
+  smooth = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+  return smooth.reshape(size, size, channels)

@@ -48,11 +48,7 @@ class Preprocessing:
       ValueError: fields are missing, unknown or invalid.
     """
     try:
-      return cls(
-        mean=tuple(metadata["mean"]),
-        std=tuple(metadata["std"]),
-        clip=ClipSpec(**metadata["clip"]),
-        views=Views(**metadata["views"]),
-      )
+      mean, std = tuple(metadata["mean"]), tuple(metadata["std"])
+      return cls(mean, std, ClipSpec(**metadata["clip"]), Views(**metadata["views"]))
     except (KeyError, TypeError) as error:
       raise ValueError(f"invalid preprocessing metadata: {error!r}") from error

@@ -1,13 +1,15 @@
-"""Video records: their schema, and random access to those of a TFDS data set.
+"""Video records: their schema, and random access to those of a TFDS data set; locks of data sets.
 
 A data set is a folder of array_record files and metadata. TFDS reads it without TensorFlow and
 without this library.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,12 +23,7 @@ class DatasetError(ValueError):
 
 
 def features(class_names: list[str], multi_label: bool = False) -> tfds.features.FeaturesDict:
-  """Returns the schema of a record: encoded video, its metadata (`VideoMetadata`), id and label.
-
-  Args:
-    class_names: by index.
-    multi_label: whether the label is a sequence of any number of classes.
-  """
+  """Returns the schema of a record: encoded video, its `VideoMetadata`, id, and label or labels."""
   label = tfds.features.ClassLabel(names=class_names)
   return tfds.features.FeaturesDict(
     {
@@ -83,20 +80,14 @@ def open_records(name: str, data_dir: str, split: str) -> VideoRecords:
   Raises:
     DatasetError: no such data set or split, or records of another schema.
   """
-  where = f"{name!r} under {data_dir}"
   builder = _open_builder(name, data_dir)
-  known = ", ".join(builder.info.splits)
   try:
     source = builder.as_data_source(split=split)
-  except (ValueError, KeyError) as error:
-    raise DatasetError(f"{where} has no split {split!r}; it has {known}") from error
-  except NotImplementedError as error:
-    raise DatasetError(
-      f"{where} is not stored as array_record: {describe_error(error)}; prepare it with "
-      'file_format="array_record"'
-    ) from error
   except Exception as error:
-    raise DatasetError(f"can't read the files of {where}: {describe_error(error)}") from error
+    raise DatasetError(
+      f"can't read split {split!r} of {name!r} under {data_dir}, whose splits are "
+      f"{', '.join(builder.info.splits)}: {describe_error(error)}"
+    ) from error
   label = builder.info.features["label"]
   multi_label = isinstance(label, tfds.features.Sequence)
   classes = label.feature if multi_label else label
@@ -109,15 +100,15 @@ def split_names(name: str, data_dir: str) -> list[str]:
 
 
 def _open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-  where = f"{name!r} under {data_dir}"
   if not name:
     raise DatasetError("no data set is named; give --config.data.name")
+  where = f"{name!r} under {data_dir}"
   # TFDS would take some names for those of its own data sets.
   folder, _, version = name.partition(":")
   home = pathlib.Path(os.path.expanduser(data_dir), folder)
   versions = [
     path
-    for path in (home.iterdir() if home.is_dir() else ())
+    for path in home.glob("*")
     if tfds.core.Version.is_valid(path.name) and version in ("", path.name)
   ]
   if not versions:
@@ -136,3 +127,22 @@ def _open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
   if missing:
     raise DatasetError(f"{where} holds no video records: no {', '.join(sorted(missing))}")
   return builder
+
+
+@contextlib.contextmanager
+def dataset_lock(name: str, data_dir: str | os.PathLike, *, wait: bool) -> Iterator[None]:
+  """Lets one process at a time make the data set `name` under `data_dir`.
+
+  Has no effect on file systems without locks.
+
+  Raises:
+    DatasetError: another process holds the lock, and `wait` is false.
+  """
+  with open(os.path.join(data_dir, f".{name}.lock"), "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise DatasetError(f"another process is preparing {name} in {data_dir}") from error
+    except OSError:
+      pass
+    yield

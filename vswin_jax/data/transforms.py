@@ -22,16 +22,12 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_short_side(frame: np.ndarray, size: int, round_down: bool = False) -> np.ndarray:
-  """Resizes the shorter side of a frame to `size` pixels, keeping the aspect ratio.
-
-  Args:
-    round_down: rounds the longer side down instead of to the nearest pixel.
-  """
+  """Resizes the shorter side of a frame to `size`; the longer one is rounded to nearest or down."""
   height, width = frame.shape[:2]
+  short = min(height, width)
   if round_down:
-    short = min(height, width)
     return resize(frame, height * size // short, width * size // short)
-  scale = size / min(height, width)
+  scale = size / short
   return resize(frame, int(height * scale + 0.5), int(width * scale + 0.5))
 
 
@@ -55,9 +51,7 @@ def random_resized_crop_box(
 ) -> Box:
   """Draws a box of random area and aspect ratio; the center square if ten draws do not fit.
 
-  Args:
-    area_range: range of the area, uniform, as a fraction of the frame.
-    aspect_ratio_range: range of width over height, log-uniform.
+  Areas are uniform, as fractions of the frame; aspect ratios (width over height) log-uniform.
   """
   attempts = 10
   areas = random.uniform(*area_range, attempts) * height * width
@@ -85,18 +79,11 @@ def center_crop_box(height: int, width: int, size: int, round_up: bool = False) 
 
 
 def three_crop_boxes(height: int, width: int, size: int, round_up: bool = False) -> list[Box]:
-  """Returns square crops along the longer side, in the order first, last, middle.
+  """Returns squares along the longer side of a frame whose shorter side is `size`.
 
-  The last crop starts at twice the offset of the middle, as in OpenMMLab, or with `round_up` ends
-  with the frame, as in PySlowFast.
-
-  Raises:
-    ValueError: the shorter side is not `size` pixels.
+  The order is first, last, middle. The last one starts at twice the offset of the middle, as in
+  OpenMMLab, or with `round_up` ends with the frame, as in PySlowFast.
   """
-  if size != min(height, width):
-    raise ValueError(
-      f"three crops of {size} need frames of short side {size}, got {height} x {width}"
-    )
   top, left, *_ = center_crop_box(height, width, size, round_up)
   last_top, last_left = (height - size, width - size) if round_up else (2 * top, 2 * left)
   return [(0, 0, size, size), (last_top, last_left, size, size), (top, left, size, size)]

@@ -1,25 +1,11 @@
-"""Clips of video files that belong to no data set."""
+"""Video files that belong to no data set."""
 
 import dataclasses
-import functools
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
-import grain
-import numpy as np
-
-from vswin_jax.common.messages import one_line
-from vswin_jax.data.clips import (
-  ClipSpec,
-  Views,
-  count_views,
-  eval_clips,
-  sliding_clip,
-  view_frames,
-)
-from vswin_jax.data.pipeline import LoaderOptions, iterate
-from vswin_jax.data.video.decoding import VideoError, probe
+from vswin_jax.data.video.decoding import probe
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -27,7 +13,6 @@ VIDEO_SUFFIXES = frozenset({
   ".ogv", ".ts", ".webm", ".wmv",
 })
 # fmt: on
-_MAX_ERROR_BYTES = 400
 
 
 def find_videos(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
@@ -46,17 +31,10 @@ def find_videos(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
       path = os.path.expanduser(path)
     matches = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
     for match in matches or [path]:
-      found |= dict.fromkeys(_videos_in(match) if os.path.isdir(match) else [match])
+      inside = (os.path.join(folder, name) for folder, _, names in os.walk(match) for name in names)
+      videos = sorted(p for p in inside if os.path.splitext(p)[1].lower() in VIDEO_SUFFIXES)
+      found |= dict.fromkeys(videos if os.path.isdir(match) else [match])
   return list(found)
-
-
-def _videos_in(folder: str) -> list[str]:
-  return sorted(
-    os.path.join(parent, name)
-    for parent, _, names in os.walk(folder)
-    for name in names
-    if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-  )
 
 
 def file_record(path: str) -> dict:
@@ -66,59 +44,3 @@ def file_record(path: str) -> dict:
     VideoError: the file can't be read.
   """
   return {"video": path, **dataclasses.asdict(probe(path))}
-
-
-def clip_batches(
-  clips: Sequence[tuple[str, int | None]],
-  spec: ClipSpec,
-  views: Views,
-  *,
-  batch_size: int,
-  options: LoaderOptions,
-) -> Iterator[dict]:
-  """Loads clips of video files in batches, in order.
-
-  Args:
-    clips: (path, start): all with the start of a single clip as in `clips.sliding_clip`, which has
-      one view per crop, or all with None for the views of the whole video.
-    batch_size: clips per batch; the last batch is padded.
-
-  Returns:
-    An iterator (close it at the end) of dicts with "video" uint8 `[batch_size, views, time,
-    height, width, 3]`, "position_ids" int32 `[batch_size, views, time]` (see `clips.eval_clips` and
-    `clips.sliding_clip`), "index" int32 `[batch_size]` (into `clips`, -1 for padding) and "error"
-    bytes `[batch_size]`: why the clip could not be decoded, or empty.
-  """
-  load = functools.partial(_load, clips=tuple(clips), spec=spec, views=views)
-  num_batches = -(-len(clips) // batch_size)
-  loaded = grain.MapDataset.range(num_batches * batch_size).map(load)
-  return iterate(loaded.batch(batch_size, drop_remainder=True), options)
-
-
-def _load(index: int, *, clips: tuple, spec: ClipSpec, views: Views) -> dict:
-  # Padding has the shape of the last clip.
-  path, start = clips[min(index, len(clips) - 1)]
-  if start is not None:
-    views = dataclasses.replace(views, num_clips=1, whole_frames=0)
-  shape = (count_views(spec, views), view_frames(spec, views))
-  loaded = {
-    "video": np.zeros((*shape, spec.size, spec.size, 3), np.uint8),
-    "position_ids": np.zeros(shape, np.int32),
-    "index": np.int32(index if index < len(clips) else -1),
-    "error": np.asarray(b"", f"S{_MAX_ERROR_BYTES}"),
-  }
-  if index >= len(clips):
-    return loaded
-  try:
-    record = file_record(path)
-    if start is None:
-      video, position_ids = eval_clips(record, spec, views, np.random.default_rng(0))
-    else:
-      video, position_ids = sliding_clip(record, spec, views, start)
-  # One bad file must not stop the others, whatever is wrong with it.
-  except Exception as error:
-    kind = "" if isinstance(error, VideoError) else f"{type(error).__name__}: "
-    text = kind + one_line(error)
-    text = text.encode(errors="backslashreplace")[:_MAX_ERROR_BYTES]
-    return loaded | {"error": np.asarray(text, f"S{_MAX_ERROR_BYTES}")}
-  return loaded | {"video": np.ascontiguousarray(video), "position_ids": position_ids}

@@ -12,10 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from typing import Any
 
 # Enough that workers stay busy while one item takes long, few enough to stay in memory.
 _TASKS_PER_WORKER = 4
@@ -52,21 +49,25 @@ def end_with_parent(*events) -> None:
 
 @dataclasses.dataclass
 class _Task:
-  """An item, the approximate bytes of its result, and its future once submitted."""
+  """An item, the approximate bytes of its result, and its future once submitted.
+
+  A suspect was unfinished when a worker died.
+  """
 
   item: Any
   num_bytes: int
   future: concurrent.futures.Future | None = None
+  is_suspect: bool = False
 
 
 def map_in_order(
-  function: Callable[[Item], Result],
-  items: Iterable[Item],
+  function: Callable,
+  items: Iterable,
   *,
   num_workers: int,
-  if_killed: Callable[[Item], Result] | None = None,
-  size: Callable[[Item], int] = lambda item: 0,
-) -> Iterator[Result]:
+  if_killed: Callable | None = None,
+  size: Callable[[Any], int] = lambda item: 0,
+) -> Iterator:
   """Yields the results of a function over items, computed in worker processes, in order.
 
   Only a few results are in memory at a time. When a worker dies, for example because a file crashes
@@ -75,7 +76,6 @@ def map_in_order(
 
   Args:
     function: picklable; its exceptions reach the caller.
-    num_workers: processes.
     if_killed: None raises an error instead.
     size: approximate bytes of an item's result; bounds the sum over items in progress.
 
@@ -84,15 +84,13 @@ def map_in_order(
   """
   items = (_Task(item, size(item)) for item in items)
   tasks: collections.deque[_Task] = collections.deque()
-  # Number of tasks that may have killed a worker. While there are any, one task runs at a time.
-  suspects = 0
   while True:
     with _pool(num_workers) as pool:
-      alone = False
       try:
         while True:
+          one_by_one = any(task.is_suspect for task in tasks)
           while (
-            not suspects
+            not one_by_one
             and len(tasks) < _TASKS_PER_WORKER * num_workers
             and sum(task.num_bytes for task in tasks) < _MAX_BYTES_IN_FLIGHT
             and (task := next(items, None))
@@ -100,24 +98,21 @@ def map_in_order(
             tasks.append(task)
           if not tasks:
             return
-          alone = suspects > 0 and tasks[0].future is None
-          for task in itertools.islice(tasks, 1 if suspects else None):
+          for task in itertools.islice(tasks, 1 if one_by_one else None):
             task.future = task.future or pool.submit(function, task.item)
           result = tasks[0].future.result()
-          suspects -= alone
           tasks.popleft()
           yield result
       except BrokenProcessPool:
-        if alone and if_killed is None:
-          raise WorkerError(
-            f"a worker process died while processing {tasks[0].item!r}; memory may be short"
-          ) from None
-        if alone:
-          yield if_killed(tasks.popleft().item)
+        if tasks[0].is_suspect:
+          killer = tasks.popleft().item
+          if if_killed is None:
+            message = f"a worker process died while processing {killer!r}; memory may be short"
+            raise WorkerError(message) from None
+          yield if_killed(killer)
         for task in tasks:
           if task.future and (not task.future.done() or task.future.exception()):
-            task.future = None
-        suspects = sum(task.future is None for task in tasks)
+            task.future, task.is_suspect = None, True
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 """Cluster detection: the processes of a run, from flags, SLURM, a TPU pod or Kubernetes."""
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+import re
 
 import jax
 from jax._src import cloud_tpu_init
@@ -34,8 +33,7 @@ class Cluster:
   local_devices: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    host, _, port = self.coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not re.fullmatch(r".+:\d+", self.coordinator):
       raise StartupError(f"--coordinator must be HOST:PORT, got {self.coordinator!r}")
     if not 0 <= self.process_id < self.num_processes:
       raise StartupError(
@@ -68,19 +66,26 @@ def find_cluster(
     StartupError: the flags or the environment are incomplete or invalid.
     TransientStartupError: a service of the cloud did not answer.
   """
-  if (coordinator, num_processes, process_id) == (None, 1, None):
-    return None
   pod = os.environ.get(_POD_INDEX)
-  if coordinator is not None or num_processes is not None or process_id is not None:
+  given = (coordinator, num_processes, process_id)
+  if given == (None, 1, None):
+    return None
+  if given != (None, None, None):
     if process_id is None and pod is not None:
       process_id = int(pod)
-    if coordinator is None or num_processes is None or process_id is None:
+    if None in (coordinator, num_processes, process_id):
       raise StartupError(f"a run of several processes needs {_FLAGS} together")
     return Cluster(coordinator, num_processes, process_id)
-  with _detection_errors():
+  try:
     environment = _detect_environment()
     if environment is not None:
       return _cluster_of(environment, timeout)
+  except Exception as error:  # services of the cloud raise many kinds
+    is_lasting = isinstance(error, KeyError | ValueError) or not is_transient(error)
+    raise (StartupError if is_lasting else TransientStartupError)(
+      "this looks like a step of SLURM, a host of a TPU pod or a pod of Kubernetes, but the other "
+      f"processes can't be found: {type(error).__name__}: {error}; give {_FLAGS}"
+    ) from error
   if pod is not None:
     raise StartupError(
       f"this is pod {pod} of an indexed Kubernetes job whose other pods are unknown; give "
@@ -105,10 +110,8 @@ def _cluster_of(environment: type[ClusterEnv], timeout: float) -> Cluster | None
   count = environment.get_process_count()
   if count < 2:
     return None
-  address = environment.get_coordinator_address(
-    timeout_secs=int(timeout),
-    override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT"),
-  )
+  port = os.environ.get("JAX_COORDINATOR_PORT")
+  address = environment.get_coordinator_address(int(timeout), port)
   local_devices = None
   if environment is SlurmCluster and count > int(os.environ["SLURM_STEP_NUM_NODES"]):
     # With --gpu-bind SLURM shows a task its own GPU only, as device 0.
@@ -116,16 +119,3 @@ def _cluster_of(environment: type[ClusterEnv], timeout: float) -> Cluster | None
     if len(visible) > 1 or not visible[0]:
       local_devices = (environment.get_local_process_id(),)
   return Cluster(address, count, environment.get_process_id(), local_devices)
-
-
-@contextlib.contextmanager
-def _detection_errors() -> Iterator[None]:
-  """Turns errors of JAX's cluster detection into startup errors."""
-  try:
-    yield
-  except Exception as error:  # services of the cloud raise many kinds
-    is_lasting = isinstance(error, KeyError | ValueError) or not is_transient(error)
-    raise (StartupError if is_lasting else TransientStartupError)(
-      "this looks like a step of SLURM, a host of a TPU pod or a pod of Kubernetes, but the other "
-      f"processes can't be found: {type(error).__name__}: {error}; give {_FLAGS}"
-    ) from error

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vswin_jax.common.paths import AnyPath
-from vswin_jax.distributed.errors import ConsistencyError, TransientConsistencyError
+from vswin_jax.distributed.errors import StartupError, TransientStartupError
 
 
 def is_first() -> bool:
@@ -24,8 +24,6 @@ def is_first() -> bool:
 
 def broadcast_from_first(number: int) -> int:
   """Returns the number that process 0 passed."""
-  if jax.process_count() == 1:
-    return number
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
@@ -36,11 +34,9 @@ def check_same(metadata: Mapping[str, str]) -> None:
     metadata: values by name; the same names in all processes.
 
   Raises:
-    TransientConsistencyError: in all processes, if one differs from process 0. The startup barrier
-      has compared the options, so the cause is what hosts see of the files.
+    TransientStartupError: in all processes, if one differs from process 0. The startup barrier has
+      compared the options, so the cause is what hosts see of the files.
   """
-  if jax.process_count() == 1:
-    return
   checksums = np.array([zlib.crc32(str(value).encode()) for value in metadata.values()], np.uint32)
   gathered = multihost_utils.process_allgather(checksums)
   differences = np.argwhere(gathered != gathered[0])
@@ -48,7 +44,7 @@ def check_same(metadata: Mapping[str, str]) -> None:
     process, column = differences[0]
     name, value = list(metadata.items())[column]
     own = f" (here: {value})" if len(str(value)) < 200 else ""
-    raise TransientConsistencyError(
+    raise TransientStartupError(
       f"{name} is not the same in process {process} as in process 0{own}; all hosts must see the "
       "same files and be given the same options"
     )
@@ -58,7 +54,7 @@ def check_shared(folder: AnyPath) -> None:
   """Checks that all processes see the same folder under its name.
 
   Raises:
-    ConsistencyError: in all processes, if one does not.
+    StartupError: in all processes, if one does not.
   """
   if jax.process_count() == 1:
     return
@@ -77,7 +73,7 @@ def check_shared(folder: AnyPath) -> None:
       file.unlink()
   if not shared.all():
     others = ", ".join(map(str, np.flatnonzero(~shared)))
-    raise ConsistencyError(
+    raise StartupError(
       f"{folder} is not the same folder in process {others} as in process 0; give a --workdir on a "
       "disk that all hosts share, or in a bucket"
     )

@@ -36,7 +36,7 @@ def start(
   """Connects this process with the others of its run; must be called before any use of devices.
 
   Args:
-    cluster: the processes of the run; None: this process runs alone.
+    cluster: None: this process runs alone.
     start_timeout: seconds within which all processes must have started.
     heartbeat_timeout: seconds of silence after which a process counts as dead and the others abort.
     metadata: values that must be the same in all processes, by name.

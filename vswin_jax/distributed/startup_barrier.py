@@ -4,6 +4,7 @@ Runs before `jax.distributed.initialize`, which aborts the process without namin
 Process 0 listens at the coordinator address and sends one result to all others.
 """
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -17,7 +18,7 @@ from vswin_jax.distributed.errors import StartupError, TransientStartupError
 _LOG_INTERVAL = 15.0
 # Seconds for one message between two processes.
 _MESSAGE_TIMEOUT = 5.0
-# Entries of the two kinds of messages.
+# Entries of the messages to process 0 and from it.
 _REPORT = {"process": int, "processes": int, "host": str, "metadata": dict}
 _RESULT = {"error": str, "is_transient": bool}
 
@@ -26,7 +27,6 @@ def wait_for_all_processes(cluster: Cluster, *, timeout: float, metadata: dict[s
   """Waits until all processes of a cluster have started.
 
   Args:
-    cluster: the processes, and which of them this one is.
     timeout: seconds.
     metadata: values that must be equal in all processes, by name.
 
@@ -42,107 +42,88 @@ def wait_for_all_processes(cluster: Cluster, *, timeout: float, metadata: dict[s
     "metadata": metadata,
   }
   if cluster.process_id == 0:
-    _lead(cluster, report, timeout)
+    asyncio.run(_lead(cluster, report, timeout))
   else:
     _follow(cluster, report, timeout)
 
 
-def _lead(cluster: Cluster, report: dict, timeout: float) -> None:
+async def _lead(cluster: Cluster, own: dict, timeout: float) -> None:
   """Collects the reports in process 0 and sends the result to all processes."""
-  reports: dict[socket.socket, dict] = {}
+  reports: dict[asyncio.StreamWriter, dict] = {}
+
+  async def keep_report(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Keeps the report of a process for as long as the process is connected."""
+    with contextlib.closing(writer), contextlib.suppress(OSError, ValueError):
+      report = _parse(await asyncio.wait_for(reader.readline(), _MESSAGE_TIMEOUT), _REPORT)
+      if report is not None:  # otherwise it is of another program
+        reports[writer] = report
+        try:
+          await reader.read()
+        finally:
+          del reports[writer]
+
   # Sent if this process is interrupted.
   result = {"error": "process 0 ended before all processes had started", "is_transient": True}
+  server = await asyncio.start_server(keep_report, sock=_listen(cluster))
   try:
-    _collect(cluster, report, timeout, reports)
+    await _wait_for_reports(own, timeout, reports)
     result = {"error": "", "is_transient": False}
   except StartupError as error:
     result = {"error": str(error), "is_transient": isinstance(error, TransientStartupError)}
     raise
   finally:
-    for connection in reports:
-      with connection, contextlib.suppress(OSError):
-        _send(connection, result)
+    server.close()
+    for writer in list(reports):
+      with contextlib.suppress(OSError):
+        writer.write(_encode(result))
+        await asyncio.wait_for(writer.drain(), _MESSAGE_TIMEOUT)
 
 
-def _collect(
-  cluster: Cluster, own: dict, timeout: float, reports: dict[socket.socket, dict]
+async def _wait_for_reports(
+  own: dict, timeout: float, reports: dict[asyncio.StreamWriter, dict]
 ) -> None:
-  """Fills `reports` with those of the other processes, by connection."""
+  """Waits in process 0 until the reports of all other processes are in `reports`."""
   deadline = time.monotonic() + timeout
   log_time = time.monotonic() + _LOG_INTERVAL
-  with _listen(cluster) as server:
-    while True:
-      _drop_disconnected(reports)
-      present = {0, *(report["process"] for report in reports.values())}
-      missing = [number for number in range(cluster.num_processes) if number not in present]
-      if not missing:
-        return
-      names = f"process {', '.join(map(str, missing))}"
-      if time.monotonic() > deadline:
-        raise TransientStartupError(
-          f"{len(present)} of {cluster.num_processes} processes started within {timeout:g} s; "
-          f"missing: {names}. Start the same command on every host, or raise --start_timeout"
-        )
-      if time.monotonic() > log_time:
-        log_time = time.monotonic() + _LOG_INTERVAL
-        logger.info(
-          "%d of %d processes have started; waiting for %s",
-          len(present),
-          cluster.num_processes,
-          names,
-        )
-      server.settimeout(min(1.0, max(deadline - time.monotonic(), 0.01)))
-      try:
-        connection, _ = server.accept()
-      except TimeoutError:
-        continue
-      report = _receive(connection, _REPORT, _MESSAGE_TIMEOUT)
-      if report is None:  # another program
-        connection.close()
-        continue
-      # A restarted process takes the place of its predecessor.
-      _drop_disconnected(reports)
-      earlier = [own, *reports.values()]
-      reports[connection] = report
-      _check_report(report, earlier)
+  while True:
+    present = _check_reports([own, *reports.values()])
+    missing = [number for number in range(own["processes"]) if number not in present]
+    if not missing:
+      return
+    counts = f"{len(present)} of {own['processes']} processes"
+    names = f"process {', '.join(map(str, missing))}"
+    if time.monotonic() > deadline:
+      raise TransientStartupError(
+        f"{counts} started within {timeout:g} s; missing: {names}. Start the same command on every "
+        "host, or raise --start_timeout"
+      )
+    if time.monotonic() > log_time:
+      log_time = time.monotonic() + _LOG_INTERVAL
+      logger.info("%s have started; waiting for %s", counts, names)
+    await asyncio.sleep(0.1)
 
 
-def _drop_disconnected(reports: dict[socket.socket, dict]) -> None:
-  for connection in list(reports):
-    connection.setblocking(False)
-    try:
-      is_connected = connection.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:
-      is_connected = True
-    except OSError:
-      is_connected = False
-    if not is_connected:
-      del reports[connection]
-      connection.close()
-
-
-def _check_report(report: dict, earlier: list[dict]) -> None:
-  """Checks that the report of a process fits those before it, of which process 0's is the first."""
-  first = earlier[0]
-  names = [f"process {other['process']} on {other['host']}" for other in (first, report)]
-  if report["processes"] != first["processes"]:
-    raise StartupError(
-      f"--num_processes is {first['processes']} in {names[0]}, but {report['processes']} in "
-      f"{names[1]}; it must be the same in all processes"
+def _check_reports(reports: list[dict]) -> set[int]:
+  """Returns the processes of reports that fit together; the first is that of process 0."""
+  hosts: dict[int, str] = {}
+  for report in reports:
+    number, host = report["process"], report["host"]
+    expected, actual = (
+      {"--num_processes": one["processes"], **one["metadata"]} for one in (reports[0], report)
     )
-  for other in earlier:
-    if report["process"] == other["process"]:
+    for name in expected | actual:
+      if actual.get(name) != expected.get(name):
+        raise StartupError(
+          f"{name} is {expected.get(name)} in process 0 on {reports[0]['host']}, but "
+          f"{actual.get(name)} in process {number} on {host}; it must be the same in all processes"
+        )
+    if number in hosts:
       raise StartupError(
-        f"two processes have the id {report['process']}, on {other['host']} and on "
-        f"{report['host']}; give each its own --process_id, and end processes of earlier runs"
+        f"two processes have the id {number}, on {hosts[number]} and on {host}; give each its own "
+        "--process_id, and end processes of earlier runs"
       )
-  for name in sorted(first["metadata"].keys() | report["metadata"].keys()):
-    expected, actual = first["metadata"].get(name), report["metadata"].get(name)
-    if actual != expected:
-      raise StartupError(
-        f"{name} is {expected} in {names[0]}, but {actual} in {names[1]}; it must be the same in "
-        "all processes"
-      )
+    hosts[number] = host
+  return set(hosts)
 
 
 def _follow(cluster: Cluster, report: dict, timeout: float) -> None:
@@ -153,9 +134,11 @@ def _follow(cluster: Cluster, report: dict, timeout: float) -> None:
     result = None
     try:
       with socket.create_connection(cluster.address, timeout=_MESSAGE_TIMEOUT) as connection:
-        _send(connection, report)
+        connection.sendall(_encode(report))
         # Process 0 may have started later than this one.
-        result = _receive(connection, _RESULT, timeout + 10.0)
+        connection.settimeout(timeout + 10.0)
+        with connection.makefile("rb") as file:
+          result = _parse(file.readline(2**16), _RESULT)
     except OSError as error:
       reason = f" ({error})"
     if result is not None:
@@ -183,19 +166,15 @@ def _listen(cluster: Cluster) -> socket.socket:
     ) from error
 
 
-def _send(connection: socket.socket, message: dict) -> None:
-  connection.settimeout(_MESSAGE_TIMEOUT)
-  connection.sendall(json.dumps(message).encode() + b"\n")
+def _encode(message: dict) -> bytes:
+  return json.dumps(message).encode() + b"\n"
 
 
-def _receive(connection: socket.socket, types: dict[str, type], timeout: float) -> dict | None:
-  """Returns a line of JSON with entries of the given types, or None if none was received."""
-  connection.settimeout(timeout)
+def _parse(line: bytes, types: dict[str, type]) -> dict | None:
+  """Returns the message in a line of JSON; None if it has not the entries of the given types."""
   try:
-    with connection.makefile("rb") as file:
-      message = json.loads(file.readline(2**16))
-    if {name: type(value) for name, value in message.items()} == types:
-      return message
-  except (OSError, ValueError, AttributeError):
-    pass
-  return None
+    message = json.loads(line)
+    is_message = {name: type(value) for name, value in message.items()} == types
+  except (ValueError, AttributeError):
+    return None
+  return message if is_message else None

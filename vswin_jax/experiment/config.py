@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 
+from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
 from vswin_jax.augmentation.augmentation import Augmentation
@@ -19,6 +20,8 @@ from vswin_jax.data.clips import ClipSpec, Views, check_views
 from vswin_jax.data.pipeline import LoaderOptions
 from vswin_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from vswin_jax.models.catalog import CATALOG, check_clips, model_config
+from vswin_jax.training.optimizer import OptimizerOptions
+from vswin_jax.training.schedules import ScheduleOptions
 
 
 class ConfigError(ValueError):
@@ -88,47 +91,14 @@ class TrainSettings:
   keep_every: int = 0
 
   def __post_init__(self):
-    def named(*names: str) -> dict:
-      return {f"train.{name}": value for name, value in fields(self, *names).items()}
-
-    check_at_least(
-      1, **named("grad_accum_steps", "repeats", "log_every", "eval_every", "save_every", "keep")
+    names = ("grad_accum_steps", "repeats", "log_every", "eval_every", "save_every", "keep")
+    check_at_least(1, **{f"train.{name}": getattr(self, name) for name in names})
+    check_at_least(0, **{"train.keep_best": self.keep_best, "train.keep_every": self.keep_every})
+    check_rates(
+      **{"train.label_smoothing": self.label_smoothing, "train.ema_decay": self.ema_decay}
     )
-    check_at_least(0, **named("keep_best", "keep_every"))
-    check_rates(**named("label_smoothing", "ema_decay"))
     if not (math.isfinite(self.epochs) and self.epochs > 0):
       raise ValueError(f"train.epochs must be a positive number, got {self.epochs}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScheduleSettings:
-  """Learning rate; arguments of `training.schedules.make_schedule`."""
-
-  name: str = "cosine_epochs"
-  learning_rate: float = 1e-3
-  warmup_epochs: float = 2.5
-  warmup_start: float = 0.1
-  decay_epochs: tuple[float, ...] = ()
-  decay_factor: float = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
-  """Optimizer; arguments of `training.optimizer.make_optimizer`.
-
-  The multipliers are rules (regular expression, factor); the first one that matches the whole path
-  of a parameter applies.
-  """
-
-  name: str = "adamw"
-  weight_decay: float = 0.05
-  beta1: float = 0.9
-  beta2: float = 0.999
-  epsilon: float = 1e-8
-  momentum: float = 0.9
-  clip_norm: float = 0.0
-  learning_rate_multipliers: tuple[tuple[str, float], ...] = ((r".*", 1.0),)
-  weight_decay_multipliers: tuple[tuple[str, float], ...] = ((r".*", 1.0),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +143,8 @@ class Settings:
   train: TrainSettings = TrainSettings()
   augmentation: Augmentation = Augmentation()
   eval_batch_size: int = 16
-  schedule: ScheduleSettings = ScheduleSettings()
-  optimizer: OptimizerSettings = OptimizerSettings()
+  schedule: ScheduleOptions = ScheduleOptions()
+  optimizer: OptimizerOptions = OptimizerOptions()
   mesh: MeshSettings = MeshSettings()
 
   def __post_init__(self):
@@ -207,12 +177,7 @@ def base_config(model: str | None = "video_swin_t") -> config_dict.ConfigDict:
       and the preprocessing come from the weights of `init_from`.
   """
   options = _placeholders_of_all_models() if model is None else _placeholders(model_config(model))
-  values = {
-    field.name: dataclasses.asdict(field.default) if field.name in _SECTIONS else field.default
-    for field in dataclasses.fields(Settings)
-    if field.name != "model"
-  }
-  values["model"] = {"name": config_dict.placeholder(str), **options}
+  values = dataclasses.asdict(Settings(model={"name": config_dict.placeholder(str), **options}))
   values["init_from"] = config_dict.placeholder(str)
   config = config_dict.ConfigDict(values)
   config.model.name = model
@@ -256,7 +221,7 @@ def set_options(section: config_dict.ConfigDict) -> dict:
 
 @contextlib.contextmanager
 def config_errors() -> Iterator[None]:
-  """Turns ValueError and TypeError of values that do not fit into `ConfigError`."""
+  """Converts ValueError and TypeError to `ConfigError`."""
   try:
     yield
   except (TypeError, ValueError) as error:
@@ -287,17 +252,6 @@ def shared_flags(values: dict) -> dict[str, str]:
   """Returns, by flag, the config values that must be equal in all processes of a run."""
   return {
     f"--config.{key}": str(value)
-    for key, value in flatten_values(values).items()
+    for key, value in flatten_dict(values, sep=".").items()
     if key != "data.dir" and not key.startswith("loader.")
   }
-
-
-def flatten_values(tree: dict, prefix: str = "") -> dict:
-  """Returns the values of nested dicts by dotted key."""
-  values = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      values |= flatten_values(value, f"{prefix}{key}.")
-    else:
-      values[prefix + key] = value
-  return values

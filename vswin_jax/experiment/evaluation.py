@@ -5,15 +5,17 @@ from collections.abc import Callable
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.common.logging import logger
-from vswin_jax.common.paths import AnyPath
+from vswin_jax.common.paths import AnyPath, replacing
 from vswin_jax.data import pipeline
 from vswin_jax.data.clips import Views, count_views, describe_views, view_frames
 from vswin_jax.distributed.consistency import is_first
 from vswin_jax.experiment import initialization, results
 from vswin_jax.experiment.experiment import Experiment
+from vswin_jax.experiment.report import write_report
 from vswin_jax.models.parameters import with_shardings
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import Evaluation, evaluate
+from vswin_jax.training.metrics import read_metrics
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import StopRequest
 
@@ -33,17 +35,16 @@ def validate(
   views = experiment.settings.validation
   for name, result in _evaluate_params(experiment, eval_step, versions, views, stop).items():
     logger.info("step %d  %s  %s", int(state.step), name, result.describe())
-    scores |= {f"{name}/{measure}": value for measure, value in result.scalars().items()}
+    scores |= {f"{name}/{measure}": value for measure, value in result.scores.items()}
   return scores
 
 
-def main_score(scores: dict[str, float]) -> float:
-  """Returns the validation score that ranks checkpoints: that of the EMA if there is one."""
-  for version in ("validation_ema", "validation"):
-    for measure in ("top1", "mean_average_precision"):
-      if f"{version}/{measure}" in scores:
-        return scores[f"{version}/{measure}"]
-  raise ValueError(f"no validation score among {', '.join(scores)}")
+def main_score(metrics: dict[str, float]) -> float | None:
+  """Returns the validation score that ranks checkpoints, that of the EMA if there is one; None if
+  there is no score among the metrics."""
+  versions, measures = ("validation_ema", "validation"), ("top1", "mean_average_precision")
+  names = (f"{version}/{measure}" for version in versions for measure in measures)
+  return next((metrics[name] for name in names if name in metrics), None)
 
 
 def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) -> Evaluation:
@@ -62,36 +63,38 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
   directory = manager.checkpoints_of(source)
   step, params, metadata = manager.restore_params(directory, shapes)
   initialization.check_metadata(directory, metadata, experiment.metadata, resuming=False)
-  clip, views = settings.clip, settings.test
+  clip, views, records = settings.clip, settings.test, experiment.eval_records
   num_views = count_views(clip, views)
   logger.info(
-    "evaluating step %d of %s: %d videos, %d views each",
-    step,
-    directory,
-    len(experiment.eval_records),
-    num_views,
+    "evaluating step %d of %s: %d videos, %d views each", step, directory, len(records), num_views
   )
-  result = _evaluate_params(experiment, plan.jitted_eval_step(), {"test": params}, views, stop)[
-    "test"
-  ]
+  eval_step = plan.jitted_eval_step()
+  result = _evaluate_params(experiment, eval_step, {"test": params}, views, stop)["test"]
   logger.info(result.describe())
   if is_first():
     training = metadata.training
     origin = f"{step} steps of {training['batch_size']} clips" if training else "converted weights"
-    local = experiment.folder.local
+    local, class_names = experiment.folder.local, experiment.class_names
+    curves = (local if source == experiment.folder.path else source) / "metrics.jsonl"
+    frames = f"{view_frames(clip, views)} frames of {clip.size} x {clip.size}, {clip.frame_order}"
+    with replacing(local / "report.png") as path:
+      write_report(
+        path,
+        title=f"{settings.model['name']} on {settings.data.name}",
+        subtitle=(
+          f"{origin}; clips of {frames}",
+          f"{describe_views(clip, views)} views (clips x crops) of each video",
+        ),
+        evaluation=result,
+        class_names=class_names,
+        metrics=read_metrics(curves),
+      )
     results.write_results(
       local,
       result,
-      title=f"{settings.model['name']} on {settings.data.name}",
-      subtitle=(
-        f"{origin}; clips of {view_frames(clip, views)} frames of {clip.size} x {clip.size}, "
-        f"{clip.frame_order}",
-        f"{describe_views(clip, views)} views (clips x crops) of each video",
-      ),
       metadata={"step": step, "views": num_views},
-      class_names=experiment.class_names,
-      video_ids=[experiment.eval_records.video_id(row[0]) for row in result.predictions],
-      metrics=(local if source == experiment.folder.path else source) / "metrics.jsonl",
+      class_names=class_names,
+      video_ids=[records.video_id(row[0]) for row in result.predictions],
     )
     logger.info("report: %s", experiment.folder.path / "report.png")
   return result
@@ -106,7 +109,7 @@ def _evaluate_params(
 ) -> dict[str, Evaluation]:
   """Evaluates versions of the parameters over the evaluation split; names unreadable videos."""
   records, mesh, settings = experiment.eval_records, experiment.plan.mesh, experiment.settings
-  batch_size = sharding.round_up(settings.eval_batch_size, mesh)
+  batch_size = -(-settings.eval_batch_size // mesh.size) * mesh.size
   batches = pipeline.eval_batches(
     records,
     settings.clip,

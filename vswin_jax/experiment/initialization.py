@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
 from vswin_jax.checkpoints import manager
@@ -22,6 +23,9 @@ from vswin_jax.models.catalog import different_options
 from vswin_jax.models.parameters import CLASSIFIERS, flatten, with_shardings
 from vswin_jax.training.step import TrainState
 
+# Values that weights decide only for training; a resumed run keeps those it was started with.
+_TRAINING_KEYS = ("clip.train_short_side", "validation.short_side", "validation.whole_frames")
+
 
 class InitializationError(ValueError):
   """Raised when a run needs weights and none were given."""
@@ -35,7 +39,7 @@ def find_source(
   Args:
     folder: folder of the run; if it has a checkpoint, the run takes that one.
     mode: "train" or "eval".
-    checkpoint: folder that was asked for; None: none.
+    checkpoint: folder that takes precedence over all others.
 
   Returns:
     The folder; None for random weights.
@@ -53,9 +57,7 @@ def find_source(
       "converted weights"
     )
   if config.init_from is None:
-    raise InitializationError(
-      f"this recipe starts from pretrained weights: {_how_to_start(config)}"
-    )
+    raise InitializationError(f"this recipe starts from pretrained weights: {_advice(config)}")
   if config.init_from != "random":
     return file_path(config.init_from)
   if config.model.name is None:
@@ -66,7 +68,7 @@ def find_source(
   return None
 
 
-def _how_to_start(config: config_dict.ConfigDict) -> str:
+def _advice(config: config_dict.ConfigDict) -> str:
   given = "--config.init_from=models/start (converted weights, or the workdir of a run)"
   random = "--config.init_from=random trains from random weights (far lower accuracy)"
   if not config.starts_from:
@@ -108,90 +110,59 @@ def override_config(
     check_model(directory, saved)
     names_no_model = config.model.name is None
     if mode == "eval" or names_no_model:
-      started_with = None
-      if folder is not None and source == folder.path:
-        started_with = results.read_config(folder.local)
-      _override(config, saved.preprocessing, mode, started_with, overridden_keys)
-      if names_no_model or config.model.name == saved.model["name"]:
-        options = _merge_options(saved.model, set_options(config.model))
-        config.model = config_dict.ConfigDict(options)
+      values = _checkpoint_values(saved.preprocessing, config, overridden_keys)
+      started_with = folder and source == folder.path and results.read_config(folder.local)
+      if mode == "eval":
+        values = {key: value for key, value in values.items() if key not in _TRAINING_KEYS}
+      elif started_with:
+        started_with = flatten_dict(started_with, sep=".")
+        values |= {key: started_with[key] for key in _TRAINING_KEYS}
+      for key, value in values.items():
+        section, name = key.split(".")
+        if config[section][name] != value and key not in overridden_keys:
+          kept = started_with and key in _TRAINING_KEYS
+          origin = "the config of the run" if kept else "the preprocessing of the checkpoint"
+          logger.info("config.%s: %s (follows from %s)", key, value, origin)
+          config[section][name] = value
+    if names_no_model or (mode == "eval" and config.model.name == saved.model["name"]):
+      config.model = config_dict.ConfigDict(_merge_options(saved.model, set_options(config.model)))
     _check_same_model(directory, saved, config, mode)
-  _fit_short_sides(config, overridden_keys)
+  for section in ("validation", "test"):
+    # Crops that were given on the command line without a short side decide it.
+    given = f"{section}.crops" in overridden_keys
+    if given and f"{section}.short_side" not in overridden_keys:
+      views = config[section]
+      views.short_side = short_side_of_crops(views.crops, config.clip.size, views.short_side)
   return config.lock()
 
 
-def _override(
-  config: config_dict.ConfigDict,
-  preprocessing: Preprocessing,
-  mode: str,
-  started_with: dict | None,
-  overridden_keys: Collection[str],
-) -> None:
-  """Overrides preprocessing and views in place, and logs what changes.
+def _checkpoint_values(
+  preprocessing: Preprocessing, config: config_dict.ConfigDict, overridden_keys: Collection[str]
+) -> dict:
+  """Returns the config values, by dotted key, that follow from the preprocessing of weights.
 
-  Args:
-    started_with: config that a resumed run was started with.
+  In training, frames are larger than clips by the ratio of the views or, where frames of the views
+  are as large as clips, by that of the recipes: 256 pixels for clips of 224.
   """
-  own_size = preprocessing.clip.size
+  metadata, views, own_size = (
+    preprocessing.to_metadata(),
+    preprocessing.views,
+    preprocessing.clip.size,
+  )
   size = config.clip.size if "clip.size" in overridden_keys else own_size
-  scaled = "" if size == own_size else f", scaled from clips of {own_size} pixels"
-  values = _inference_values(preprocessing, size)
-  derived = _training_values(preprocessing, size, started_with) if mode == "train" else {}
-  for key, value in (values | derived).items():
-    section, name = key.split(".")
-    if config[section][name] != value and key not in overridden_keys:
-      source = "the views of the checkpoint" if key in derived else "the checkpoint"
-      if started_with is not None and key in derived:
-        source = "the config of the run"
-      logger.info(
-        "config.%s: %s (from %s%s)", key, value, source, scaled if "short_side" in name else ""
-      )
-      config[section][name] = value
-
-
-def _inference_values(preprocessing: Preprocessing, size: int) -> dict:
-  """Returns config keys and values of how weights are used with clips of `size` pixels."""
-  metadata = preprocessing.to_metadata()
-  views = preprocessing.views
+  larger = views.short_side if views.short_side > own_size else own_size * 256 // 224
+  short_side = round(larger * size / own_size)
   return {
     "data.mean": preprocessing.mean,
     "data.std": preprocessing.std,
     **{f"clip.{name}": value for name, value in metadata["clip"].items()},
     **{f"test.{name}": value for name, value in metadata["views"].items()},
     "clip.size": size,
-    "test.short_side": round(views.short_side * size / preprocessing.clip.size),
-  }
-
-
-def _training_values(preprocessing: Preprocessing, size: int, started_with: dict | None) -> dict:
-  """Returns config keys and values of training and validation that follow from the views.
-
-  Frames are larger than clips by the ratio of the views or, where frames of the views are as large
-  as clips, by that of the recipes: 256 pixels for clips of 224.
-
-  Args:
-    started_with: config that a resumed run was started with, whose values stay.
-  """
-  views, own_size = preprocessing.views, preprocessing.clip.size
-  larger = views.short_side if views.short_side > own_size else own_size * 256 // 224
-  short_side = round(larger * size / own_size)
-  values = {
+    "test.short_side": round(views.short_side * size / own_size),
     "clip.train_short_side": short_side,
     "validation.short_side": short_side,
     "validation.whole_frames": views.whole_frames,
   }
-  if started_with is None:
-    return values
-  return {key: started_with[section][name] for key in values for section, name in [key.split(".")]}
-
-
-def _fit_short_sides(config: config_dict.ConfigDict, overridden_keys: Collection[str]) -> None:
-  """Fits short sides to crops that were given on the command line without one."""
-  for section in ("validation", "test"):
-    given = f"{section}.crops" in overridden_keys
-    if given and f"{section}.short_side" not in overridden_keys:
-      views = config[section]
-      views.short_side = short_side_of_crops(views.crops, config.clip.size, views.short_side)
 
 
 def _merge_options(own: dict, given: dict) -> dict:
@@ -251,7 +222,12 @@ def load_initial_weights(
   logger.info("loaded weights of step %d of %s", step, directory)
   kept = [name for name, leaf in flatten(loaded).items() if isinstance(leaf, jax.ShapeDtypeStruct)]
   if kept:
-    logger.info("randomly initialized: %s", ", ".join(_module_names(kept)))
+    # The layers of a head, otherwise top-level modules.
+    modules = {
+      path.rpartition(".")[0] if path.startswith("head.") else path.partition(".")[0]
+      for path in kept
+    }
+    logger.info("randomly initialized: %s", ", ".join(sorted(modules)))
   if saved.labels is None and not any(name.startswith(CLASSIFIERS) for name in kept):
     logger.warning(
       "%s does not name its classes: its classifier is used for the %d classes of the data set",
@@ -260,16 +236,6 @@ def load_initial_weights(
     )
   ema_params = jax.tree.map(jnp.copy, params) if state.ema_params else {}
   return state.replace(params=params, ema_params=ema_params)
-
-
-def _module_names(paths: list[str]) -> list[str]:
-  """Returns the modules of parameters: the layers of a head, otherwise the top-level modules."""
-  return sorted(
-    {
-      path.rpartition(".")[0] if path.startswith("head.") else path.partition(".")[0]
-      for path in paths
-    }
-  )
 
 
 def check_metadata(

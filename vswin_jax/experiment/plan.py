@@ -10,15 +10,15 @@ import jax
 import optax
 from flax import nnx
 
+from vswin_jax.common.checks import fields
 from vswin_jax.experiment.config import ConfigError, Settings, config_errors
 from vswin_jax.models import create_model
 from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
 from vswin_jax.training import sharding
-from vswin_jax.training.evaluation import jit_eval_step
-from vswin_jax.training.inputs import check_label_smoothing
+from vswin_jax.training.evaluation import make_eval_step
 from vswin_jax.training.optimizer import make_optimizer
 from vswin_jax.training.schedules import make_schedule
-from vswin_jax.training.step import TrainState, create_state, make_eval_step, make_train_step
+from vswin_jax.training.step import TrainState, create_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +65,20 @@ class Plan:
       self.optimizer,
       self.schedule,
       seed=settings.seed,
-      mean=settings.data.mean,
-      std=settings.data.std,
       mesh=self.mesh,
       augmentation=settings.augmentation,
       multi_label=self.multi_label,
-      label_smoothing=settings.train.label_smoothing,
-      grad_accum_steps=settings.train.grad_accum_steps,
-      ema_decay=settings.train.ema_decay,
-      log_every=settings.train.log_every,
+      **fields(settings.data, "mean", "std"),
+      **fields(settings.train, "label_smoothing", "grad_accum_steps", "ema_decay", "log_every"),
     )
     out_shardings = (self.state_shardings(), sharding.replicated(self.mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
   def jitted_eval_step(self) -> Callable[[dict, dict], dict]:
-    """Returns the jitted evaluation step, see `jit_eval_step`."""
-    data = self.settings.data
-    step = make_eval_step(self.graph, mean=data.mean, std=data.std, multi_label=self.multi_label)
-    return jit_eval_step(step, self.mesh)
+    """Returns the jitted evaluation step (see `make_eval_step`) with replicated outputs."""
+    pixels = fields(self.settings.data, "mean", "std")
+    step = make_eval_step(self.graph, multi_label=self.multi_label, **pixels)
+    return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
 
 
 def make_mesh(
@@ -113,7 +109,7 @@ def make_plan(
   num_videos: int,
   multi_label: bool,
 ) -> Plan:
-  """Builds model, optimizer, schedule and steps from settings.
+  """Builds the plan of a training on a data set.
 
   Args:
     num_videos: videos of the training split.
@@ -130,30 +126,17 @@ def make_plan(
       f"{train.epochs} epochs of {num_videos} videos are less than one step of "
       f"{train.batch_size} clips; raise train.epochs or lower train.batch_size"
     )
-  options = settings.model | {"num_classes": num_classes}
-  with config_errors():
-    check_label_smoothing(train.label_smoothing, multi_label)
-    schedule = make_schedule(
-      num_steps=num_steps,
-      steps_per_epoch=steps_per_epoch,
-      **dataclasses.asdict(settings.schedule),
+  if multi_label and train.label_smoothing:
+    raise ConfigError(
+      "train.label_smoothing is for videos with one label; with any number of labels it must be 0, "
+      f"got {train.label_smoothing}"
     )
+  options = settings.model | {"num_classes": num_classes}
+  schedule = make_schedule(settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+  with config_errors():
     model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **options))
     graph, param_shapes = split_model(model)
-    optimizer = make_optimizer(
-      param_shapes,
-      schedule,
-      frozen=batch_statistics(model),
-      **dataclasses.asdict(settings.optimizer),
-    )
+    optimizer = make_optimizer(param_shapes, schedule, settings.optimizer, batch_statistics(model))
   return Plan(
-    settings=settings,
-    mesh=mesh,
-    multi_label=multi_label,
-    model_options=options,
-    num_steps=num_steps,
-    schedule=schedule,
-    graph=graph,
-    param_shapes=param_shapes,
-    optimizer=optimizer,
+    settings, mesh, multi_label, options, num_steps, schedule, graph, param_shapes, optimizer
   )

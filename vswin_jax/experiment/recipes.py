@@ -50,8 +50,9 @@ def video_swin_config(
   config.starts_from = starts_from
   config.model.dtype = "bfloat16"
   config.loader.num_workers = 8
-  config.schedule.name = "cosine_epochs" if version == "executed" else "cosine"
-  set_groups(config, _EXECUTED if version == "executed" else _WRITTEN)
+  is_executed = version == "executed"
+  config.schedule.name = "cosine_epochs" if is_executed else "cosine"
+  set_groups(config, _EXECUTED if is_executed else _WRITTEN)
   return config
 
 
@@ -84,13 +85,10 @@ def kinetics_swin_22k_config(
 def kinetics_swin_384_config(version: str = "executed") -> config_dict.ConfigDict:
   """Returns the recipe of Video Swin-L at 384 pixels: 60 epochs, RandAugment, 10 x 5 views."""
   config = kinetics_swin_22k_config("video_swin_l", "swin_l_w12_in22k_2d --window=8,12,12", version)
-  config.model.window_size = (8, 12, 12)
-  config.model.drop_path_rate = 0.5
-  config.model.rematerialization = "block"
-  config.clip.size = 384
-  config.clip.train_short_side = 416
+  config.model.update(window_size=(8, 12, 12), drop_path_rate=0.5, rematerialization="block")
+  config.clip.update(size=384, train_short_side=416)
   config.validation.short_side = 416
-  config.test.update({"num_clips": 10, "crops": "five", "short_side": 416})
+  config.test.update(num_clips=10, crops="five", short_side=416)
   config.train.epochs = 60.0
   # 50 views of 384 x 384 are 0.7 GB of pixels a video.
   config.eval_batch_size = 8
@@ -100,9 +98,7 @@ def kinetics_swin_384_config(version: str = "executed") -> config_dict.ConfigDic
 
 def set_strong_augmentation(config: config_dict.ConfigDict) -> None:
   """Turns on RandAugment as in imgaug, random erasing and label smoothing."""
-  config.augmentation.rand_augment = "imgaug"
-  config.augmentation.num_operations = 4
-  config.augmentation.magnitude = 7.0
+  config.augmentation.update(rand_augment="imgaug", num_operations=4, magnitude=7.0)
   config.augmentation.erasing_probability = 0.25
   config.train.label_smoothing = 0.1
 
@@ -125,31 +121,18 @@ def kinetics_vtn_config(model: str, starts_from: str) -> config_dict.ConfigDict:
   """
   config = base_config(model)
   config.starts_from = starts_from
-  config.model.dtype = "bfloat16"
-  config.model.frames_per_chunk = 16
-  config.data.name = "kinetics400"
-  config.data.mean = VTN_MEAN
-  config.data.std = VTN_STD
+  config.model.update(dtype="bfloat16", frames_per_chunk=16)
+  config.data.update(name="kinetics400", mean=VTN_MEAN, std=VTN_STD)
   config.loader.num_workers = 8
-
-  config.clip.num_frames = 16
-  config.clip.frame_interval = 8
-  config.clip.frame_rate = 25.0
-  config.clip.sampling = "time"
-  config.clip.train_crop = "jittered"
-  config.clip.rounding = "pyslowfast"
+  config.clip.update(num_frames=16, frame_interval=8, frame_rate=25.0, sampling="time")
+  config.clip.update(train_crop="jittered", rounding="pyslowfast")
   for views in (config.validation, config.test):
-    views.update({"num_clips": 1, "crops": "center", "short_side": 256, "whole_frames": 250})
-
-  config.train.batch_size = 16
-  config.train.epochs = 25.0
+    views.update(num_clips=1, crops="center", short_side=256, whole_frames=250)
+  config.train.update(batch_size=16, epochs=25.0)
   config.eval_batch_size = 4
-  config.schedule.name = "steps"
-  config.schedule.learning_rate = 1e-3
-  config.schedule.warmup_epochs = 0.0
+  config.schedule.update(name="steps", learning_rate=1e-3, warmup_epochs=0.0)
   config.schedule.decay_epochs = (13.0, 24.0)
-  config.optimizer.name = "sgd"
-  config.optimizer.weight_decay = 1e-4
+  config.optimizer.update(name="sgd", weight_decay=1e-4)
   return config
 
 
@@ -168,31 +151,17 @@ def quickstart_config(model: str) -> config_dict.ConfigDict:
   """Returns a recipe for a small model on the generated `motion_clips`, from random weights."""
   config = base_config(model)
   config.init_from = "random"
-  config.data.name = "motion_clips"
-  config.data.mean = (110.0, 110.0, 110.0)
-  config.data.std = (60.0, 60.0, 60.0)
-
-  config.clip.num_frames = 16
-  config.clip.frame_interval = 1
-  config.clip.size = 32
-  config.clip.train_short_side = 48
+  config.data.update(name="motion_clips", mean=(110.0, 110.0, 110.0), std=(60.0, 60.0, 60.0))
+  config.clip.update(num_frames=16, frame_interval=1, size=32, train_short_side=48)
   config.clip.area_range = (0.5, 1.0)
   # A mirrored clip belongs to another class.
   config.clip.flip_probability = 0.0
   config.validation.short_side = 36
-  config.test.update({"num_clips": 1, "crops": "center", "short_side": 36})
-
+  config.test.update(num_clips=1, crops="center", short_side=36)
   # Two cores are shared with the training itself.
   config.loader.num_workers = 1
-
-  config.train.batch_size = 32
-  config.train.epochs = 6.0
-  config.train.log_every = 25
-  config.train.eval_every = 256
-  config.train.save_every = 256
+  config.train.update(batch_size=32, epochs=6.0, log_every=25, eval_every=256, save_every=256)
   config.eval_batch_size = 64
-  config.schedule.name = "cosine"
-  config.schedule.warmup_epochs = 1.0
-  config.schedule.warmup_start = 0.0
+  config.schedule.update(name="cosine", warmup_epochs=1.0, warmup_start=0.0)
   config.optimizer.clip_norm = 1.0
   return config

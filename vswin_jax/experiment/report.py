@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import PercentFormatter
 
 from vswin_jax.common.messages import shorten
 from vswin_jax.training.evaluation import SCORES, Evaluation
@@ -59,17 +59,14 @@ def write_report(
     left, right = body.subfigures(1, 2, width_ratios=[1, 1.2])
     if evaluation.multi_label:
       values, what, score = evaluation.average_precision, "average precision", _PRECISION
-      _draw_precisions(right, evaluation, class_names)
+      _draw_precisions(right, evaluation)
     else:
       values, what, score = evaluation.class_accuracies, "accuracy", _TOP1
       _draw_confusion(right, evaluation, class_names)
-    # The right half shows the average precision of up to this many classes.
-    with_classes = not evaluation.multi_label or len(class_names) > _MAX_NAMED_CLASSES
-    loss_axes, score_axes, *class_axes = left.subplots(2 + with_classes, 1)
+    loss_axes, score_axes, class_axes = left.subplots(3, 1)
     _draw_loss(loss_axes, metrics)
     _draw_scores(score_axes, metrics, *score)
-    for axes in class_axes:
-      _draw_hardest(axes, values, class_names, what)
+    _draw_hardest(class_axes, values, class_names, what)
     figure.savefig(path, dpi=110, format="png")
 
 
@@ -79,8 +76,7 @@ def _draw_header(figure, title, subtitle, evaluation) -> None:
   failed = f", {len(evaluation.failed)} unreadable" if evaluation.failed else ""
   for y, line in zip((0.48, 0.27, 0.06), [*subtitle, f"{videos} videos evaluated{failed}"]):
     figure.text(0.02, y, line, fontsize=9.5, color=_SECONDARY, va="center")
-  scores = evaluation.scalars()
-  for place, (name, value) in enumerate(reversed(scores.items())):
+  for place, (name, value) in enumerate(reversed(evaluation.scores.items())):
     x = 0.91 - 0.125 * place
     figure.text(
       x, 0.6, f"{100 * value:.1f}%", fontsize=22, fontweight="bold", color=ACCENT, ha="center",
@@ -127,19 +123,12 @@ def _draw_hardest(axes, values: np.ndarray, class_names, what: str) -> None:
   is_all = len(order) <= _HARDEST
   axes.set_title(f"{what.capitalize()} per class" if is_all else f"The {_HARDEST} hardest classes")
   order = order[:_HARDEST]
-  notes = [f"{100 * value:.0f}" for value in values[order]]
-  _draw_bars(axes, values, class_names, order, notes, 8 if len(order) <= 10 else 6)
-  axes.set_xlabel(f"{what}, %")
-
-
-def _draw_bars(axes, values: np.ndarray, class_names, order, notes, size: float) -> None:
-  """Draws a bar with a note for each class of `order`, from top to bottom."""
+  size = 8 if len(order) <= 10 else 6
   axes.barh(np.arange(len(order)), 100 * values[order], color=ACCENT, height=0.7)
   _name_ticks(axes.set_yticks, [class_names[index] for index in order], size, 34)
-  for place, (index, note) in enumerate(zip(order, notes)):
-    axes.text(100 * values[index] + 1, place, note, va="center", fontsize=size, color=_SECONDARY)
-  axes.set_ylim(len(order) - 0.4, -0.6)
-  axes.set_xlim(0, 108)
+  for place, value in enumerate(100 * values[order]):
+    axes.text(value + 1, place, f"{value:.0f}", va="center", fontsize=size, color=_SECONDARY)
+  axes.set(xlim=(0, 108), ylim=(len(order) - 0.4, -0.6), xlabel=f"{what}, %")
   axes.set_xticks(range(0, 101, 20))
   axes.tick_params(axis="y", length=0)
 
@@ -196,9 +185,8 @@ def _draw_large_confusion(axes, share: np.ndarray) -> None:
   axes.set_ylim(count, 0)
   axes.set_ylabel("number of the class")
   axes.tick_params(labelsize=8)
-  bar = axes.figure.colorbar(picture, ax=axes, shrink=0.8, ticks=[0, 0.1, 0.25, 0.5, 1])
-  bar.ax.set_yticklabels(["0 %", "10 %", "25 %", "50 %", "100 %"], fontsize=8)
-  bar.outline.set_visible(False)
+  ticks, percent = [0, 0.1, 0.25, 0.5, 1], PercentFormatter(1, symbol=" %")
+  axes.figure.colorbar(picture, ax=axes, shrink=0.8, ticks=ticks, format=percent)
 
 
 def _draw_pairs(axes, evaluation, class_names) -> None:
@@ -218,32 +206,14 @@ def _draw_pairs(axes, evaluation, class_names) -> None:
     axes.text(0.57, place, shorten(class_names[column], 42), **style)
 
 
-def _draw_precisions(figure, evaluation, class_names) -> None:
-  """Draws the average precision of every class, the best first, and of many classes also over their
-  numbers of videos."""
-  values, positives = evaluation.average_precision, evaluation.positives
-  order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]
-  if len(class_names) <= _MAX_NAMED_CLASSES:
-    _set_title(figure, "Average precision of each class, and the number of its videos")
-    notes = [f"{100 * values[index]:.0f} ({positives[index]})" for index in order]
-    axes = figure.subplots()
-    _draw_bars(axes, values, class_names, order, notes, 9 if len(order) <= 12 else 7)
-    axes.set_xlabel("average precision, % (videos)")
-    return
-  bars, points = figure.subplots(2, 1)
-  bars.set_title(f"Average precision of {len(order)} classes, best first")
-  bars.bar(np.arange(len(order)), 100 * values[order], color=ACCENT, width=1.0)
-  mean = 100 * evaluation.mean_average_precision
-  bars.axhline(mean, color=_SECOND, linewidth=1)
-  bars.text(len(order), mean + 1, f"mean {mean:.1f} %", ha="right", fontsize=8, color=_SECONDARY)
-  bars.set_xlim(0, len(order))
-  points.set_title("Average precision and number of videos of each class")
-  points.plot(positives[order], 100 * values[order], ".", color=ACCENT, alpha=0.6)
-  points.set_xscale("log")
-  points.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-  points.xaxis.set_major_formatter("{x:.0f}")
-  points.xaxis.set_minor_formatter("{x:.0f}")
-  points.set_xlabel("videos")
-  for axes in (bars, points):
-    axes.set_ylim(0, 101)
-    axes.set_ylabel("%")
+def _draw_precisions(figure, evaluation) -> None:
+  """Draws the average precision of all classes, the best first."""
+  values = evaluation.average_precision
+  values = 100 * np.sort(values[np.isfinite(values)])[::-1]
+  _set_title(figure, f"Average precision of {len(values)} classes, best first")
+  axes = figure.subplots()
+  axes.bar(np.arange(len(values)), values, color=ACCENT, width=1.0)
+  mean = 100 * evaluation.scores["mean_average_precision"]
+  axes.axhline(mean, color=_SECOND, linewidth=1)
+  axes.text(len(values), mean + 1, f"mean {mean:.1f} %", ha="right", fontsize=8, color=_SECONDARY)
+  axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 101), ylabel="%", xlabel="classes")

@@ -1,17 +1,16 @@
-"""Files of a run besides checkpoints and metrics: config, predictions, report."""
+"""Files of a run besides checkpoints and metrics: config and results."""
 
 import json
 import pathlib
-from collections.abc import Iterator
+
+from flax.traverse_util import flatten_dict
 
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, replacing, write_table
-from vswin_jax.experiment.config import Settings, flatten_values
-from vswin_jax.experiment.report import write_report
+from vswin_jax.experiment.config import Settings
 from vswin_jax.training.evaluation import Evaluation
-from vswin_jax.training.metrics import read_metrics
 
-# Keys that may change when a run resumes: results differ by rounding at most.
+# Keys and sections that may change when a run resumes: results differ by rounding at most.
 _FREE_TO_CHANGE = (
   "data.dir",
   "data.max_failed_share",
@@ -26,10 +25,6 @@ _FREE_TO_CHANGE = (
   "train.keep_every",
   "train.save_every",
 )
-
-# Columns of `per_class.csv`, for single-label and multi-label videos.
-_ACCURACIES = ("class", "videos", "correct", "accuracy", "most_confused_with", "videos_confused")
-_PRECISIONS = ("class", "positives", "average_precision")
 
 
 def write_config(workdir: pathlib.Path, settings: Settings) -> None:
@@ -49,12 +44,14 @@ def warn_of_changes(workdir: pathlib.Path, settings: Settings) -> None:
   started_with = read_config(workdir)
   if started_with is None:
     return
-  now = flatten_values(settings.values())
   # Keys missing in the file had their defaults.
-  default = flatten_values(Settings(model={"name": settings.model["name"]}).values())
-  before = default | flatten_values(started_with)
+  default = Settings(model={"name": settings.model["name"]})
+  now, before, started_with = (
+    flatten_dict(values, sep=".") for values in (settings.values(), default.values(), started_with)
+  )
+  before |= started_with
   for key in sorted(before.keys() | now.keys()):
-    free = any(key == name or key.startswith(f"{name}.") for name in _FREE_TO_CHANGE)
+    free = any(f"{key}.".startswith(f"{name}.") for name in _FREE_TO_CHANGE)
     if before.get(key) != now.get(key) and not free:
       logger.warning(
         "config.%s was %s when this run was started and is %s now: the run will differ from an "
@@ -69,66 +66,51 @@ def write_results(
   workdir: pathlib.Path,
   result: Evaluation,
   *,
-  title: str,
-  subtitle: tuple[str, str],
   metadata: dict,
   class_names: tuple[str, ...],
   video_ids: list[str],
-  metrics: AnyPath,
 ) -> None:
-  """Writes `predictions.csv`, `per_class.csv`, `report.png` and, last, `evaluation.json`.
+  """Writes `predictions.csv`, `per_class.csv` and, last, `evaluation.json`.
 
   Labels of a multi-label video share one field of `predictions.csv`, separated by "|".
 
   Args:
     metadata: written to `evaluation.json` beside the scores.
     video_ids: of the rows of `result.predictions`.
-    metrics: path of the `metrics.jsonl` whose curves the report shows.
   """
-  write_table(
-    workdir / "predictions.csv",
-    ("id", "label", "prediction", "probability"),
-    (
-      (video, "|".join(class_names[label] for label in labels), class_names[prediction], f"{p:.6f}")
-      for video, (_, labels, prediction, p) in zip(video_ids, result.predictions)
-    ),
+  rows = (
+    (video, "|".join(class_names[label] for label in labels), class_names[prediction], f"{p:.6f}")
+    for video, (_, labels, prediction, p) in zip(video_ids, result.predictions)
   )
-  if result.multi_label:
-    header, rows = _PRECISIONS, _precisions(result, class_names)
-  else:
-    header, rows = _ACCURACIES, _accuracies(result, class_names)
-  write_table(workdir / "per_class.csv", header, rows)
-  with replacing(workdir / "report.png") as path:
-    write_report(
-      path,
-      title=title,
-      subtitle=subtitle,
-      evaluation=result,
-      class_names=class_names,
-      metrics=read_metrics(metrics),
-    )
-  numbers = metadata | result.scalars() | {"unreadable": len(result.failed)}
+  write_table(workdir / "predictions.csv", ("id", "label", "prediction", "probability"), rows)
+  write_table(workdir / "per_class.csv", *_class_table(result, class_names))
+  numbers = metadata | result.scores | {"unreadable": len(result.failed)}
   with replacing(workdir / "evaluation.json") as path:
     path.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-def _accuracies(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
-  """Yields the rows of `per_class.csv`; a field without a value is empty."""
-  for number, (name, row) in enumerate(zip(class_names, result.confusion)):
-    videos, accuracy = row.sum(), result.class_accuracies[number]
-    wrong = result.errors[number].argmax()
-    most = result.errors[number, wrong]
-    yield (
-      name,
-      videos,
-      row[number],
-      f"{accuracy:.6f}" if videos else "",
-      class_names[wrong] if most else "",
-      most,
+def _class_table(result: Evaluation, class_names: tuple[str, ...]) -> tuple[tuple, list[tuple]]:
+  """Returns the header and the rows of `per_class.csv`; a field without a value is empty."""
+  if result.multi_label:
+    rows = zip(class_names, result.positives, result.average_precision)
+    return ("class", "positives", "average_precision"), [
+      (name, positives, f"{precision:.6f}" if positives else "")
+      for name, positives, precision in rows
+    ]
+  header = ("class", "videos", "correct", "accuracy", "most_confused_with", "videos_confused")
+  rows = []
+  for name, row, accuracy, errors in zip(
+    class_names, result.confusion, result.class_accuracies, result.errors
+  ):
+    videos, wrong = row.sum(), errors.argmax()
+    rows.append(
+      (
+        name,
+        videos,
+        videos - errors.sum(),
+        f"{accuracy:.6f}" if videos else "",
+        class_names[wrong] if errors[wrong] else "",
+        errors[wrong],
+      )
     )
-
-
-def _precisions(result: Evaluation, class_names: tuple[str, ...]) -> Iterator[tuple]:
-  """Yields the rows of `per_class.csv` for multi-label videos."""
-  for name, positives, precision in zip(class_names, result.positives, result.average_precision):
-    yield name, positives, f"{precision:.6f}" if positives else ""
+  return header, rows

@@ -12,7 +12,7 @@ from vswin_jax.data.pipeline import LostWorkerError
 from vswin_jax.data.records import DatasetError
 from vswin_jax.data.video.decoding import VideoError
 from vswin_jax.distributed.consistency import check_same, check_shared, is_first
-from vswin_jax.distributed.errors import ConsistencyError, StartupError
+from vswin_jax.distributed.errors import StartupError
 from vswin_jax.experiment.config import ConfigError, read_settings, shared_flags
 from vswin_jax.experiment.evaluation import evaluate_newest
 from vswin_jax.experiment.experiment import open_experiment
@@ -28,7 +28,6 @@ USER_ERRORS = (
   CheckpointError,
   ConfigError,
   DatasetError,
-  ConsistencyError,
   EvaluationError,
   InitializationError,
   LocalPathError,
@@ -66,7 +65,7 @@ def run(
   # Before JAX looks for devices and logs which kinds it does not find.
   set_up_logging()
   set_up_logging(process=jax.process_index())
-  with StopRequest() as stop, open_run_folder(workdir, is_first=is_first()) as folder:
+  with StopRequest() as stop, open_run_folder(workdir) as folder:
     check_shared(folder.path)
     log = folder.local / f"{mode}.log" if is_first() else None
     set_up_logging(log, process=jax.process_index())

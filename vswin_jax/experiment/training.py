@@ -8,6 +8,7 @@ import jax
 
 from vswin_jax.checkpoints import manager
 from vswin_jax.checkpoints.selection import newest_step
+from vswin_jax.common.checks import fields
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath
 from vswin_jax.data import pipeline
@@ -16,7 +17,7 @@ from vswin_jax.experiment import initialization, results
 from vswin_jax.experiment.evaluation import main_score, validate
 from vswin_jax.experiment.experiment import Experiment
 from vswin_jax.training import loop, sharding
-from vswin_jax.training.metrics import MetricsWriter, read_scores
+from vswin_jax.training.metrics import MetricsWriter, read_metrics
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import StopRequest
 
@@ -37,20 +38,15 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
   plan, settings = experiment.plan, experiment.settings.train
   intervals = loop.Intervals(
     num_steps=plan.num_steps,
-    log_every=settings.log_every,
-    eval_every=settings.eval_every,
-    save_every=settings.save_every,
     save_evaluated=settings.keep_best > 0,
+    **fields(settings, "log_every", "eval_every", "save_every"),
   )
-  scores = {
-    step: main_score(metrics) for step, metrics in read_scores(experiment.folder.local).items()
-  }
+  lines = read_metrics(experiment.folder.local / "metrics.jsonl")
+  scores = {line["step"]: score for line in lines if (score := main_score(line)) is not None}
   with manager.open_checkpoints(
     experiment.folder.checkpoints,
-    keep=settings.keep,
-    keep_best=settings.keep_best,
-    keep_every=settings.keep_every,
     scores=scores,
+    **fields(settings, "keep", "keep_best", "keep_every"),
   ) as checkpoints:
     state = _start_or_resume(experiment, checkpoints, source)
     step = int(state.step)
@@ -59,21 +55,23 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
     if step >= plan.num_steps and not evaluate_first:
       logger.info("training is complete at step %d of %s", step, checkpoints.directory)
       return step
-    with _metrics_writer(experiment, step) as write_metrics:
-      hooks = _Hooks(experiment, checkpoints, plan.jitted_eval_step(), stop, write_metrics, scores)
-      with contextlib.closing(_batches(experiment, step)) as batches:
-        state = loop.train(
-          state,
-          plan.jitted_train_step(),
-          batches,
-          intervals=intervals,
-          batch_size=settings.batch_size,
-          sharding=sharding.batch_sharding(plan.mesh),
-          hooks=hooks,
-          stop=stop,
-          evaluate_first=evaluate_first,
-          show_progress=is_first(),
-        )
+    with contextlib.ExitStack() as stack:
+      writer = None
+      if is_first():
+        writer = MetricsWriter(experiment.folder.local, step)
+        stack.enter_context(contextlib.closing(writer))
+      batches = stack.enter_context(contextlib.closing(_batches(experiment, step)))
+      state = loop.train(
+        state,
+        plan.jitted_train_step(),
+        batches,
+        intervals=intervals,
+        batch_size=settings.batch_size,
+        sharding=sharding.batch_sharding(plan.mesh),
+        hooks=_Hooks(experiment, checkpoints, plan.jitted_eval_step(), stop, writer, scores),
+        stop=stop,
+        evaluate_first=evaluate_first,
+      )
   return int(state.step)
 
 
@@ -82,6 +80,7 @@ class _Hooks:
   """Callbacks of the training loop: metrics, evaluations and checkpoints.
 
   Attributes:
+    writer: None in all processes but the first.
     scores: main validation score by step, of all evaluations of the run so far.
   """
 
@@ -89,8 +88,13 @@ class _Hooks:
   checkpoints: manager.Checkpoints
   eval_step: Callable
   stop: StopRequest
-  write_metrics: Callable[[int, dict[str, float]], None]
+  writer: MetricsWriter | None
   scores: dict[int, float]
+
+  def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    if self.writer:
+      self.writer.write(step, metrics)
+      self.experiment.folder.publish()
 
   def evaluate(self, state: TrainState) -> dict[str, float]:
     scores = validate(self.experiment, self.eval_step, state, self.stop)
@@ -110,10 +114,10 @@ class _Hooks:
   def record_id(self, record: int) -> str:
     return self.experiment.train_records.video_id(record)
 
-  def max_failed_clips(self, num_clips: int) -> float:
+  def max_failed_clips(self, step: int) -> float:
     settings, records = self.experiment.settings, self.experiment.train_records
     # A share of few clips would be less than one.
-    num_clips = max(num_clips, len(records) * settings.train.repeats)
+    num_clips = max(step * settings.train.batch_size, len(records) * settings.train.repeats)
     return settings.data.max_failed_share * num_clips
 
 
@@ -161,21 +165,3 @@ def _batches(experiment: Experiment, start_step: int) -> Iterator[dict]:
     rows=sharding.local_rows(sharding.batch_sharding(plan.mesh), settings.train.batch_size),
     repeats=settings.train.repeats,
   )
-
-
-@contextlib.contextmanager
-def _metrics_writer(
-  experiment: Experiment, start_step: int
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
-  """Yields a function that writes the metrics of a step; only the first process writes."""
-  if not is_first():
-    yield lambda step, metrics: None
-    return
-  folder = experiment.folder
-  with contextlib.closing(MetricsWriter(folder.local, start_step)) as writer:
-
-    def write(step: int, metrics: dict[str, float]) -> None:
-      writer.write(step, metrics)
-      folder.publish()
-
-    yield write

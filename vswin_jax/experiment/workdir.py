@@ -16,17 +16,11 @@ from vswin_jax.checkpoints.manager import checkpoints_of
 from vswin_jax.common.cli import TRANSIENT, is_transient
 from vswin_jax.common.logging import logger
 from vswin_jax.common.paths import AnyPath, file_path, is_in_bucket
-
-# Large, and only added to, so that a resumed run does not download them.
-_NOT_FETCHED = ("checkpoints", "tensorboard")
+from vswin_jax.distributed.consistency import is_first
 
 
 class RunFolderError(ValueError):
-  """Raised when a workdir can't be read or written.
-
-  Attributes:
-    exit_status: exit status of a command that ends with this error.
-  """
+  """Raised when a workdir can't be read or written."""
 
   def __init__(self, message: str, cause: BaseException):
     super().__init__(message)
@@ -40,12 +34,10 @@ class RunFolder:
   Attributes:
     path: workdir, local or in a bucket.
     local: local folder of the small files; the workdir itself if that is local.
-    is_first: whether this process writes the small files.
   """
 
   path: AnyPath
   local: pathlib.Path
-  is_first: bool = True
   _published: dict = dataclasses.field(default_factory=dict, repr=False)
 
   @property
@@ -55,7 +47,7 @@ class RunFolder:
   def publish(self) -> None:
     """Uploads the small files that changed since the last call, if the workdir is in a bucket.
 
-    A failed upload is logged, and the next call tries it again.
+    Only the first process does. A failed upload is logged, and the next call tries it again.
     """
     try:
       self._publish()
@@ -63,13 +55,12 @@ class RunFolder:
       logger.warning("%s; trying again later", error)
 
   def _publish(self) -> None:
-    if self.local == self.path or not self.is_first:
+    if self.local == self.path or not is_first():
       return
     for file in sorted(self.local.rglob("*")):
       if not file.is_file() or file.name.startswith("."):
         continue
-      found = file.stat()
-      version = found.st_mtime_ns, found.st_size
+      version = _version(file)
       if self._published.get(file) == version:
         continue
       target = self.path / file.relative_to(self.local).as_posix()
@@ -80,15 +71,19 @@ class RunFolder:
       self._published[file] = version
 
 
+def _version(file: pathlib.Path) -> tuple[int, int]:
+  found = file.stat()
+  return found.st_mtime_ns, found.st_size
+
+
 @contextlib.contextmanager
-def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Iterator[RunFolder]:
+def open_run_folder(workdir: str | os.PathLike) -> Iterator[RunFolder]:
   """Opens a workdir, which is created if it does not exist.
 
   The small files are uploaded at the end of the context, also after an error.
 
   Args:
     workdir: local folder, or "gs://bucket/folder".
-    is_first: whether this process writes the small files.
 
   Raises:
     LocalPathError: neither a local folder nor one in a bucket.
@@ -100,10 +95,10 @@ def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Ite
       path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise RunFolderError(f"can't create the workdir: {error}", error) from error
-    yield RunFolder(path, path, is_first)
+    yield RunFolder(path, path)
     return
   with tempfile.TemporaryDirectory(prefix="vswin_jax_run_") as temporary:
-    folder = RunFolder(path, pathlib.Path(temporary), is_first)
+    folder = RunFolder(path, pathlib.Path(temporary))
     _fetch(folder)
     try:
       yield folder
@@ -114,17 +109,14 @@ def open_run_folder(workdir: str | os.PathLike, *, is_first: bool = True) -> Ite
 
 
 def _fetch(folder: RunFolder) -> None:
-  """Downloads the small files of a resumed run."""
+  """Downloads the small files of a resumed run; checkpoints and events are in subfolders."""
   try:
     # In a bucket there are no folders without files.
     entries = list(folder.path.iterdir()) if folder.path.exists() else []
-    for entry in entries:
-      if entry.name in _NOT_FETCHED or not entry.is_file():
-        continue
+    for entry in filter(lambda entry: entry.is_file(), entries):
       target = folder.local / entry.name
       target.write_bytes(entry.read_bytes())
-      found = target.stat()
-      folder._published[target] = found.st_mtime_ns, found.st_size
+      folder._published[target] = _version(target)
   except Exception as error:
     raise RunFolderError(
       f"can't read {folder.path}: {root_cause(error)}. Check the name of the bucket, and that this "

@@ -67,33 +67,42 @@ def predict_files(
     "num_workers": num_workers,
   }
   if kind in _FORMATS:
-    results = _progress(iterate_predictions(loaded, videos, **options), len(videos))
-    return _print_labels(results, kind, top)
-  folder = local_path(output_dir)
-  folder.mkdir(parents=True, exist_ok=True)
-  if kind == "whole":
-    timelines = iterate_timelines(loaded, videos, **options, progress=_progress)
+    if kind == "csv":
+      tqdm.tqdm.write(",".join(_CSV_HEADER))
+    predictions = _progress(iterate_predictions(loaded, videos, **options), len(videos))
     results = (
-      (timeline.error, functools.partial(_write_timeline, timeline, top)) for timeline in timelines
+      (one.error, None if one.error else functools.partial(_FORMATS[kind], one, top))
+      for one in predictions
     )
   else:
-    outputs = iterate_outputs(loaded, [(video, None) for video in videos], kind, **options)
-    results = (
-      (error, functools.partial(_write_features, features, video))
-      for (features, error), video in zip(_progress(outputs, len(videos)), videos)
-    )
+    folder = local_path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    stems = [folder / name for name in _distinct_names(videos)]
+    if kind == "whole":
+      timelines = iterate_timelines(loaded, videos, **options, progress=_progress)
+      results = (
+        (timeline.error, functools.partial(_write_timeline, timeline, top, stem))
+        for timeline, stem in zip(timelines, stems)
+      )
+    else:
+      outputs = iterate_outputs(loaded, [(video, None) for video in videos], kind, **options)
+      results = (
+        (error, None if error else functools.partial(_write_features, features, video, stem))
+        for (features, error), video, stem in zip(_progress(outputs, len(videos)), videos, stems)
+      )
   success = True
-  for (error, write), video, name in zip(results, videos, _distinct_names(videos)):
-    errors, written = [error] if error else [], None
+  for video, (error, write) in zip(videos, results):
+    errors, text = [error] if error else [], None
     try:
-      written = write(folder / name)
+      text = write and write()
     except OSError as failure:
       errors.append(str(failure))
     for message in errors:
       success = False
-      _print_error(video, message)
-    if written:
-      tqdm.tqdm.write(f"{video}: {written}")
+      tqdm.tqdm.write(f"error: {video}: {message}", file=sys.stderr)
+    if text:
+      tqdm.tqdm.write(text)
+      sys.stdout.flush()
   return success
 
 
@@ -121,41 +130,21 @@ def _progress(results: Iterable, total: int) -> Iterator:
   yield from tqdm.tqdm(results, total=total, leave=False, disable=not sys.stderr.isatty())
 
 
-def _print_error(path: str, error: str) -> None:
-  tqdm.tqdm.write(f"error: {path}: {error}", file=sys.stderr)
-
-
-def _print_labels(predictions: Iterable[Prediction], kind: str, top: int) -> bool:
-  success, is_first = True, True
-  for prediction in predictions:
-    if prediction.error:
-      success = False
-      _print_error(prediction.path, prediction.error)
-      continue
-    tqdm.tqdm.write(_FORMATS[kind](prediction, top, is_first))
-    sys.stdout.flush()
-    is_first = False
-  return success
-
-
-def _table(prediction: Prediction, top: int, is_first: bool) -> str:
-  lines = [prediction.path] if is_first else ["", prediction.path]
+def _table(prediction: Prediction, top: int) -> str:
+  lines = [prediction.path]
   for name, probability in prediction.top(top):
     lines.append(f"  {100 * probability:5.1f} %  {'#' * round(20 * probability):<20}  {name}")
-  return "\n".join(lines)
+  return "\n".join([*lines, ""])
 
 
-def _json_line(prediction: Prediction, top: int, is_first: bool) -> str:
-  del is_first
+def _json_line(prediction: Prediction, top: int) -> str:
   best = [{"label": name, "probability": value} for name, value in prediction.top(top)]
   return json.dumps({"video": prediction.path, "top": best})
 
 
-def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
+def _csv_lines(prediction: Prediction, top: int) -> str:
   text = io.StringIO()
   rows = csv.writer(text, lineterminator="\n")
-  if is_first:
-    rows.writerow(_CSV_HEADER)
   for rank, (name, probability) in enumerate(prediction.top(top), 1):
     rows.writerow([prediction.path, rank, name, f"{probability:.6f}"])
   return text.getvalue().removesuffix("\n")
@@ -173,7 +162,7 @@ def _write_timeline(timeline: Timeline, top: int, stem: pathlib.Path) -> str | N
   write_table(table, _TIMELINE_HEADER, _timeline_rows(timeline, top))
   with replacing(picture) as path:
     draw_timeline(path, timeline)
-  return f"{table}, {picture}"
+  return f"{timeline.path}: {table}, {picture}"
 
 
 def _timeline_rows(timeline: Timeline, top: int) -> Iterator[tuple]:
@@ -184,13 +173,11 @@ def _timeline_rows(timeline: Timeline, top: int) -> Iterator[tuple]:
       yield f"{start:.3f}", f"{end:.3f}", rank, name, f"{probability:.6f}"
 
 
-def _write_features(features: np.ndarray | None, video: str, stem: pathlib.Path) -> str | None:
-  if features is None:
-    return None
+def _write_features(features: np.ndarray, video: str, stem: pathlib.Path) -> str:
   target = stem.with_name(f"{stem.name}.npz")
   with replacing(target) as path, path.open("wb") as file:
     np.savez(file, features=features, video=video)
-  return f"{target} {list(features.shape)}"
+  return f"{video}: {target} {list(features.shape)}"
 
 
 def _distinct_names(videos: list[str]) -> list[str]:

@@ -6,14 +6,11 @@
       print(stream.probabilities().argmax())
 
 The backbone runs once per frame. Each call of `probabilities` runs the temporal encoder over all
-frames that are kept: with ViT-B, this is less than 1/600 of the backbone's work on them, but more
-than its work on one new frame from about 700 frames on. Features take `4 * width` bytes a frame:
-276 MB for an hour of 25 frames a second at 768 channels. `max_frames` limits the frames that are
-kept, and with them memory and time.
+frames that are kept; with ViT-B, it costs more than the backbone's work on one new frame from about
+700 frames on. `max_frames` limits the frames that are kept, and with them memory and time.
 """
 
 import collections
-import dataclasses
 
 import jax
 import numpy as np
@@ -21,7 +18,6 @@ from flax import nnx
 
 from vswin_jax.common.checks import check_at_least
 from vswin_jax.data.clips import central_view
-from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.inference.video_model import VideoModel
 from vswin_jax.models.outputs import class_probabilities
 from vswin_jax.models.parameters import merge_model
@@ -31,31 +27,17 @@ from vswin_jax.models.vtn import VTN
 class Stream:
   """Frame features of one video, and the class probabilities over all of them."""
 
-  def __init__(
-    self,
-    model: VideoModel | VTN,
-    preprocessing: Preprocessing | None = None,
-    *,
-    max_frames: int | None = None,
-    frames_per_call: int = 8,
-  ):
+  def __init__(self, model: VideoModel, *, max_frames: int | None = None, frames_per_call: int = 8):
     """Starts a stream without frames.
 
     Args:
-      model: VTN from `load_model`, or a bare VTN. Streams of one `VideoModel` share its compiled
-        functions; each stream of a bare VTN compiles its own.
-      preprocessing: preprocessing of frames; None: that of the loaded model. `add_frames` needs
-        it for a bare VTN.
+      model: VTN from `load_model`; streams of one model share its compiled functions.
       max_frames: number of newest frames to keep; None: all.
       frames_per_call: frames per call of the backbone.
 
     Raises:
       ValueError: another kind of model, or an invalid number.
     """
-    if not isinstance(model, VideoModel):
-      model = VideoModel(model, preprocessing)
-    elif preprocessing is not None:
-      model = dataclasses.replace(model, preprocessing=preprocessing)
     if not isinstance(model.network, VTN):
       raise ValueError(f"a Stream needs a VTN, got a {type(model.network).__name__}")
     check_at_least(1, frames_per_call=frames_per_call)
@@ -63,20 +45,18 @@ class Stream:
       check_at_least(1, max_frames=max_frames)
     self._model = model
     self._classify = model.jit("classify", lambda graph: _classify_step(graph, model.multi_label))
-    self._encode = model.view_step("frame_features") if model.preprocessing else None
-    self._max_frames = max_frames
+    self._encode = model.view_step("frame_features")
     self._frames_per_call = frames_per_call
-    # Frames that are not encoded yet, with their positions.
+    # Frames that are not encoded yet, and the features of the others, with their positions.
     self._pending: list[tuple[np.ndarray, int]] = []
-    # Blocks of (features, positions) of frames, in order.
-    self._blocks: collections.deque[tuple[np.ndarray, np.ndarray]] = collections.deque()
+    self._features: collections.deque[tuple[np.ndarray, int]] = collections.deque(maxlen=max_frames)
     self._next_position = 0
 
   @property
   def num_frames(self) -> int:
     """Number of frames that predictions cover: all so far, or the newest `max_frames`."""
-    frames = sum(len(positions) for _, positions in self._blocks) + len(self._pending)
-    return frames if self._max_frames is None else min(frames, self._max_frames)
+    frames, max_frames = len(self._features) + len(self._pending), self._features.maxlen
+    return frames if max_frames is None else min(frames, max_frames)
 
   def add_frames(self, frames: np.ndarray, position_ids: np.ndarray | None = None) -> None:
     """Adds the next frames of the video.
@@ -87,15 +67,13 @@ class Stream:
       position_ids: int `[count]`, frame numbers; None: continues after the last frame.
 
     Raises:
-      ValueError: wrong shapes or dtypes, or no preprocessing.
+      ValueError: wrong shapes or dtypes.
     """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
       raise ValueError(
         f"frames must be uint8 [count, height, width, 3], got {frames.dtype} {list(frames.shape)}"
       )
-    if self._encode is None:
-      raise ValueError("frames of a bare VTN need a preprocessing: Stream(model, preprocessing)")
     position_ids = self._checked_positions(len(frames), position_ids)
     spec, views = self._model.preprocessing.clip, self._model.preprocessing.views
     for frame, position in zip(frames, position_ids):
@@ -114,12 +92,12 @@ class Stream:
     Raises:
       ValueError: wrong shapes or dtypes.
     """
-    features = np.asarray(features, np.float32)
+    features = np.array(features, np.float32)
     width = self._model.network.config.width
     if features.ndim != 2 or features.shape[1] != width:
       raise ValueError(f"features must be [count, {width}], got {list(features.shape)}")
     self._encode_pending()
-    self._keep(features, self._checked_positions(len(features), position_ids))
+    self._features.extend(zip(features, self._checked_positions(len(features), position_ids)))
 
   def probabilities(self) -> np.ndarray:
     """Returns float32 class probabilities `[num_classes]` over the frames so far, as the model
@@ -129,15 +107,16 @@ class Stream:
       ValueError: there are no frames yet.
     """
     self._encode_pending()
-    if not self._blocks:
+    if not self._features:
       raise ValueError("no frames yet; call add_frames first")
-    features, positions = (np.concatenate(parts) for parts in zip(*self._blocks))
-    self._blocks = collections.deque([(features, positions)])
+    rows, position_ids = zip(*self._features)
     # Padded to one of a few lengths, each of which compiles once.
-    padding = _padded_length(len(features)) - len(features)
-    valid = np.arange(len(features) + padding) < len(features)
-    features = np.pad(features, [(0, padding), (0, 0)])
-    return np.asarray(self._classify(features, np.pad(positions, (0, padding)), valid))
+    count, length = len(rows), _padded_length(len(rows))
+    features = np.zeros((length, len(rows[0])), np.float32)
+    np.stack(rows, out=features[:count])
+    positions = np.zeros(length, np.int32)
+    positions[:count] = position_ids
+    return np.asarray(self._classify(features, positions, np.arange(length) < count))
 
   def _checked_positions(self, count: int, position_ids: np.ndarray | None) -> np.ndarray:
     if position_ids is None:
@@ -150,35 +129,21 @@ class Stream:
       )
     if count:
       self._next_position = int(position_ids[-1]) + 1
-    return position_ids.astype(np.int32)
+    return position_ids
 
   def _encode_pending(self) -> None:
     if not self._pending:
       return
-    count = len(self._pending)
-    # Padded to a power of two, so that few lengths are compiled.
-    length = min(1 << (count - 1).bit_length(), self._frames_per_call)
     frames, position_ids = zip(*self._pending)
+    # Padded to a power of two, so that few lengths are compiled.
+    count = len(frames)
+    length = min(1 << (count - 1).bit_length(), self._frames_per_call)
     frames = np.stack([*frames, *[np.zeros_like(frames[0])] * (length - count)])
-    positions = np.array(position_ids, np.int32)
+    positions = np.resize(np.array(position_ids, np.int32), (1, 1, length))
     # One video with one view.
-    features = self._encode(frames[None, None], np.resize(positions, (1, 1, length)))
-    self._keep(np.asarray(features)[0, 0, :count], positions)
+    features = np.asarray(self._encode(frames[None, None], positions))[0, 0]
+    self._features.extend(zip(features, position_ids))
     self._pending = []
-
-  def _keep(self, features: np.ndarray, positions: np.ndarray) -> None:
-    if not len(features):
-      return
-    self._blocks.append((features, positions))
-    if self._max_frames is None:
-      return
-    surplus = sum(len(block) for _, block in self._blocks) - self._max_frames
-    while surplus > 0:
-      features, positions = self._blocks.popleft()
-      if surplus < len(positions):
-        # Copies, so that the dropped frames are freed.
-        self._blocks.appendleft((features[surplus:].copy(), positions[surplus:].copy()))
-      surplus -= len(positions)
 
 
 def _padded_length(length: int) -> int:

@@ -46,11 +46,10 @@ class _VideoClips:
   """Consecutive clips of one video.
 
   Attributes:
-    path: path of the video.
     starts: first frame of each clip.
     edges: float64 `[clips + 1]`, the seconds between which each clip represents the video.
     frames: positions in the video of the frames that dense sampling uses.
-    error: why the video could not be read, or None.
+    error: why the video could not be read.
   """
 
   path: str
@@ -77,7 +76,6 @@ def iterate_timelines(
   Args:
     views: only the crops matter; None: those of the preprocessing.
     batch_size: clips per batch.
-    num_workers: decoding processes; 0: threads of this process.
     progress: wraps the iterator over the results of clips, whose number is the second argument.
 
   Raises:
@@ -110,7 +108,7 @@ def _divide(path: str, spec: ClipSpec) -> _VideoClips:
     times = frame_times(path)
     record = file_record(path)
     starts, parts = sliding_starts(record, spec)
-    frames = frames_shown(record, spec)
+    frames, _ = frames_shown(record, spec)
   except VideoError as error:
     return _VideoClips(path, error=str(error))
   # The last frame is shown as long as the others.
@@ -138,7 +136,12 @@ def _timeline(model: VideoModel, video: _VideoClips, outputs: Iterable[tuple]) -
       probabilities[clip] = output.mean(0)
     else:
       streams = streams or [Stream(model) for _ in output]
-      _add_features(streams, video, clip, output)
+      first = clip * _VTN_CLIP_FRAMES
+      positions = video.frames[first : first + _VTN_CLIP_FRAMES]
+      # The last clip ends with the video, so it may begin with frames of the clip before.
+      skipped = first - video.starts[clip]
+      for stream, features in zip(streams, output):
+        stream.add_features(features[skipped : skipped + len(positions)], positions)
     if streams and clip + 1 in edges:
       probabilities[clip // step] = np.mean([one.probabilities() for one in streams], axis=0)
   message = video.error
@@ -146,15 +149,3 @@ def _timeline(model: VideoModel, video: _VideoClips, outputs: Iterable[tuple]) -
     message = f"{len(errors)} of {count} clips can't be decoded, the first at {errors[0]}"
   times = video.edges[edges]
   return Timeline(video.path, times[:-1], times[1:], probabilities, model.class_names, message)
-
-
-def _add_features(
-  streams: list[Stream], video: _VideoClips, clip: int, features: np.ndarray
-) -> None:
-  """Adds frame features `[crops, time, width]` of a clip to the stream of each crop."""
-  first = clip * _VTN_CLIP_FRAMES
-  positions = video.frames[first : first + _VTN_CLIP_FRAMES]
-  # The last clip ends with the video, so it may begin with frames of the clip before.
-  skipped = first - video.starts[clip]
-  for stream, crop in zip(streams, features):
-    stream.add_features(crop[skipped : skipped + len(positions)], positions)

@@ -10,16 +10,14 @@ from vswin_jax.data import transforms
 from vswin_jax.data.video.decoding import VideoError, decode_frames, probe
 from vswin_jax.inference.timeline import Timeline
 
-_THUMBNAILS = 8
+_CLASSES, _THUMBNAILS = 6, 8
 
 
-def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int = 6) -> None:
-  """Draws a timeline into a PNG file.
-
-  Args:
-    classes: number of classes to show: those with the highest peaks, in the order of their peaks.
-  """
-  shown = _classes_to_show(timeline.probabilities, classes)
+def draw_timeline(path: str | os.PathLike, timeline: Timeline) -> None:
+  """Draws the classes with the highest peaks, in the order of their peaks, into a PNG file."""
+  probabilities = np.nan_to_num(timeline.probabilities)
+  shown = np.argsort(-probabilities.max(0), kind="stable")[:_CLASSES]
+  shown = shown[np.argsort(probabilities[:, shown].argmax(0), kind="stable")]
   figure = Figure(figsize=(12, 2.2 + 0.4 * len(shown)), layout="constrained")
   strip, heat = figure.subplots(2, 1, height_ratios=(1.2, 0.4 * len(shown)))
   _draw_thumbnails(strip, timeline.path)
@@ -42,12 +40,6 @@ def draw_timeline(path: str | os.PathLike, timeline: Timeline, *, classes: int =
   heat.set_xlabel("seconds (gray: could not be decoded)" if timeline.error else "seconds")
   figure.colorbar(mesh, ax=[strip, heat], label="probability", pad=0.01)
   figure.savefig(path, dpi=110, format="png")
-
-
-def _classes_to_show(probabilities: np.ndarray, count: int) -> list[int]:
-  highest = np.nan_to_num(probabilities).max(0)
-  best = np.argsort(-highest, kind="stable")[:count]
-  return sorted(best, key=lambda index: int(np.nan_to_num(probabilities[:, index]).argmax()))
 
 
 def _draw_thumbnails(axes, path: str) -> None:

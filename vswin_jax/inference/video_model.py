@@ -13,9 +13,9 @@ from flax import nnx
 
 from vswin_jax.common.checks import check_at_least
 from vswin_jax.data.clips import ClipSpec, Views, check_views
-from vswin_jax.data.pipeline import LoaderOptions
+from vswin_jax.data.pipeline import LoaderOptions, clip_batches
 from vswin_jax.data.preprocessing import Preprocessing
-from vswin_jax.data.video_files import clip_batches, find_videos
+from vswin_jax.data.video_files import find_videos
 from vswin_jax.models.outputs import make_view_step, probabilities_of
 from vswin_jax.models.parameters import split_model
 
@@ -25,11 +25,10 @@ class Prediction:
   """Prediction for one video.
 
   Attributes:
-    path: path of the video.
     probabilities: float32 `[num_classes]`, the mean over the views of the video: softmax, or
       sigmoid for a multi-label model. None if the video could not be read.
     labels: class names by index.
-    error: why the video could not be read, or None.
+    error: why the video could not be read.
   """
 
   path: str
@@ -62,30 +61,26 @@ class VideoModel:
 
   Attributes:
     network: the NNX module, such as a `VideoSwin` or a `VTN`.
-    preprocessing: normalization, clips and views. None, for a network without a checkpoint, allows
-      only the calls that take arrays.
+    preprocessing: normalization, clips and views.
     labels: class names by index, or None if unknown.
     multi_label: whether a video may have several classes: probabilities are sigmoids of the logits,
       otherwise their softmax.
   """
 
   network: nnx.Module
-  preprocessing: Preprocessing | None
+  preprocessing: Preprocessing
   labels: tuple[str, ...] | None = None
   multi_label: bool = False
   # Jitted functions by name, so that repeated use compiles once.
   _jitted: dict[str, Callable] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def __call__(self, video: jax.Array, position_ids: jax.Array | None = None) -> jax.Array:
-    """Computes logits.
+    """Computes float32 logits `[batch, num_classes]`.
 
     Args:
       video: float `[batch, time, height, width, 3]`, normalized with `preprocessing.mean` and
         `preprocessing.std`.
       position_ids: int `[batch, time]`, frame numbers; only VTN uses them. None: 0, 1, 2, ...
-
-    Returns:
-      float32 logits `[batch, num_classes]`.
     """
     return self.network(video, position_ids)
 
@@ -105,7 +100,7 @@ class VideoModel:
     batch_size: int = 4,
     num_workers: int = 0,
   ) -> list[Prediction]:
-    """Labels video files.
+    """Labels video files: one prediction each, with `error` set if a video could not be read.
 
     Args:
       videos: files, folders and globs.
@@ -114,16 +109,11 @@ class VideoModel:
       num_workers: decoding processes. A script that uses them needs the guard `if __name__ ==
         "__main__":`. 0: threads of this process.
 
-    Returns:
-      One prediction per video, with `error` set for videos that could not be read.
-
     Raises:
       ValueError: invalid views, batch size or number of workers.
     """
-    predictions = iterate_predictions(
-      self, find_videos(videos), views=views, batch_size=batch_size, num_workers=num_workers
-    )
-    return list(predictions)
+    options = {"views": views, "batch_size": batch_size, "num_workers": num_workers}
+    return list(iterate_predictions(self, find_videos(videos), **options))
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -148,18 +138,10 @@ class VideoModel:
     return self.jit(output, lambda graph: make_view_step(graph, output, mean=mean, std=std))
 
 
-def iterate_predictions(
-  model: VideoModel, paths: Sequence[str], *, views: Views | None, batch_size: int, num_workers: int
-) -> Iterator[Prediction]:
-  """Yields the predictions of videos in order; arguments as in `VideoModel.predict`."""
-  outputs = iterate_outputs(
-    model,
-    [(path, None) for path in paths],
-    probabilities_of(model.multi_label),
-    views=views,
-    batch_size=batch_size,
-    num_workers=num_workers,
-  )
+def iterate_predictions(model: VideoModel, paths: Sequence[str], **options) -> Iterator[Prediction]:
+  """Yields the predictions of videos in order; options as in `iterate_outputs`."""
+  clips = [(path, None) for path in paths]
+  outputs = iterate_outputs(model, clips, probabilities_of(model.multi_label), **options)
   for (values, error), path in zip(outputs, paths):
     yield Prediction(path, None if error else values.mean(0), model.class_names, error)
 
@@ -209,11 +191,8 @@ def iterate_outputs(
       outputs = None if batch is None else step(batch["video"], batch["position_ids"])
       # Reading the previous batch lets the device work while the host decodes.
       if pending is not None:
-        yield from _rows(*pending)
+        before, values = pending
+        for index, error, value in zip(before["index"], before["error"], np.asarray(values)):
+          if index >= 0:
+            yield (None, error.decode(errors="replace")) if error else (value, None)
       pending = batch, outputs
-
-
-def _rows(batch: dict, outputs: jax.Array) -> Iterator[tuple[np.ndarray | None, str | None]]:
-  for index, error, values in zip(batch["index"], batch["error"], np.asarray(outputs)):
-    if index >= 0:
-      yield (None, error.decode(errors="replace")) if error else (values, None)

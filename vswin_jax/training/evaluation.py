@@ -2,20 +2,23 @@
 
 import dataclasses
 import functools
+import itertools
 import types
 from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
+from flax import nnx
 
-from vswin_jax.training.sharding import batch_sharding, put_batch, replicated
+from vswin_jax.models.outputs import make_view_step, probabilities_of
+from vswin_jax.training.sharding import batch_sharding, put_batch
 
 
 class EvaluationError(ValueError):
   """Raised when no score can be computed."""
 
 
-# Names of the scores for users, by field of `Evaluation`.
+# Names of the scores for users, by key of `Evaluation.scores`.
 SCORES = types.MappingProxyType(
   {
     "top1": "top-1",
@@ -28,29 +31,27 @@ SCORES = types.MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Result of an evaluation. Scores for another kind of labels (one, or any number) are None.
+  """Result of an evaluation. Arrays for another kind of labels (one, or any number) are None.
 
   Attributes:
     predictions: rows (record, its labels, prediction, probability of the prediction), by record;
       the prediction is the most probable class.
     failed: records that could not be decoded, which are excluded from all scores.
-    top1: one label: share of videos whose label is the most probable class.
-    top5: one label: share of videos whose label is among the five most probable classes.
-    mean_class: one label: mean over classes of the share of their videos that are correct.
+    scores: of videos with one label, the shares whose label is the most probable class ("top1") or
+      among the five most probable ("top5"), and the mean over classes of the former ("mean_class");
+      with any number of labels, the mean of `average_precision` over classes that have videos
+      ("mean_average_precision").
     confusion: one label: int `[classes (label), classes (prediction)]`, number of videos.
-    mean_average_precision: any number of labels: mean of `average_precision` over classes that
-      have videos.
+    class_accuracies: one label: float64 `[classes]`, share of correct videos; NaN without videos.
     average_precision: any number of labels: float64 `[classes]`, see `average_precisions`.
     positives: any number of labels: int `[classes]`, number of videos with the label.
   """
 
   predictions: list[tuple[int, tuple[int, ...], int, float]]
   failed: list[int]
-  top1: float | None = None
-  top5: float | None = None
-  mean_class: float | None = None
+  scores: dict[str, float]
   confusion: np.ndarray | None = None
-  mean_average_precision: float | None = None
+  class_accuracies: np.ndarray | None = None
   average_precision: np.ndarray | None = None
   positives: np.ndarray | None = None
 
@@ -59,45 +60,41 @@ class Evaluation:
     return self.average_precision is not None
 
   @functools.cached_property
-  def class_accuracies(self) -> np.ndarray:
-    """Share of correct videos per class: float64 `[classes]`, NaN for classes without videos."""
-    return _class_accuracies(self.confusion)
-
-  @functools.cached_property
   def errors(self) -> np.ndarray:
     """The confusion with zeros on its diagonal."""
     return self.confusion - np.diag(self.confusion.diagonal())
 
-  def scalars(self) -> dict[str, float]:
-    """Returns the scores that are not None, by field."""
-    scores = {name: getattr(self, name) for name in SCORES}
-    return {name: value for name, value in scores.items() if value is not None}
-
   def describe(self) -> str:
     """Returns the scores as one line of text."""
-    return "  ".join(
-      f"{SCORES[name]} {100 * value:.2f} %" for name, value in self.scalars().items()
-    )
+    return "  ".join(f"{SCORES[name]} {100 * value:.2f} %" for name, value in self.scores.items())
 
 
-def jit_eval_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
-  """Jits an evaluation step over batches from `data.pipeline.eval_batches`.
+def make_eval_step(
+  graph: nnx.GraphDef,
+  *,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  multi_label: bool = False,
+) -> Callable[[dict, dict], dict]:
+  """Builds the evaluation step, to be jitted; arguments as in `training.step.make_train_step`.
 
   Returns:
-    `step(params, batch)` -> the batch with "probabilities" `[batch, num_classes]` in place of
-    "video" and "position_ids", replicated.
+    `step(params, batch)` with a batch from `data.pipeline.eval_batches` -> the batch with the means
+    over views, "probabilities" float32 `[batch, num_classes]`, in place of "video" and
+    "position_ids".
   """
+  view_step = make_view_step(graph, probabilities_of(multi_label), mean=mean, std=std)
 
-  def run(params: dict, batch: dict) -> dict:
+  def step(params: dict, batch: dict) -> dict:
     metadata = dict(batch)
-    inputs = metadata.pop("video"), metadata.pop("position_ids")
-    return metadata | {"probabilities": step(params, *inputs)}
+    outputs = view_step(params, metadata.pop("video"), metadata.pop("position_ids"))
+    return metadata | {"probabilities": outputs.mean(1)}
 
-  return jax.jit(run, out_shardings=replicated(mesh))
+  return step
 
 
 def evaluate(
-  eval_step: Callable,
+  eval_step: Callable[[dict, dict], dict],
   versions: dict[str, dict],
   batches: Iterable[dict],
   num_classes: int,
@@ -107,11 +104,9 @@ def evaluate(
   """Evaluates several versions of the parameters in one pass over the videos.
 
   Args:
-    eval_step: from `jit_eval_step`.
+    eval_step: from `make_eval_step`, jitted with replicated outputs.
     versions: parameters by name, such as those of the last step and their EMA.
     batches: from `data.pipeline.eval_batches`.
-    num_classes: number of classes.
-    mesh: mesh of the devices.
     check_stop: called before each batch; may raise to end the evaluation.
 
   Returns:
@@ -123,26 +118,22 @@ def evaluate(
   sharding = batch_sharding(mesh)
   columns: dict[str, dict[str, list]] = {name: {} for name in versions}
   pending: dict[str, dict] = {}
-
-  def collect():
-    for version, outputs in pending.items():
-      for name, value in outputs.items():
-        columns[version].setdefault(name, []).append(np.asarray(value))
-
-  for batch in batches:
-    check_stop()
-    batch = put_batch(batch, sharding)
-    outputs = {name: eval_step(params, batch) for name, params in versions.items()}
+  for batch in itertools.chain(batches, [None]):
+    outputs = {}
+    if batch is not None:
+      check_stop()
+      batch = put_batch(batch, sharding)
+      outputs = {name: eval_step(params, batch) for name, params in versions.items()}
     # Reading the outputs of the previous batch lets the device compute while the host loads.
-    collect()
+    for version, values in pending.items():
+      for name, value in values.items():
+        columns[version].setdefault(name, []).append(np.asarray(value))
     pending = outputs
-  collect()
   return {
-    name: summarize(
-      **{column: np.concatenate(parts) for column, parts in parts_by_column.items()},
-      num_classes=num_classes,
+    version: summarize(
+      **{name: np.concatenate(parts) for name, parts in values.items()}, num_classes=num_classes
     )
-    for name, parts_by_column in columns.items()
+    for version, values in columns.items()
   }
 
 
@@ -163,7 +154,6 @@ def summarize(
     record: index of each video.
     failed: index of each video that could not be decoded, else -1.
     weight: 0 for rows to ignore.
-    num_classes: number of classes.
 
   Raises:
     EvaluationError: no video could be decoded, or none has a label.
@@ -173,8 +163,7 @@ def summarize(
     raise EvaluationError("no video of the evaluation split could be decoded; check the data set")
   probabilities, label, record = probabilities[counted], label[counted], record[counted]
   order = np.argsort(-probabilities, axis=-1, kind="stable")
-  multi_label = label.ndim == 2
-  if multi_label:
+  if label.ndim == 2:
     scores = _scores_of_several_labels(probabilities, label)
     labels = [np.flatnonzero(row) for row in label]
   else:
@@ -195,17 +184,14 @@ def _scores_of_one_label(order: np.ndarray, label: np.ndarray, num_classes: int)
   prediction = order[:, 0]
   confusion = np.zeros((num_classes, num_classes), np.int64)
   np.add.at(confusion, (label, prediction), 1)
-  return {
+  total = confusion.sum(1)
+  accuracies = np.where(total > 0, confusion.diagonal() / np.maximum(total, 1), np.nan)
+  scores = {
     "top1": float((prediction == label).mean()),
     "top5": float((order[:, :5] == label[:, None]).any(-1).mean()),
-    "mean_class": float(np.nanmean(_class_accuracies(confusion))),
-    "confusion": confusion,
+    "mean_class": float(np.nanmean(accuracies)),
   }
-
-
-def _class_accuracies(confusion: np.ndarray) -> np.ndarray:
-  total = confusion.sum(1)
-  return np.where(total > 0, confusion.diagonal() / np.maximum(total, 1), np.nan)
+  return {"scores": scores, "confusion": confusion, "class_accuracies": accuracies}
 
 
 def _scores_of_several_labels(probabilities: np.ndarray, label: np.ndarray) -> dict:
@@ -213,11 +199,8 @@ def _scores_of_several_labels(probabilities: np.ndarray, label: np.ndarray) -> d
   precisions, positives = average_precisions(probabilities, label), label.sum(0, dtype=np.int64)
   if not positives.any():
     raise EvaluationError("no video of the evaluation split has a label; check the data set")
-  return {
-    "mean_average_precision": float(precisions[positives > 0].mean()),
-    "average_precision": precisions,
-    "positives": positives,
-  }
+  scores = {"mean_average_precision": float(precisions[positives > 0].mean())}
+  return {"scores": scores, "average_precision": precisions, "positives": positives}
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

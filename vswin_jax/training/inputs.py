@@ -13,31 +13,6 @@ from vswin_jax.training.sharding import AXES
 _CLIPS, _MIXING = 2**32 - 1, 2**32 - 2
 
 
-def make_targets(
-  label: jax.Array, num_classes: int, *, multi_label: bool = False, label_smoothing: float = 0.0
-) -> jax.Array:
-  """Returns training targets: float32 `[batch, num_classes]`.
-
-  Args:
-    label: int32 `[batch]`; with `multi_label`, 0 and 1 `[batch, num_classes]`.
-    num_classes: number of classes.
-    multi_label: whether a video has any number of labels.
-    label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
-  """
-  if multi_label:
-    return label.astype(jnp.float32)
-  return optax.smooth_labels(jax.nn.one_hot(label, num_classes), label_smoothing)
-
-
-def check_label_smoothing(label_smoothing: float, multi_label: bool) -> None:
-  """Checks that labels are not smoothed with `multi_label`; raises ValueError if they are."""
-  if multi_label and label_smoothing:
-    raise ValueError(
-      "train.label_smoothing is for videos with one label; with any number of labels it must be 0, "
-      f"got {label_smoothing}"
-    )
-
-
 def augment_batch(
   batch: dict, key: jax.Array, augmentation: Augmentation, mesh: jax.sharding.Mesh | None = None
 ) -> dict:
@@ -46,7 +21,6 @@ def augment_batch(
   Args:
     batch: with "video" uint8 `[batch, time, height, width, 3]`, sharded evenly over the devices.
     key: random key of the step.
-    augmentation: the options.
     mesh: mesh of the devices, each of which augments its own clips; None: one device.
 
   Returns:
@@ -84,21 +58,22 @@ def model_inputs(
   """Returns the inputs and targets of a model for a batch, or for a part of one.
 
   Args:
-    batch: from `augment_batch`.
+    batch: from `augment_batch`, with "label" int32 `[batch]`; with `multi_label`, 0 and 1 `[batch,
+      num_classes]`.
     key: random key of the batch or part, within which clips are mixed.
-    augmentation: the options.
     mean: mean of the pixels, per color.
     std: standard deviation of the pixels, per color.
-    num_classes: as in `make_targets`.
-    multi_label: as in `make_targets`.
-    label_smoothing: as in `make_targets`.
+    multi_label: whether a video has any number of labels.
+    label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
 
   Returns:
-    Normalized float32 `[batch, time, height, width, 3]`, and targets `[batch, num_classes]`.
+    Normalized float32 `[batch, time, height, width, 3]`, and float32 `[batch, num_classes]`.
   """
-  targets = make_targets(
-    batch["label"], num_classes, multi_label=multi_label, label_smoothing=label_smoothing
-  )
+  label = batch["label"]
+  if multi_label:
+    targets = label.astype(jnp.float32)
+  else:
+    targets = optax.smooth_labels(jax.nn.one_hot(label, num_classes), label_smoothing)
   pixels = normalize(batch["video"], mean, std)
   if augmentation.erases:
     pixels = erase(pixels, batch["key"], augmentation)

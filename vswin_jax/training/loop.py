@@ -23,11 +23,10 @@ class TrainingError(RuntimeError):
 class Intervals:
   """Length of a training and the intervals of its events, in steps.
 
+  The last step is always evaluated and saved.
+
   Attributes:
-    num_steps: optimizer steps of the whole training.
     log_every: as in `training.step.make_train_step`.
-    eval_every: the last step is always evaluated.
-    save_every: the last step is always saved.
     save_evaluated: whether every evaluated state is saved too.
   """
 
@@ -65,8 +64,8 @@ class Hooks(Protocol):
   def record_id(self, record: int) -> str:
     """Returns the id of a record, for log messages."""
 
-  def max_failed_clips(self, num_clips: int) -> float:
-    """Returns how many of the clips seen so far may fail to decode."""
+  def max_failed_clips(self, step: int) -> float:
+    """Returns how many of the clips up to a step may fail to decode."""
 
 
 def train(
@@ -80,7 +79,6 @@ def train(
   hooks: Hooks,
   stop: StopRequest,
   evaluate_first: bool = False,
-  show_progress: bool = True,
 ) -> TrainState:
   """Trains from `state.step` until `intervals.num_steps`.
 
@@ -92,11 +90,10 @@ def train(
     state: its buffers are donated to `train_step`.
     train_step: jitted, from `training.step.make_train_step`.
     batches: host batches from `state.step` on.
-    batch_size: clips of a step over all devices.
+    batch_size: clips of a step over all devices, for the speed.
     sharding: sharding of the batches.
-    stop: request to stop, polled after every step.
+    stop: polled after every step.
     evaluate_first: whether to evaluate `state` before the first step.
-    show_progress: whether to show a progress bar in a terminal.
 
   Returns:
     The last state. If the run was asked to stop, it may have fewer than `num_steps` updates; it is
@@ -106,7 +103,7 @@ def train(
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
   """
   start_step = int(state.step)
-  with Progress(start_step, intervals.num_steps, batch_size, is_shown=show_progress) as progress:
+  with Progress(start_step, intervals.num_steps, batch_size) as progress:
     if evaluate_first and not _evaluate(state, start_step, hooks):
       return state
     pending = None
@@ -118,7 +115,7 @@ def train(
         own_logger.warning("replaced a clip of %s: can't decode it", hooks.record_id(int(record)))
       state, metrics = train_step(state, put_batch(batch, sharding))
       if pending is not None:
-        _report(*pending, intervals, batch_size, hooks, progress)
+        _report(*pending, intervals, hooks, progress)
       pending = (step, metrics)
       if step == start_step + 1:
         # The first step includes compilation.
@@ -127,7 +124,7 @@ def train(
 
       evaluates, saves = intervals.evaluates(step), intervals.saves(step)
       if stop.poll() or evaluates or saves:
-        _report(*pending, intervals, batch_size, hooks, progress)
+        _report(*pending, intervals, hooks, progress)
         pending = None
         if evaluates and not stop.reached:
           _evaluate(state, step, hooks)
@@ -150,7 +147,7 @@ def _evaluate(state: TrainState, step: int, hooks: Hooks) -> bool:
 
 
 def _report(
-  step: int, metrics: dict, intervals: Intervals, batch_size: int, hooks: Hooks, progress: Progress
+  step: int, metrics: dict, intervals: Intervals, hooks: Hooks, progress: Progress
 ) -> None:
   """Checks the metrics of a step, shows them, and writes them if the step is a logged one.
 
@@ -165,7 +162,7 @@ def _report(
       f"{hooks.describe_saved()}. Lower the learning rate, clip gradients or check the data"
     )
   progress.advance(step, loss, metrics["learning_rate"])
-  failed, allowed = int(metrics["clips_failed"]), hooks.max_failed_clips(step * batch_size)
+  failed, allowed = int(metrics["clips_failed"]), hooks.max_failed_clips(step)
   if failed > allowed:
     raise TrainingError(
       f"{failed} clips could not be decoded by step {step}, more than the {allowed:.0f} "
@@ -173,12 +170,9 @@ def _report(
     )
   if step % intervals.log_every:
     return
-  speed = progress.interval(step)
-  values = {f"train/{name.removeprefix('mean_')}": value for name, value in metrics.items()}
-  if speed is not None:
-    values["speed/clips_per_second"] = speed.clips_per_second
-    values["speed/data_wait_share"] = speed.data_wait_share
-  hooks.write_metrics(step, values)
+  speed, speed_text = progress.measure(step)
+  means = {f"train/{name.removeprefix('mean_')}": value for name, value in metrics.items()}
+  hooks.write_metrics(step, means | speed)
   logger.info(
     "step %d/%d  loss %.4f  top-1 %.1f %%  learning rate %.2e%s",
     step,
@@ -186,5 +180,5 @@ def _report(
     metrics["mean_loss"],
     100 * metrics["mean_top1"],
     metrics["learning_rate"],
-    "" if speed is None else f"  {speed}",
+    speed_text,
   )

@@ -40,16 +40,6 @@ class MetricsWriter:
     self._events.close()
 
 
-def read_scores(directory: str | os.PathLike) -> dict[int, dict[str, float]]:
-  """Returns the metrics of the evaluations of a run, by step."""
-  lines = read_metrics(pathlib.Path(directory) / "metrics.jsonl")
-  return {line["step"]: line for line in lines if _is_of_an_evaluation(line)}
-
-
-def _is_of_an_evaluation(line: dict) -> bool:
-  return any(name.startswith("validation") for name in line)
-
-
 def read_metrics(path: str | os.PathLike) -> list[dict]:
   """Returns the lines of a `metrics.jsonl`, without a last line that a kill cut off."""
   path = file_path(path)

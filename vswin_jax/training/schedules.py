@@ -1,78 +1,67 @@
 """Learning rate schedules: functions of the optimizer step, which is 0 for the first update."""
 
+import dataclasses
+
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from vswin_jax.common.checks import check_choices
 
-def make_schedule(
-  name: str,
-  *,
-  learning_rate: float,
-  num_steps: int,
-  steps_per_epoch: float,
-  warmup_epochs: float = 0.0,
-  warmup_start: float = 0.0,
-  decay_epochs: tuple[float, ...] = (),
-  decay_factor: float = 0.1,
-) -> optax.Schedule:
-  """Builds a schedule by name.
 
-  Args:
+@dataclasses.dataclass(frozen=True)
+class ScheduleOptions:
+  """Options of the learning rate.
+
+  Attributes:
     name: "cosine" (changes at every step), "cosine_epochs" (changes at every epoch, as in the
       reference) or "steps" (multiplied by `decay_factor` at each of `decay_epochs`).
     learning_rate: the peak learning rate.
-    num_steps: number of steps of the run.
-    steps_per_epoch: may be a fraction.
     warmup_epochs: length of the linear warm-up, which multiplies the schedule.
     warmup_start: multiplier at step 0.
+    decay_epochs: for "steps".
+    decay_factor: for "steps".
 
   Raises:
     ValueError: unknown name.
   """
-  warmup_steps = warmup_epochs * steps_per_epoch
-  if name == "cosine":
-    regular = _cosine(learning_rate, num_steps, warmup_steps)
-  elif name == "cosine_epochs":
-    regular = _cosine_epochs(learning_rate, num_steps, steps_per_epoch)
-  elif name == "steps":
-    regular = _steps(learning_rate, steps_per_epoch, decay_epochs, decay_factor)
-  else:
-    raise ValueError(f"unknown schedule {name!r}; choose one of cosine, cosine_epochs, steps")
+
+  name: str = "cosine_epochs"
+  learning_rate: float = 1e-3
+  warmup_epochs: float = 2.5
+  warmup_start: float = 0.1
+  decay_epochs: tuple[float, ...] = ()
+  decay_factor: float = 0.1
+
+  def __post_init__(self):
+    check_choices(("cosine", "cosine_epochs", "steps"), schedule=self.name)
+
+
+def make_schedule(
+  options: ScheduleOptions, *, num_steps: int, steps_per_epoch: float
+) -> optax.Schedule:
+  """Builds the schedule of a run of `num_steps`; `steps_per_epoch` may be a fraction."""
+  learning_rate = options.learning_rate
+  warmup_steps = options.warmup_epochs * steps_per_epoch
+  # The last epoch has a learning rate above 0.
+  epochs = max(round(num_steps / steps_per_epoch), 1)
+  boundaries = np.asarray([epoch * steps_per_epoch for epoch in options.decay_epochs])
+
+  def regular(step):
+    if options.name == "steps":
+      return learning_rate * options.decay_factor ** jnp.sum(step >= boundaries)
+    if options.name == "cosine_epochs":
+      angle = jnp.pi * jnp.minimum(jnp.floor(step / steps_per_epoch), epochs - 1) / epochs
+    else:
+      share = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
+      angle = jnp.pi * jnp.clip(share, 0.0, 1.0)
+    return learning_rate * 0.5 * (1.0 + jnp.cos(angle))
+
   if warmup_steps <= 0:
     return regular
 
   def warmed_up(step):
-    ramp = warmup_start + (1.0 - warmup_start) * step / warmup_steps
+    ramp = options.warmup_start + (1.0 - options.warmup_start) * step / warmup_steps
     return regular(step) * jnp.minimum(ramp, 1.0)
 
   return warmed_up
-
-
-def _cosine(learning_rate, num_steps, warmup_steps):
-  """Half a cosine from the end of the warm-up to 0 at the end of the run."""
-
-  def schedule(step):
-    done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
-    return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
-
-  return schedule
-
-
-def _cosine_epochs(learning_rate, num_steps, steps_per_epoch):
-  """Half a cosine over the epochs, constant within an epoch and above 0 in the last one."""
-  epochs = max(round(num_steps / steps_per_epoch), 1)
-
-  def schedule(step):
-    epoch = jnp.minimum(jnp.floor(step / steps_per_epoch), epochs - 1)
-    return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * epoch / epochs))
-
-  return schedule
-
-
-def _steps(learning_rate, steps_per_epoch, decay_epochs, decay_factor):
-  boundaries = jnp.asarray([epoch * steps_per_epoch for epoch in decay_epochs])
-
-  def schedule(step):
-    return learning_rate * decay_factor ** jnp.sum(step >= boundaries)
-
-  return schedule

@@ -113,8 +113,3 @@ def check_batch_size(batch_size: int, mesh: Mesh, what: str, multiple: int = 1) 
       + (f" and {multiple} gradient accumulation steps" if multiple > 1 else "")
       + f" it must be a multiple of {needed}"
     )
-
-
-def round_up(batch_size: int, mesh: Mesh) -> int:
-  """Returns the next batch size that the number of devices divides."""
-  return -(-batch_size // mesh.size) * mesh.size

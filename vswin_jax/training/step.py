@@ -1,4 +1,4 @@
-"""Training state, and the functions that are jitted over it: training step, evaluation step."""
+"""Training state, and the training step that is jitted over it."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,9 +10,8 @@ import optax
 from flax import nnx
 
 from vswin_jax.augmentation.augmentation import Augmentation
-from vswin_jax.models.outputs import make_view_step, probabilities_of
 from vswin_jax.models.parameters import merge_model
-from vswin_jax.training.inputs import augment_batch, check_label_smoothing, model_inputs
+from vswin_jax.training.inputs import augment_batch, model_inputs
 from vswin_jax.training.optimizer import update_ema
 
 _NO_AUGMENTATION = Augmentation()
@@ -53,18 +52,6 @@ def create_state(
   )
 
 
-def classification_loss(
-  logits: jax.Array, targets: jax.Array, *, multi_label: bool = False
-) -> jax.Array:
-  """Returns the mean cross-entropy of logits and targets, both float32 `[batch, num_classes]`.
-
-  With `multi_label`, it is the binary cross-entropy, averaged over classes too.
-  """
-  if multi_label:
-    return optax.sigmoid_binary_cross_entropy(logits, targets).mean()
-  return optax.softmax_cross_entropy(logits, targets).mean()
-
-
 def top1_accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns the share of clips whose most probable class is a label, or a largest soft target.
 
@@ -81,15 +68,13 @@ def make_train_step(
   schedule: optax.Schedule,
   *,
   seed: int,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
   mesh: jax.sharding.Mesh | None = None,
   augmentation: Augmentation = _NO_AUGMENTATION,
   multi_label: bool = False,
-  label_smoothing: float = 0.0,
   grad_accum_steps: int = 1,
   ema_decay: float = 0.0,
   log_every: int = 50,
+  **input_options,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """Builds the training step, to be jitted with the state donated.
 
@@ -98,42 +83,31 @@ def make_train_step(
     optimizer: from `make_optimizer`.
     schedule: its learning rate by step, for the metrics.
     seed: seed of augmentation, dropout and stochastic depth, which depend on (seed, step) only.
-    mean: mean of the pixels, per color.
-    std: standard deviation of the pixels, per color.
     mesh: mesh of the devices that share a batch; None: one device.
-    augmentation: options of augmentation.
-    multi_label: whether a video has any number of labels, see `classification_loss`.
-    label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
+    multi_label: whether a video has any number of labels; the loss is the mean over clips of the
+      cross-entropy or, with `multi_label`, the mean over clips and classes of the binary one.
     grad_accum_steps: number of parts of a batch whose gradients are accumulated.
     ema_decay: decay of the EMA of the parameters; 0: no EMA.
     log_every: number of steps after which the means in the metrics are reset.
+    **input_options: `mean`, `std` and `label_smoothing` of `model_inputs`.
 
   Returns:
     `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "position_ids"
-    int32 `[batch, time]`, "label" as in `make_targets`, "failed" int32 `[batch]` -> (state,
+    int32 `[batch, time]`, "label" as in `model_inputs`, "failed" int32 `[batch]` -> (state,
     metrics). Metrics are scalars: "loss" of this step, "learning_rate", "clips_failed", and means
     since the last logged step: "mean_loss", "mean_top1" (see `top1_accuracy`), "mean_grad_norm".
-
-  Raises:
-    ValueError: label smoothing with `multi_label`.
   """
-  check_label_smoothing(label_smoothing, multi_label)
 
   def loss_function(params, batch, key):
     model = merge_model(graph, params)
-    pixels, targets = model_inputs(
-      batch,
-      key,
-      augmentation,
-      mean=mean,
-      std=std,
-      num_classes=model.config.num_classes,
-      multi_label=multi_label,
-      label_smoothing=label_smoothing,
-    )
+    options = {"num_classes": model.config.num_classes, "multi_label": multi_label, **input_options}
+    pixels, targets = model_inputs(batch, key, augmentation, **options)
     logits = model(pixels, batch["position_ids"], key=key)
-    loss = classification_loss(logits, targets, multi_label=multi_label)
-    return loss, top1_accuracy(logits, targets)
+    if multi_label:
+      losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+    else:
+      losses = optax.softmax_cross_entropy(logits, targets)
+    return losses.mean(), top1_accuracy(logits, targets)
 
   gradient = jax.value_and_grad(loss_function, has_aux=True)
 
@@ -193,20 +167,3 @@ def make_train_step(
     return state, metrics
 
   return step
-
-
-def make_eval_step(
-  graph: nnx.GraphDef,
-  *,
-  mean: tuple[float, ...],
-  std: tuple[float, ...],
-  multi_label: bool = False,
-) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
-  """Builds the evaluation step, to be jitted; arguments as in `make_train_step`.
-
-  Returns:
-    `step(params, video, position_ids)`, with inputs as in `make_view_step` -> float32 probabilities
-    `[batch, num_classes]`, the mean over views.
-  """
-  view_step = make_view_step(graph, probabilities_of(multi_label), mean=mean, std=std)
-  return lambda params, *inputs: view_step(params, *inputs).mean(1)

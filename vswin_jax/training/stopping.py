@@ -16,11 +16,14 @@ class StopRequest:
 
   In a run of several processes, all get the same answer at the same poll, so that they stop after
   the same step. All must poll equally often.
+
+  Attributes:
+    reached: result of the last poll.
   """
 
   def __init__(self):
+    self.reached = False
     self._polls = 0
-    self._reached = False
     self._signalled = False
     self._previous = None
 
@@ -40,18 +43,13 @@ class StopRequest:
 
   def poll(self) -> bool:
     """Returns whether to stop; once true, it stays true."""
-    if not self._reached:
+    if not self.reached:
       self._polls += 1
       if jax.distributed.is_initialized():
-        self._reached = multihost_utils.reached_preemption_sync_point(self._polls)
+        self.reached = multihost_utils.reached_preemption_sync_point(self._polls)
       else:
-        self._reached = self._signalled
-    return self._reached
-
-  @property
-  def reached(self) -> bool:
-    """Result of the last poll."""
-    return self._reached
+        self.reached = self._signalled
+    return self.reached
 
   def check(self) -> None:
     """Polls, and raises `Stopped` if it is time to stop."""

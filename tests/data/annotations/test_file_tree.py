@@ -57,22 +57,26 @@ def test_suffixes():
 def test_videos_by_path(tmp_path):
   touch(tmp_path, "x/1.mp4", "videos_val/x/2.mkv", "videos_val/1.mp4", "3.avi", "val/3.mp4")
   tree = scan(str(tmp_path))
-  assert tree.with_path("x/1.avi", None) == "x/1.mp4"
-  assert tree.with_path("x/2.mp4", "validation") == "videos_val/x/2.mkv"
-  assert tree.with_path("x/2.mp4", "train") is None
-  assert tree.with_path("2.mkv", None) is None
+  assert tree.find("x/1.avi", "") == "x/1.mp4"
+  assert tree.find("x/2.mp4", "validation") == "videos_val/x/2.mkv"
+  assert tree.find("x/2.mp4", "train") is None
+  assert tree.find("2.mkv", "") is None
   # The suffix tells which of two is meant.
-  assert tree.with_path("3.avi", "validation") == "3.avi"
-  assert tree.with_path("3.mp4", "validation") == "val/3.mp4"
+  assert tree.find("3.avi", "validation") == "3.avi"
+  assert tree.find("3.mp4", "validation") == "val/3.mp4"
 
 
-def test_videos_by_id(tmp_path):
+def test_videos_in_any_folder(tmp_path):
   touch(tmp_path, "x/1.mp4", "videos_val/x/2.mkv", "videos_val/1.mp4", "y/3.mp4", "z/3.mp4")
   tree = scan(str(tmp_path))
-  assert tree.with_id("1", "") == "videos_val/1.mp4"
-  assert tree.with_id("1", "validation") == "videos_val/1.mp4"
-  assert tree.with_id("1", "train") == "videos_val/1.mp4"
-  assert tree.with_id("x/1", "validation") == "x/1.mp4"
-  assert tree.with_id("x/2", "train") == "videos_val/x/2.mkv"
-  assert tree.with_id("y/2", "") is None
-  assert tree.with_id("4", "") is None
+
+  def find(path, split):
+    return tree.find(path, split, in_any_folder=True)
+
+  assert find("1.mp4", "") == "videos_val/1.mp4"
+  assert find("1.webm", "validation") == "videos_val/1.mp4"
+  assert find("1.mp4", "train") == "videos_val/1.mp4"
+  assert find("x/1.mp4", "validation") == "x/1.mp4"
+  assert find("x/2.mp4", "train") == "videos_val/x/2.mkv"
+  assert find("y/2.mp4", "") is None
+  assert find("4.mp4", "") is None

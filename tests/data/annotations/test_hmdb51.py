@@ -64,16 +64,16 @@ def test_a_video_listed_twice_with_different_parts_is_left_out(tmp_path):
 @pytest.mark.parametrize("line", ["a.avi 3", "a.avi", "1"])
 def test_a_line_of_another_kind(tmp_path, line):
   _release(tmp_path, wave_test_split1=f"x.avi 1\n{line}\n")
-  with pytest.raises(AnnotationError, match=r"wave_test_split1\.txt, line 2: expected `name\.avi`"):
+  with pytest.raises(AnnotationError, match=r"wave_test_split1\.txt, line 2: expected `"):
     read_annotations("hmdb51", tmp_path)
 
 
 def test_nothing_found(tmp_path):
   _release(tmp_path / "lists")
   videos = touch(tmp_path, "videos/wave/a.avi") / "videos"
-  with pytest.raises(AnnotationError, match=r"no files such as brush_hair_test_split1\.txt"):
+  with pytest.raises(AnnotationError, match=r"expected brush_hair_test_split1\.txt"):
     read_annotations("hmdb51", videos)
-  with pytest.raises(AnnotationError, match=r"no files such as .*_split3"):
+  with pytest.raises(AnnotationError, match=r"'.*lists': .*no annotation files in the folder"):
     options = AnnotationOptions(split_number=3)
     read_annotations("hmdb51", videos, [str(tmp_path / "lists")], options)
   with pytest.raises(AnnotationError, match="give them without SPLIT="):

@@ -200,8 +200,8 @@ def test_most_flipped_bytes_are_noticed():
 def test_a_stream_without_marked_keyframes_is_decoded_from_its_start(monkeypatch, marked):
   original = decoding.read_packets
 
-  def without_keyframes(container, stream):
-    for number, packet in enumerate(original(container, stream)):
+  def without_keyframes(stream):
+    for number, packet in enumerate(original(stream)):
       packet.is_keyframe = number < marked
       yield packet
 
@@ -213,7 +213,7 @@ def test_a_stream_without_marked_keyframes_is_decoded_from_its_start(monkeypatch
 def test_frames_outside_the_video_are_refused():
   with pytest.raises(VideoError, match="frames 3 to 90 were asked for, the video has 90"):
     decode_frames(GOP, [3, 90])
-  with pytest.raises(VideoError, match="frames -1 to 5"):
+  with pytest.raises(VideoError, match=r"counted from 0; got \[-1, 5\]"):
     decode_frames(GOP, [-1, 5])
 
 

@@ -99,7 +99,7 @@ def test_a_path_is_indexed_once_until_the_file_changes(tmp_path, monkeypatch):
   indexed = []
   original = decoding._index_packets
   monkeypatch.setattr(
-    decoding, "_index_packets", lambda *opened: indexed.append(1) or original(*opened)
+    decoding, "_index_packets", lambda stream: indexed.append(1) or original(stream)
   )
   path = encode(tmp_path / "a.mp4", *KINDS["h264.mp4"])
   for _ in range(3):

@@ -1,50 +1,56 @@
 """Readers of annotation files: the videos, labels and splits of data sets."""
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from vswin_jax.common import checks
 from vswin_jax.common.paths import local_path
-from vswin_jax.data.annotations import (
-  hmdb51,
-  kinetics,
-  something_something,
-  ucf101,
-  video_folder,
-)
+from vswin_jax.data.annotations import published, video_folder
 from vswin_jax.data.annotations.annotation_files import find_annotation_files
 from vswin_jax.data.annotations.assembling import assemble
 from vswin_jax.data.annotations.common import (
+  SPLIT_NAMES,
   AnnotationError,
   AnnotationOptions,
   Annotations,
-  Video,
 )
 from vswin_jax.data.annotations.file_tree import scan
+from vswin_jax.data.annotations.rows import Files, Listing
 from vswin_jax.data.annotations.text_files import read_text
 
-__all__ = [
-  "DATASETS",
-  "AnnotationError",
-  "AnnotationOptions",
-  "Annotations",
-  "Video",
-  "default_name",
-  "read_annotations",
-  "read_class_names",
-]
-
-# Each module has functions `is_annotation_file` and `read`.
-DATASETS: Mapping[str, ModuleType] = {
-  "kinetics400": kinetics,
-  "kinetics600": kinetics,
-  "kinetics700": kinetics,
-  "something_something_v2": something_something,
-  "ucf101": ucf101,
-  "hmdb51": hmdb51,
-  "video_folder": video_folder,
+_SPLIT = f"({'|'.join(itertools.chain(*SPLIT_NAMES.values()))})"
+_WITH_SPLIT = f"(.*[^a-z])?{_SPLIT}([^a-z].*)?"
+_KINETICS = (
+  "train.csv and val.csv with youtube_id,time_start,time_end,label, or lists of `path label`",
+  rf"{_WITH_SPLIT}\.(csv|txt)",
+  published.read_kinetics,
+)
+# By data set: some annotation files, for messages; a pattern of the names of all, in any case; and
+# their reader. `{number}` stands for the official split.
+DATASETS: Mapping[str, tuple[str, str, Callable[[Files, str], Listing] | None]] = {
+  "kinetics400": _KINETICS,
+  "kinetics600": _KINETICS,
+  "kinetics700": _KINETICS,
+  "something_something_v2": (
+    "labels.json, train.json and validation.json, or lists of `path label`",
+    rf".*labels.*\.json|{_WITH_SPLIT}\.(json|txt)",
+    published.read_something_something,
+  ),
+  "ucf101": (
+    "classInd.txt, trainlist0{number}.txt and testlist0{number}.txt",
+    r"classind\.txt|(train|test)list0?{number}\.txt",
+    published.read_ucf101,
+  ),
+  "hmdb51": (
+    "brush_hair_test_split{number}.txt and the like",
+    r".+_test_split{number}\.txt",
+    published.read_hmdb51,
+  ),
+  "video_folder": ("", rf"(annotations|{_SPLIT})\.(csv|tsv|json|txt)", None),
 }
+_WITH_SPLIT_NUMBER = ("ucf101", "hmdb51")
 
 
 def read_annotations(
@@ -74,11 +80,28 @@ def read_annotations(
       if getattr(options, name):
         raise ValueError(f"{name} can't be chosen for {dataset}, only for video_folder")
   tree = scan(os.path.abspath(local_path(videos)))
-  search_parent = dataset != "video_folder" or not video_folder.has_class_folders(tree)
-  module = DATASETS[dataset]
-  files = find_annotation_files(tree.root, annotations, module.is_annotation_file, search_parent)
+  folders = [tree.root, os.path.dirname(tree.root)]
+  if dataset == "video_folder" and video_folder.has_class_folders(tree):
+    folders.pop()
+  expected, names, read = DATASETS[dataset]
+  expected, names = (text.format(number=options.split_number) for text in (expected, names))
+  is_annotation_file = re.compile(names, re.IGNORECASE).fullmatch
+  files = find_annotation_files(annotations, folders, is_annotation_file)
+  if dataset in _WITH_SPLIT_NUMBER:
+    files = [file for file in files if is_annotation_file(os.path.basename(file[0]))]
+  if expected and not files:
+    raise AnnotationError(
+      f"{dataset}: no annotation files in {tree.root} or its parent; expected {expected}; name "
+      "them with --annotations"
+    )
   try:
-    return assemble(tree, module.read(dataset, tree, files, options), options)
+    if read:
+      listing = read(files, dataset)
+    elif files:
+      listing = video_folder.read_listing(files, options)
+    else:
+      listing = video_folder.read_class_folders(tree, options)
+    return assemble(tree, listing, options)
   except AnnotationError as error:
     if annotations or not files:
       raise
@@ -90,9 +113,7 @@ def read_annotations(
 
 def default_name(dataset: str, options: AnnotationOptions) -> str:
   """Returns the default name of a prepared data set, such as "kinetics400" or "ucf101_split1"."""
-  if dataset in ("hmdb51", "ucf101"):
-    return f"{dataset}_split{options.split_number}"
-  return dataset
+  return f"{dataset}_split{options.split_number}" if dataset in _WITH_SPLIT_NUMBER else dataset
 
 
 def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Search for annotation files: named by the user, or in the usual places."""
 
+import glob
 import os
 from collections.abc import Callable, Sequence
 
@@ -7,7 +8,7 @@ from vswin_jax.common.paths import local_path
 from vswin_jax.data.annotations.common import AnnotationError, split_called
 
 # Names in the official downloads of the data sets, and common ones.
-_FOLDERS = (
+_SUBFOLDERS = (
   "annotations",
   "labels",
   "ucfTrainTestlist",
@@ -17,32 +18,28 @@ _FOLDERS = (
 
 
 def find_annotation_files(
-  videos: str,
-  arguments: Sequence[str],
-  is_annotation_file: Callable[[str], bool],
-  search_parent: bool = True,
+  arguments: Sequence[str], folders: Sequence[str], is_annotation_file: Callable[[str], bool]
 ) -> list[tuple[str, str | None]]:
   """Returns the absolute paths of annotation files, each with the split that the user gave for it.
 
   Args:
-    videos: the folder of videos, which is searched if there are no arguments.
     arguments: files, folders and `SPLIT=FILE`.
+    folders: searched in this order if there are no arguments.
     is_annotation_file: whether a file name is that of an annotation file of the data set.
-    search_parent: whether to search the parent of `videos`, too.
 
   Raises:
     AnnotationError: an argument is no file and no folder with annotation files.
   """
   if not arguments:
-    places = (videos, os.path.dirname(videos)) if search_parent else (videos,)
-    return next(filter(None, (_files_in(place, is_annotation_file) for place in places)), [])
+    found = (_files_in(folder, is_annotation_file) for folder in folders)
+    return next(filter(None, found), [])
   files = []
   for argument in arguments:
-    name, equals, rest = argument.partition("=")
-    split = split_called(name) if equals else None
+    name, _, rest = argument.partition("=")
+    split = split_called(name) if rest else None
     path = os.path.abspath(local_path(rest if split else argument))
     found = [(path, split)] if os.path.isfile(path) else []
-    if not split and os.path.isdir(path):
+    if not found and not split:
       found = _files_in(path, is_annotation_file)
     if not found:
       raise AnnotationError(
@@ -55,12 +52,10 @@ def find_annotation_files(
 
 def _files_in(folder: str, is_annotation_file: Callable[[str], bool]) -> list[tuple[str, None]]:
   """Returns the annotation files of a folder, or of the first usual subfolder that has any."""
-  for place in (folder, *(os.path.join(folder, name) for name in _FOLDERS)):
-    try:
-      names = sorted(entry.name for entry in os.scandir(place) if entry.is_file())
-    except OSError:
-      continue
-    found = [name for name in names if not name.startswith(".") and is_annotation_file(name)]
+  for subfolder in ("", *_SUBFOLDERS):
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), subfolder, "*")))
+    names = ((path, os.path.basename(path)) for path in paths)
+    found = [path for path, name in names if is_annotation_file(name) and os.path.isfile(path)]
     if found:
-      return [(os.path.join(place, name), None) for name in found]
+      return [(path, None) for path in found]
   return []

@@ -6,17 +6,12 @@ from collections.abc import Mapping
 
 from vswin_jax.common import checks
 
-SPLITS = ("train", "validation", "test")
-_SPLIT_NAMES = {
-  "train": "train",
-  "training": "train",
-  "val": "validation",
-  "valid": "validation",
-  "validate": "validation",
-  "validation": "validation",
-  "test": "test",
-  "testing": "test",
+SPLIT_NAMES = {
+  "train": ("train", "training"),
+  "validation": ("val", "valid", "validate", "validation"),
+  "test": ("test", "testing"),
 }
+SPLITS = tuple(SPLIT_NAMES)
 
 
 class AnnotationError(ValueError):
@@ -50,8 +45,8 @@ class Annotations:
     splits: videos by split, in the order "train", "validation", "test", without empty splits. The
       videos of a split are ordered by the SHA-256 of their ids: random, but always the same.
     multi_label: whether a video can have any number of labels.
-    problems: (path, reason) of unusable entries, which count as videos with a problem: broken
-      links, unreadable folders, names that are not UTF-8, contradictory annotations.
+    problems: (path, reason) of entries that count as videos with a problem: broken links,
+      unreadable folders, names that are not UTF-8, contradictory annotations.
     other_files: (path, reason) of files in class folders without the suffix of a video. They are
       reported, but do not count as problems.
     notes: lines to show to the user.
@@ -75,16 +70,17 @@ class Annotations:
 class AnnotationOptions:
   """Options for reading annotations.
 
+  The last three are only for `video_folder`.
+
   Attributes:
     split_number: official split of UCF101 or HMDB51, 1 to 3.
     validation_share: fraction of the groups of each class that become validation data if the
       annotations give no splits, in [0, 1).
     group_pattern: regular expression, searched in the path relative to the folder of videos. Videos
-      with the same text in its first group stay in one split. Only for `video_folder`. Empty:
-      videos with the same `_gNN_` in their names, as in UCF101, stay together.
-    class_names: by class index. Only for `video_folder`; None: the class names that occur, sorted.
-    multi_label: whether a video can have any number of labels, separated by "|" or ";" in CSV
-      files. Only for `video_folder`.
+      with the same text in its first group stay in one split; if empty, those with the same
+      `_gNN_` in their names, as in UCF101.
+    class_names: by class index; None: the class names that occur, sorted.
+    multi_label: whether a video can have any number of labels; "|" or ";" separate them in CSV.
   """
 
   split_number: int = 1
@@ -96,27 +92,26 @@ class AnnotationOptions:
   def __post_init__(self):
     checks.check_choices(("1", "2", "3"), split_number=str(self.split_number))
     checks.check_rates(validation_share=self.validation_share)
+    names = self.class_names
+    if names is not None and (not names or "" in names or len(set(names)) < len(names)):
+      raise ValueError("class_names must be distinct, non-empty names")
     try:
-      is_valid = not self.group_pattern or re.compile(self.group_pattern).groups > 0
+      num_groups = re.compile(self.group_pattern or "()").groups
     except re.error:
-      is_valid = False
-    if not is_valid:
+      num_groups = 0
+    if not num_groups:
       raise ValueError(
         f"group_pattern {self.group_pattern!r}: expected a regular expression with a group in ()"
       )
-    if self.class_names is not None:
-      names = set(self.class_names)
-      if not names or "" in names or len(names) < len(self.class_names):
-        raise ValueError("class_names must be distinct, non-empty names")
 
 
 def split_called(name: str) -> str | None:
   """Returns the split with exactly this name, such as "validation" for "val"; None if unknown."""
-  return _SPLIT_NAMES.get(name.strip().lower())
+  name = name.strip().lower()
+  return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
 def split_within(name: str) -> str | None:
   """Returns the split that is a word of a name such as "k400_val_list"; None if unclear."""
-  words = re.split(r"[^a-z]+", name.lower())
-  found = {_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES}
+  found = set(map(split_called, re.split(r"[^a-zA-Z]+", name))) - {None}
   return found.pop() if len(found) == 1 else None

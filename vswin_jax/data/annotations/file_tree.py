@@ -2,9 +2,8 @@
 
 import collections
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence
 
 from vswin_jax.data.annotations.common import AnnotationError, split_within
 from vswin_jax.data.video_files import VIDEO_SUFFIXES
@@ -25,57 +24,42 @@ class FileTree:
   videos: tuple[str, ...]
   others: tuple[str, ...]
   problems: tuple[tuple[str, str], ...]
+  # By number of components: videos by the last components of their paths, without suffix.
+  _indices: dict[int, dict] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   def absolute(self, path: str) -> str:
     return os.path.join(self.root, path)
 
   def relative(self, path: str) -> str:
     """Returns an absolute path below the root relative to it; others as they are."""
-    return path.removeprefix(self.root.rstrip("/") + "/")
+    return path.removeprefix(os.path.join(self.root, ""))
 
-  def with_id(self, id: str, split: str | None) -> str | None:
-    """Returns the video whose path ends with an id and a suffix, in any folder.
+  def find(self, path: str, split: str, in_any_folder: bool = False) -> str | None:
+    """Returns the video with a path, relative to the root or to an outermost folder of the split.
 
-    Of several copies, one in a folder of the split is preferred.
+    Of several, one with the suffix of the path is preferred, then one in the root.
+
+    Args:
+      path: with a suffix, from which that of the video may differ.
+      split: empty if unknown.
+      in_any_folder: whether the path may be relative to any other folder, too; then folders of the
+        split come first.
     """
-    copies = [
-      path
-      for path in self._by_name.get(os.path.basename(id), ())
-      if f"/{without_suffix(path)}".endswith(f"/{id}")
-    ]
-    of_split = [path for path in copies if split in map(split_within, path.split("/")[:-1])]
-    return next(iter(of_split or copies), None)
+    stem, ranks = without_suffix(path), {}
+    for video in self._ending_with(stem):
+      folder = without_suffix(video).removesuffix(stem)
+      of_split = bool(split) and split in map(split_within, folder.split("/"))
+      if in_any_folder or not folder or (of_split and folder.count("/") == 1):
+        ranks[video] = in_any_folder and not of_split, not video.endswith(path), bool(folder)
+    return min(ranks, key=ranks.get, default=None)
 
-  def with_path(self, path: str, split: str | None) -> str | None:
-    """Returns the video with a path, relative to the root or to a folder of the split.
-
-    A file with another suffix is returned if there is none with that of the path.
-    """
-    places = [path]
-    if split:
-      places += [f"{folder}/{path}" for folder in self._split_folders.get(split, ())]
-    found = [one for place in places for one in self._by_stem.get(without_suffix(place), ())]
-    return next((place for place in places if place in found), None) or next(iter(found), None)
-
-  @functools.cached_property
-  def _by_stem(self) -> Mapping[str, list[str]]:
-    return _index(self.videos, without_suffix)
-
-  @functools.cached_property
-  def _by_name(self) -> Mapping[str, list[str]]:
-    return _index(self.videos, lambda path: os.path.basename(without_suffix(path)))
-
-  @functools.cached_property
-  def _split_folders(self) -> Mapping[str | None, list[str]]:
-    outermost = {path.split("/")[0] for path in self.videos if "/" in path}
-    return _index(sorted(outermost), split_within)
-
-
-def _index(paths: Iterable[str], key: Callable[[str], str | None]) -> Mapping:
-  result = collections.defaultdict(list)
-  for path in paths:
-    result[key(path)].append(path)
-  return result
+  def _ending_with(self, stem: str) -> Sequence[str]:
+    length = stem.count("/") + 1
+    if length not in self._indices:
+      index = self._indices[length] = collections.defaultdict(list)
+      for video in self.videos:
+        index["/".join(without_suffix(video).split("/")[-length:])].append(video)
+    return self._indices[length].get(stem, ())
 
 
 def without_suffix(path: str) -> str:
@@ -102,12 +86,10 @@ def scan(root: str) -> FileTree:
   while pending or links:
     if not pending:
       links.sort(reverse=True)
-      pending.append(links.pop())
-    folder = pending.pop()
+    folder = (pending or links).pop()
     try:
       status = os.stat(folder)
-      with os.scandir(folder) as entries:
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
+      entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
       problems.append((folder, f"can't be listed: {error.strerror}"))
       continue
@@ -115,25 +97,14 @@ def scan(root: str) -> FileTree:
       continue
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
-      if not _is_utf8(entry.name):
-        shown = os.fsencode(entry.path).decode(errors="backslashreplace")
+      shown = os.fsencode(entry.path).decode(errors="backslashreplace")
+      if shown != entry.path:
         problems.append((shown, "its name is not UTF-8 text"))
       elif entry.is_symlink() and not os.path.exists(entry.path):
         problems.append((entry.path, "a broken link"))
       elif entry.is_dir():
         (links if entry.is_symlink() else pending).append(entry.path)
-      elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
-        videos.append(entry.path)
       else:
-        others.append(entry.path)
-  below = len(root.rstrip("/")) + 1
-  relative = [sorted(path[below:] for path in one) for one in (videos, others)]
-  return FileTree(root, *map(tuple, relative), tuple(sorted(problems)))
-
-
-def _is_utf8(name: str) -> bool:
-  try:
-    name.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+        is_video = os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES
+        (videos if is_video else others).append(entry.path.removeprefix(os.path.join(root, "")))
+  return FileTree(root, tuple(sorted(videos)), tuple(sorted(others)), tuple(sorted(problems)))

@@ -4,12 +4,16 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 from vswin_jax.data.annotations.common import AnnotationError, split_called, split_within
 from vswin_jax.data.annotations.text_files import read_lines, suffix
 from vswin_jax.data.video_files import VIDEO_SUFFIXES
 
-_NUMBERED = re.compile(r"(?P<path>.*?)(?P<labels>(?:\s+-?[0-9]+)+)")
+# Paths of annotation files, each with the split that the user gave for it.
+Files: TypeAlias = Sequence[tuple[str, str | None]]
+
+_NUMBERED = re.compile(r"(?P<path>.*?)(?P<labels>(?:\s+-?[0-9]{1,18})+)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -18,19 +22,19 @@ class Row:
 
   Attributes:
     path: absolute, or relative to the folder of videos.
-    labels: class names, or class indices as text; None if the file gives none.
+    labels: class names and class indices; None if the file gives none.
     where: file and line, for messages.
     split: empty if the file gives none.
     group: videos of a group must not be in two splits; empty if the file gives none.
-    id: the data set's own id, with which the path of the file ends; empty if there is none.
+    in_any_folder: whether the path may be relative to any folder below the folder of videos.
   """
 
   path: str
-  labels: tuple[str, ...] | None
+  labels: tuple[str | int, ...] | None
   where: str
   split: str = ""
   group: str = ""
-  id: str = ""
+  in_any_folder: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +48,18 @@ class Listing:
   other_files: Sequence[tuple[str, str]] = ()
 
 
-def collect_rows(
-  files: Sequence[tuple[str, str | None]], read: Callable[[str], Iterable[Row]]
-) -> tuple[list[Row], list[str]]:
-  """Returns the rows of all files, with their splits, and notes for the user.
+def collect_rows(files: Files, read: Callable[[str], Iterable[Row]]) -> tuple[list[Row], list[str]]:
+  """Returns the rows of all files, as `read` gives them, with splits, and notes for the user.
 
   The split that the user gave for a file has precedence, then that of a row, then that in the name
   of the file. Test videos without labels are skipped.
 
-  Args:
-    files: paths of files, each with the split that the user gave.
-    read: returns the rows of a file.
-
   Raises:
     AnnotationError: a file lists no videos, or a video has no label or no clear split.
   """
-  paths = [path for path, _ in files]
-  more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-  rows, notes = [], [f"annotations read: {', '.join(paths[:3])}{more}"]
+  if not files:
+    raise AnnotationError("none of the annotation files lists videos")
+  rows, notes = [], [f"annotations read: {len(files):,} files, such as {files[0][0]}"]
   file_of_split: dict[str, str] = {}
   for path, given in files:
     found = list(read(path))
@@ -74,20 +72,19 @@ def collect_rows(
         raise AnnotationError(
           f"two annotation files of {named}: {other} and {path}; name those to read as SPLIT=FILE"
         )
-    labeled = []
+    num_before = len(rows)
     for row in found:
       split = given or (split_called(row.split) if row.split else named)
       if split is None:
         raise AnnotationError(
           f"{row.where}: unknown split {row.split!r}; expected train, validation or test"
         )
-      if row.labels is None and split != "test":
-        raise AnnotationError(f"{row.where}: no label of {row.path!r}")
       if row.labels is not None:
-        labeled.append(dataclasses.replace(row, split=split))
-    if len(labeled) < len(found):
-      notes.append(f"{path}: {len(found) - len(labeled):,} videos without labels are skipped")
-    rows += labeled
+        rows.append(dataclasses.replace(row, split=split))
+      elif split != "test":
+        raise AnnotationError(f"{row.where}: no label of {row.path!r}")
+    if num_unlabeled := num_before + len(found) - len(rows):
+      notes.append(f"{path}: {num_unlabeled:,} videos without labels are skipped")
   if not rows:
     raise AnnotationError(f"{files[0][0]}: no videos with labels; name the training file, too")
   unclear = [row for row in rows if not row.split]
@@ -99,16 +96,13 @@ def collect_rows(
 
 
 def list_rows(path: str) -> Iterator[Row]:
-  """Yields the rows of a list: lines of a path and its labels, separated by spaces.
+  """Yields the rows of a list: lines of a path and a class name or indices, separated by spaces.
 
-  Paths may contain spaces if labels are numbers.
-
-  Raises:
-    AnnotationError: a line can't be read so, or gives a folder of frames.
+  Paths may contain spaces if labels are indices.
   """
   for where, line in read_lines(path):
     if match := _NUMBERED.fullmatch(line):
-      video, labels = match["path"], match["labels"].split()
+      video, labels = match["path"], tuple(map(int, match["labels"].split()))
       if len(labels) > 1 and suffix(video) not in VIDEO_SUFFIXES:
         raise AnnotationError(
           f"{where}: {line!r} looks like a folder of frames; expected `path label` of a video file"
@@ -121,25 +115,5 @@ def list_rows(path: str) -> Iterator[Row]:
         raise AnnotationError(
           f"{where}: expected `path label`, got {line!r}; if names contain spaces, use a CSV file"
         )
-    yield Row(video, labels and tuple(labels), where)
-
-
-def is_index(label: str) -> bool:
-  """Returns whether a label is a number that may be a class index."""
-  return re.fullmatch(r"-?[0-9]{1,18}", label) is not None
-
-
-def with_class_names(rows: Iterable[Row], class_names: Sequence[str]) -> Iterator[Row]:
-  """Yields rows with class names in place of class indices.
-
-  Raises:
-    AnnotationError: a label is no class index.
-  """
-  for row in rows:
-    for label in row.labels or ():
-      if not is_index(label) or not 0 <= int(label) < len(class_names):
-        raise AnnotationError(
-          f"{row.where}: label {label!r}; expected a number from 0 to {len(class_names) - 1}"
-        )
-    names = row.labels and tuple(class_names[int(label)] for label in row.labels)
-    yield dataclasses.replace(row, labels=names)
+      labels = tuple(labels)
+    yield Row(video, labels, where)

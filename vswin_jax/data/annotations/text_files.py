@@ -1,4 +1,9 @@
-"""Text, CSV and JSON files, with errors that name the file and the line."""
+"""Text, CSV and JSON files.
+
+Functions raise AnnotationError, with the file and the line, for files that are missing or have
+other content than expected. Functions that yield pairs give the place of an entry, for messages,
+and the entry.
+"""
 
 import csv
 import io
@@ -11,11 +16,7 @@ from vswin_jax.data.annotations.common import AnnotationError
 
 
 def read_text(path: str) -> str:
-  """Returns the content of a UTF-8 file, with or without a byte order mark.
-
-  Raises:
-    AnnotationError: the file does not exist or is not UTF-8.
-  """
+  """Returns the content of a UTF-8 file, with or without a byte order mark."""
   try:
     with open(path, "rb") as file:
       content = file.read()
@@ -29,7 +30,7 @@ def read_text(path: str) -> str:
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
-  """Yields the stripped lines of a file that are not blank, each after its place for messages."""
+  """Yields the stripped lines of a file that are not blank."""
   for number, line in enumerate(read_text(path).split("\n"), 1):
     if line := line.strip():
       yield f"{path}, line {number}", line
@@ -50,14 +51,11 @@ def _delimiter(path: str) -> str | None:
 def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
   """Yields the rows of a table as dicts by the lower-case names in the first line.
 
-  Each follows its place for messages. Tables with no more than the columns may lack the first line.
+  Tables with no more than the columns may lack the first line.
 
   Args:
     path: of the file.
     columns: names of columns; all but the last are required.
-
-  Raises:
-    AnnotationError: the file is not valid CSV, lacks columns or has rows of different lengths.
   """
   delimiter = _delimiter(path)
   reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
@@ -88,28 +86,26 @@ def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
 
 
 def read_json(path: str):
-  """Returns the content of a JSON file.
-
-  Raises:
-    AnnotationError: the file is not valid JSON, or an object has the same key twice.
-  """
+  """Returns the content of a JSON file whose objects have no key twice."""
   text = read_text(path)
   try:
     content = json.loads(text, object_pairs_hook=_object)
     # Escaped halves of a surrogate pair can't be written again.
-    if "\\ud" in text.lower():
-      json.dumps(content, ensure_ascii=False).encode()
+    json.dumps(content, ensure_ascii=False).encode()
     return content
   except (ValueError, RecursionError) as error:
     raise AnnotationError(f"{path}: not valid JSON: {error}") from error
 
 
-def read_objects(path: str) -> Iterator[tuple[str, dict]]:
-  """Yields the objects of the list in a JSON file, each after its place for messages.
+def _object(pairs: list[tuple[str, object]]) -> dict:
+  result = dict(pairs)
+  if len(result) < len(pairs):
+    raise ValueError(f"a key occurs twice in an object with the keys {', '.join(result):.200}")
+  return result
 
-  Raises:
-    AnnotationError: the file is not valid JSON or something else than a list of objects.
-  """
+
+def read_objects(path: str) -> Iterator[tuple[str, dict]]:
+  """Yields the objects of the list in a JSON file."""
   content = read_json(path)
   if not isinstance(content, list):
     raise AnnotationError(f"{path}: expected a list of objects")
@@ -118,15 +114,6 @@ def read_objects(path: str) -> Iterator[tuple[str, dict]]:
     if not isinstance(value, dict):
       raise AnnotationError(f"{where}: expected an object, got {value!r:.200}")
     yield where, value
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict:
-  result = {}
-  for name, value in pairs:
-    if name in result:
-      raise ValueError(f"the key {name!r} occurs twice in an object")
-    result[name] = value
-  return result
 
 
 def suffix(path: str) -> str:

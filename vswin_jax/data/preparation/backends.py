@@ -10,9 +10,9 @@ import functools
 import itertools
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from vswin_jax.data.preparation.shards import Shard, file_metadata, move_shard, write_shard
+from vswin_jax.data.preparation.shards import Shard, file_metadata, write_shard
 from vswin_jax.data.preparation.video_to_record import (
   PrepareOptions,
   Problem,
@@ -41,7 +41,7 @@ def local_processes(num_workers: int) -> Backend:
       size=lambda video: file_metadata(video)[0],
     )
 
-    def reported(count: int) -> Iterator[Record | Problem]:
+    def reported(count: int):
       for result in itertools.islice(results, count):
         report(result)
         yield result
@@ -80,12 +80,7 @@ def apache_beam(pipeline_options: str) -> Backend:
     try:
       with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
         # Without the reshuffle a runner may give all shards to one worker.
-        _ = (
-          pipeline
-          | "shards" >> beam.Create(list(shards))
-          | "spread" >> beam.Reshuffle()
-          | "prepare" >> beam.Map(work)
-        )
+        _ = pipeline | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(work)
     except (RuntimeError, ValueError) as error:
       reason = [type(error).__name__, *str(error).strip().splitlines()][-1]
       raise DatasetError(f"the pipeline failed: {reason}; finished shards are kept") from error
@@ -98,4 +93,6 @@ def _prepare_shard(shard: Shard, *, folder: pathlib.Path, options: PrepareOption
   with tempfile.TemporaryDirectory(dir=folder, prefix=shard.stem) as own:
     # A video that crashes its decoder must not end the runner's process.
     local_processes(1)([shard], pathlib.Path(own), options, lambda result: None)
-    move_shard(shard, pathlib.Path(own), folder)
+    # The records come before the file that marks them as finished.
+    for path in sorted(pathlib.Path(own).iterdir()):
+      path.replace(folder / path.name)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import itertools
 import pathlib
 import re
@@ -15,24 +14,16 @@ from tqdm import tqdm
 
 from vswin_jax.common.paths import write_table
 from vswin_jax.data.annotations.common import Annotations
-from vswin_jax.data.locks import dataset_lock
+from vswin_jax.data.preparation import shards
 from vswin_jax.data.preparation.backends import Backend
-from vswin_jax.data.preparation.shards import (
-  Shard,
-  ShardResult,
-  plan_shards,
-  read_result,
-  records_path,
-)
+from vswin_jax.data.preparation.shards import Shard, ShardResult
 from vswin_jax.data.preparation.video_to_record import PrepareOptions, Problem, Record
-from vswin_jax.data.records import DatasetError, features
+from vswin_jax.data.records import DatasetError, dataset_lock, features
 from vswin_jax.data.video.transcoding import Transcoding
 
 VERSION = "1.0.0"
 _STAGING = ".preparing"
 _PROBLEMS = "problems.csv"
-# Problems that an error message names.
-_EXAMPLES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +53,6 @@ def prepare_dataset(
   max_seconds: float = 3600.0,
   shard_bytes: int = 128 << 20,
   max_problem_share: float = 0.02,
-  show_progress: bool = False,
 ) -> Summary:
   """Makes the TFDS data set `data_dir/name/1.0.0` of video records.
 
@@ -76,7 +66,6 @@ def prepare_dataset(
     max_seconds: longer videos are left out.
     shard_bytes: approximate size of the files that go into one shard.
     max_problem_share: largest share of videos with problems.
-    show_progress: whether to show a progress bar on standard error.
 
   Raises:
     DatasetError: the data set exists, or another process is preparing it; too many problems, which
@@ -93,7 +82,6 @@ def prepare_dataset(
   home = data_dir / name
   staging = home / _STAGING
   home.mkdir(parents=True, exist_ok=True)
-  check = functools.partial(_check_share, max_problem_share, annotations, home / _PROBLEMS)
   with dataset_lock(name, data_dir, wait=False):
     if (home / VERSION).exists():
       raise DatasetError(
@@ -101,40 +89,37 @@ def prepare_dataset(
       )
     staging.mkdir(exist_ok=True)
     (home / _PROBLEMS).unlink(missing_ok=True)
-    shards = plan_shards(annotations.splits, shard_bytes, options)
-    found = ((shard, read_result(staging, shard)) for shard in shards)
+    planned = shards.plan_shards(annotations.splits, shard_bytes, options)
+    found = ((shard, shards.read_result(staging, shard)) for shard in planned)
     finished = {shard: result for shard, result in found if result and not result.may_improve()}
-    unfinished = [shard for shard in shards if shard not in finished]
+    unfinished = [shard for shard in planned if shard not in finished]
     problems = _list_problems(annotations, finished.values())
-    check(problems)
-    num_videos, num_left = (sum(len(one.videos) for one in some) for some in (shards, unfinished))
+    _check_share(problems, annotations, max_problem_share, home / _PROBLEMS)
     with tqdm(
       desc="preparing",
       unit="video",
-      total=num_videos,
-      initial=num_videos - num_left,
+      total=sum(len(shard.videos) for shard in planned),
+      initial=sum(len(shard.videos) for shard in finished),
       mininterval=0.5 if sys.stderr.isatty() else 30.0,
       dynamic_ncols=True,
-      disable=not show_progress,
     ) as bar:
 
       def report(result: Record | Problem) -> None:
         bar.update()
         if isinstance(result, Problem):
           problems.append(result)
-          check(problems)
+          _check_share(problems, annotations, max_problem_share, home / _PROBLEMS)
 
       if unfinished:
         backend(unfinished, staging, options, report)
-    results = {shard: read_result(staging, shard) for shard in shards}
-    for shard, result in results.items():
-      if result is None:
-        raise DatasetError(
-          f"{records_path(staging, shard)} was not written; the workers of a cluster must see "
-          f"{home} under the same name as this machine"
-        )
+    results = {shard: shards.read_result(staging, shard) for shard in planned}
+    if missing := [shard for shard, result in results.items() if result is None]:
+      raise DatasetError(
+        f"{shards.records_path(staging, missing[0])} was not written; the workers of a cluster "
+        f"must see {home} under the same name as this machine"
+      )
     problems = _list_problems(annotations, results.values())
-    check(problems)
+    _check_share(problems, annotations, max_problem_share, home / _PROBLEMS)
     summary = _write_dataset(staging / VERSION, name, options, results, problems)
     _write_problems(staging / VERSION / _PROBLEMS, problems, annotations)
     (staging / VERSION).rename(home / VERSION)
@@ -143,26 +128,24 @@ def prepare_dataset(
 
 
 def _list_problems(annotations: Annotations, results: Iterable[ShardResult]) -> list[Problem]:
-  """Returns the problems of the annotations and of shards."""
-  problems = [Problem(path, "", "unusable", reason) for path, reason in annotations.problems]
-  for video in itertools.chain.from_iterable(annotations.splits.values()):
-    if not video.exists:
-      problems.append(Problem(video.path, video.id, "missing", "no such file"))
-  for result in results:
-    problems += result.problems
-  return problems
+  videos = itertools.chain.from_iterable(annotations.splits.values())
+  return [
+    *(Problem(path, "", "unusable", reason) for path, reason in annotations.problems),
+    *(Problem(one.path, one.id, "missing", "no such file") for one in videos if not one.exists),
+    *itertools.chain.from_iterable(result.problems for result in results),
+  ]
 
 
 def _check_share(
-  max_share: float, annotations: Annotations, path: pathlib.Path, problems: Sequence[Problem]
+  problems: Sequence[Problem], annotations: Annotations, max_share: float, path: pathlib.Path
 ) -> None:
   """Checks that not too many videos have a problem; else lists the problems in `path`."""
   num_videos = sum(map(len, annotations.splits.values())) + len(annotations.problems)
   if len(problems) <= max_share * num_videos:
     return
   _write_problems(path, problems, annotations)
-  kinds = ", ".join(f"{count} {kind}" for kind, count in _count_kinds(problems).items())
-  examples = "".join(f"\n  {problem.path}: {problem.detail}" for problem in problems[:_EXAMPLES])
+  kinds = ", ".join(f"{count} {kind}" for kind, count in _kinds(problems).most_common())
+  examples = "".join(f"\n  {problem.path}: {problem.detail}" for problem in problems[:10])
   raise DatasetError(
     f"{len(problems)} of {num_videos} videos have a problem so far ({kinds}), more than the "
     f"{max_share:.1%} of --max_problem_share; all are listed in {path}, the first are{examples}\n"
@@ -170,8 +153,8 @@ def _check_share(
   )
 
 
-def _count_kinds(problems: Sequence[Problem]) -> dict[str, int]:
-  return dict(collections.Counter(problem.kind for problem in problems).most_common())
+def _kinds(problems: Sequence[Problem]) -> collections.Counter[str]:
+  return collections.Counter(problem.kind for problem in problems)
 
 
 def _write_problems(
@@ -192,36 +175,29 @@ def _write_dataset(
   # A killed process may have left a part of it.
   shutil.rmtree(path, ignore_errors=True)
   path.mkdir()
+  # The videos of a shard may all have problems.
+  full = {shard: result for shard, result in results.items() if result.totals["num_records"]}
+  if not full:
+    raise DatasetError("no record could be made of any of the videos; nothing to write")
   split_infos = []
-  for split in dict.fromkeys(shard.split for shard in results):
-    # The videos of a shard may all have problems.
-    full = [
-      (shard, result)
-      for shard, result in results.items()
-      if shard.split == split and result.totals["num_records"]
-    ]
-    if not full:
-      continue
+  for split, group in itertools.groupby(full, key=lambda shard: shard.split):
+    group = list(group)
     template = tfds.core.ShardedFileTemplate(
       data_dir=path, dataset_name=name, split=split, filetype_suffix="array_record"
     )
-    for number, (shard, _) in enumerate(full):
-      final = template.sharded_filepath(shard_index=number, num_shards=len(full))
-      _link(records_path(path.parent, shard), pathlib.Path(final))
+    for number, shard in enumerate(group):
+      final = template.sharded_filepath(shard_index=number, num_shards=len(group))
+      _link(shards.records_path(path.parent, shard), pathlib.Path(final))
     split_infos.append(
       tfds.core.SplitInfo(
         name=split,
-        shard_lengths=[result.totals["num_records"] for _, result in full],
-        num_bytes=sum(result.num_bytes for _, result in full),
+        shard_lengths=[full[shard].totals["num_records"] for shard in group],
+        num_bytes=sum(full[shard].num_bytes for shard in group),
         filename_template=template,
       )
     )
-  if not split_infos:
-    raise DatasetError("no record could be made of any of the videos; nothing to write")
-  totals = collections.Counter()
-  for result in results.values():
-    totals.update(result.totals)
-  kinds = _count_kinds(problems)
+  totals = sum((result.totals for result in full.values()), collections.Counter())
+  kinds = dict(_kinds(problems))
   tfds.folder_dataset.write_metadata(
     data_dir=path,
     features=features(list(options.class_names), multi_label=options.multi_label),

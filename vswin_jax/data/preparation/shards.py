@@ -8,9 +8,7 @@ one with other videos or settings makes the shard again.
 import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -22,13 +20,8 @@ from vswin_jax.common.messages import one_line
 from vswin_jax.common.paths import replacing
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
-from vswin_jax.data.preparation.video_to_record import (
-  CRASHES,
-  UNREADABLE,
-  PrepareOptions,
-  Problem,
-  Record,
-)
+from vswin_jax.data.preparation import video_to_record
+from vswin_jax.data.preparation.video_to_record import PrepareOptions, Problem, Record
 from vswin_jax.data.records import DatasetError
 
 # Random access to every record; compressing video again does not make it smaller.
@@ -73,7 +66,8 @@ class ShardResult:
 
   def may_improve(self) -> bool:
     """Returns whether one of its problems may be gone by now."""
-    return any(problem.kind in (UNREADABLE, CRASHES) for problem in self.problems)
+    transient = (video_to_record.UNREADABLE, video_to_record.CRASHES)
+    return any(problem.kind in transient for problem in self.problems)
 
 
 def plan_shards(
@@ -91,17 +85,15 @@ def plan_shards(
     metadata = {video.id: file_metadata(video) for video in videos}
     num_bytes = sum(size for size, _ in metadata.values())
     bits = min((max(num_bytes - 1, 0) // shard_bytes).bit_length(), _MAX_BITS)
-    for number, group in itertools.groupby(videos, functools.partial(_shard_number, bits=bits)):
-      part = tuple(group)
+    parts = collections.defaultdict(list)
+    for video in videos:
+      parts[int.from_bytes(digest(video.id)[:2], "big") >> (16 - bits)].append(video)
+    for number, part in parts.items():
       sources = [(video.path, video.id, video.labels, *metadata[video.id]) for video in part]
       made_from = json.dumps([_FORMAT, dataclasses.asdict(options), sources])
       checksum = hashlib.sha256(made_from.encode()).hexdigest()
-      shards.append(Shard(split, number, part, checksum))
+      shards.append(Shard(split, number, tuple(part), checksum))
   return shards
-
-
-def _shard_number(video: Video, bits: int) -> int:
-  return int.from_bytes(digest(video.id)[:2], "big") >> (16 - bits)
 
 
 def file_metadata(video: Video) -> tuple[int, int]:
@@ -159,22 +151,9 @@ def write_shard(folder: pathlib.Path, shard: Shard, results: Iterable[Record | P
       with contextlib.closing(ArrayRecordReader(os.fspath(path))) as reader:
         if reader.num_records() != totals["num_records"]:
           raise OSError("the file lacks records; is the disk full?")
-    num_bytes = path.stat().st_size
-  stored = {
-    "checksum": shard.checksum,
-    "totals": totals,
-    "num_bytes": num_bytes,
-    "problems": problems,
-  }
+    result = ShardResult(totals, path.stat().st_size, problems)
   with replacing(_result_path(folder, shard)) as path:
-    path.write_text(json.dumps(stored))
-
-
-def move_shard(shard: Shard, source: pathlib.Path, destination: pathlib.Path) -> None:
-  """Moves a finished shard to another folder of the same file system."""
-  # The file that marks it as finished comes last.
-  for path_in in (records_path, _result_path):
-    path_in(source, shard).replace(path_in(destination, shard))
+    path.write_text(json.dumps({"checksum": shard.checksum, **vars(result)}))
 
 
 @contextlib.contextmanager

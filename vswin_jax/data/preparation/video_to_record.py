@@ -15,20 +15,13 @@ from vswin_jax.common.messages import one_line
 from vswin_jax.data.annotations.common import Video
 from vswin_jax.data.annotations.splitting import digest
 from vswin_jax.data.records import features, record
-from vswin_jax.data.video.container import (
-  NotAVideo,
-  NoVideoStream,
-  UnreadableFile,
-  VideoError,
-  open_video,
-)
-from vswin_jax.data.video.decoding import VideoMetadata, decode_frames, probe
+from vswin_jax.data.video.container import VideoError, open_video
+from vswin_jax.data.video.decoding import decode_frames, probe
 from vswin_jax.data.video.transcoding import Transcoding, check_frames, transcode
 
 # Kinds of problems that may be gone when the command is repeated.
 UNREADABLE, CRASHES = "unreadable", "crashes"
 
-_KINDS = {NotAVideo: "not a video", NoVideoStream: "no video stream", UnreadableFile: UNREADABLE}
 # Protocol buffers hold 2 GiB; everything but the video takes far less than the rest.
 _MAX_BYTES = 2**31 - 2**20
 # One video in so many is decoded before and after transcoding, to measure the speedup.
@@ -67,10 +60,10 @@ class Record(NamedTuple):
 
   Attributes:
     example: serialized `tf.train.Example` in the schema of `records.features`.
-    totals: contribution to the totals of the data set: "num_records" (1), "source_bytes" of the
-      file, "stored_bytes" of the video in the record, "seconds" of the video; for some transcoded
-      videos also "clips_timed" (1), "clip_seconds_before" and "clip_seconds_after", the processor
-      time of decoding a clip of 32 frames from the file and from the record.
+    totals: contribution to the totals of the data set: "num_records" (1), "source_bytes",
+      "stored_bytes" and "seconds"; of some transcoded videos also "clips_timed" (1),
+      "clip_seconds_before" and "clip_seconds_after", the processor time of decoding a clip of 32
+      frames from the file and from the record.
   """
 
   example: bytes
@@ -89,11 +82,10 @@ def prepare_video(video: Video, options: PrepareOptions) -> Record | Problem:
   except _LeftOut as error:
     return problem(*error.args)
   except VideoError as error:
-    return problem(_KINDS.get(type(error), "damaged"), str(error).removeprefix(f"{video.path}: "))
-  except MemoryError:
-    return problem(UNREADABLE, "not enough memory")
-  except OSError as error:
-    return problem(UNREADABLE, error.strerror or str(error))
+    return problem(error.kind, str(error).removeprefix(f"{video.path}: "))
+  except (MemoryError, OSError) as error:
+    reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+    return problem(UNREADABLE, reason)
   # One file must not stop the preparation of the others.
   except Exception as error:
     return problem("damaged", f"{type(error).__name__}: {one_line(error)[:300]}")
@@ -108,7 +100,17 @@ def _make_record(video: Video, options: PrepareOptions) -> Record:
   source_bytes = os.stat(video.path).st_size
   if not source_bytes:
     raise _LeftOut("empty", "the file has no bytes")
-  metadata, seconds = _checked_metadata(video.path, options.max_seconds)
+  with open_video(video.path) as stream:
+    container = stream.container
+    # FFmpeg reads a picture as a video of one frame, whatever the name of the file.
+    if container.format.name.endswith("_pipe") or container.format.name == "image2":
+      raise VideoError(f"it is a picture ({container.format.long_name})", "not a video")
+    # Probing some formats decodes them whole, which may take hours.
+    _check_length((container.duration or 0) / av.time_base, options.max_seconds)
+  metadata = probe(video.path)
+  rate = metadata.fps_numerator / metadata.fps_denominator
+  seconds = metadata.num_frames / rate if rate else 0.0
+  _check_length(seconds, options.max_seconds)
   totals = collections.Counter(num_records=1, source_bytes=source_bytes, seconds=seconds)
   if options.transcoding is None:
     _check_size(source_bytes)
@@ -131,21 +133,6 @@ def _check_size(num_bytes: int) -> None:
     raise _LeftOut("too large", f"{num_bytes:,} bytes do not fit into one record; transcode it")
 
 
-def _checked_metadata(path: str, max_seconds: float) -> tuple[VideoMetadata, float]:
-  """Returns the metadata of a video that is no picture and not too long, and its seconds."""
-  with open_video(path) as (container, _):
-    # FFmpeg reads a picture as a video of one frame, whatever the name of the file.
-    if container.format.name.endswith("_pipe") or container.format.name == "image2":
-      raise NotAVideo(f"it is a picture ({container.format.long_name})")
-    # Probing some formats decodes them whole, which may take hours.
-    _check_length((container.duration or 0) / av.time_base, max_seconds)
-  metadata = probe(path)
-  rate = metadata.fps_numerator / metadata.fps_denominator
-  seconds = metadata.num_frames / rate if rate else 0.0
-  _check_length(seconds, max_seconds)
-  return metadata, seconds
-
-
 def _check_length(seconds: float, max_seconds: float) -> None:
   if seconds > max_seconds:
     raise _LeftOut("too long", f"{seconds:.0f} s, more than the {max_seconds:.0f} allowed")
@@ -166,9 +153,5 @@ def _time_clips(path: str, content: bytes, num_frames: int) -> dict[str, float]:
     return {}
   middle = time.process_time()
   decode_frames(content, indices)
-  end = time.process_time()
-  return {
-    "clips_timed": 1,
-    "clip_seconds_before": middle - begin,
-    "clip_seconds_after": end - middle,
-  }
+  after = time.process_time() - middle
+  return {"clips_timed": 1, "clip_seconds_before": middle - begin, "clip_seconds_after": after}

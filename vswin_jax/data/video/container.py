@@ -4,6 +4,7 @@ import collections
 import contextlib
 import io
 import itertools
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -22,19 +23,16 @@ _MAX_REORDERED = 32
 
 
 class VideoError(ValueError):
-  """Raised when a video can't be decoded; the message gives the reason in one line."""
+  """Raised when a video can't be decoded; the message gives the reason in one line.
 
+  Attributes:
+    kind: "damaged"; "not a video"; "no video stream" (only sound or a cover picture); or
+      "unreadable" (permissions, network, disk): a later try may succeed.
+  """
 
-class NotAVideo(VideoError):
-  """Raised when a file is not a video."""
-
-
-class UnreadableFile(VideoError):
-  """Raised when a file can't be read (permissions, network, disk); a later try may succeed."""
-
-
-class NoVideoStream(VideoError):
-  """Raised when a file holds only sound or a cover picture."""
+  def __init__(self, message: str, kind: str = "damaged"):
+    super().__init__(message)
+    self.kind = kind
 
 
 def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
@@ -47,7 +45,7 @@ def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
   try:
     found = os.stat(path)
   except (OSError, ValueError) as error:
-    raise UnreadableFile(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    raise VideoError(f"{path}: {_reason(error)}", "unreadable") from error
   if not stat.S_ISREG(found.st_mode):
     kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
     raise VideoError(f"{path}: it is {kind}; expected a video file")
@@ -57,51 +55,44 @@ def file_key(path: str | os.PathLike) -> tuple[str, int, int]:
 
 
 @contextlib.contextmanager
-def open_video(video: bytes | str | os.PathLike) -> Iterator[tuple]:
-  """Opens a video file, given by its bytes or its path, and yields (container, video stream).
+def open_video(video: bytes | str | os.PathLike) -> Iterator[av.VideoStream]:
+  """Opens a video file, given by its bytes or its path, and yields its video stream.
 
   Raises:
     VideoError: the file can't be opened, read or decoded; the message names it.
   """
-  if isinstance(video, (bytes, bytearray, memoryview)):
-    name, source = "", io.BytesIO(video)
-  else:
-    path = file_key(video)[0]
-    try:
-      name, source = f"{path}: ", io.FileIO(path)
-    except OSError as error:
-      raise UnreadableFile(f"{path}: {error.strerror}") from error
-    # FFmpeg would interpret the name as a URL or a pattern, and its suffix as the format.
-    source.name = ""
-  with source:
-    try:
-      container = av.open(source, mode="r", **_OPEN_OPTIONS)
-    except (av.FFmpegError, UnicodeDecodeError) as error:
-      raise NotAVideo(f"{name}not a readable video: {_reason(error)}") from error
-    except OSError as error:
-      raise UnreadableFile(f"{name}{_reason(error)}") from error
-    with container:
+  in_memory = isinstance(video, (bytes, bytearray, memoryview))
+  path = None if in_memory else file_key(video)[0]
+  name = "" if in_memory else f"{path}: "
+  try:
+    with io.BytesIO(video) if in_memory else io.FileIO(path) as source:
+      # FFmpeg would interpret the name as a URL or a pattern, and its suffix as the format.
+      source.name = ""
       try:
-        yield container, _choose_stream(container)
-      except VideoError as error:
-        raise type(error)(f"{name}{error}") from error
-      except av.FFmpegError as error:
-        raise VideoError(f"{name}damaged video: {_reason(error)}") from error
-      except OSError as error:
-        raise UnreadableFile(f"{name}{_reason(error)}") from error
+        container = av.open(source, mode="r", **_OPEN_OPTIONS)
+      except (av.FFmpegError, UnicodeDecodeError) as error:
+        raise VideoError(f"not a readable video: {_reason(error)}", "not a video") from error
+      with container:
+        yield _choose_stream(container)
+  except VideoError as error:
+    raise VideoError(f"{name}{error}", error.kind) from error
+  except av.FFmpegError as error:
+    raise VideoError(f"{name}damaged video: {_reason(error)}") from error
+  except OSError as error:
+    raise VideoError(f"{name}{_reason(error)}", "unreadable") from error
 
 
 def _reason(error: Exception) -> str:
   return getattr(error, "strerror", None) or str(error)
 
 
-def _choose_stream(container):
+def _choose_stream(container) -> av.VideoStream:
   """Returns the stream that a player shows: the first one, default and decodable ones first."""
   pictures = Disposition.attached_pic | Disposition.timed_thumbnails
   streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
   if not streams:
     only = "only a cover picture" if container.streams.video else "no video stream"
-    raise NoVideoStream(f"the file has {only}")
+    raise VideoError(f"the file has {only}", "no video stream")
   stream = min(
     streams,
     key=lambda one: (one.codec_context is None, not one.disposition & Disposition.default),
@@ -116,10 +107,10 @@ def _choose_stream(container):
   return stream
 
 
-def read_packets(container, stream) -> Iterator[av.Packet]:
+def read_packets(stream: av.VideoStream) -> Iterator[av.Packet]:
   """Yields the packets of the stream from the current position on; they end where damage begins."""
   try:
-    for packet in container.demux(stream):
+    for packet in stream.container.demux(stream):
       # An empty packet marks a skipped frame; a decoder would treat it as the end.
       if packet.size:
         yield packet
@@ -152,11 +143,7 @@ def decode_packets(packets: Iterable[av.Packet], stream) -> Iterator[tuple[av.Vi
 
 def upright(frame: av.VideoFrame, converter: VideoReformatter) -> av.VideoFrame:
   """Returns the frame, as a rotated and mirrored RGB frame where its metadata say so."""
-  try:
-    is_turned = frame.side_data.get(Type.DISPLAYMATRIX) is not None
-  except ValueError:
-    is_turned = bool(frame.rotation)
-  if not is_turned:
+  if _display_matrix(frame) is None:
     return frame
   return av.VideoFrame.from_ndarray(to_picture(frame, converter), format="rgb24")
 
@@ -172,16 +159,22 @@ def to_picture(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
     uint8 RGB `[height, width, 3]`, whose rows may be padded. The pixel aspect ratio is ignored.
   """
   pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-  try:
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-  except ValueError:  # PyAV refuses all side data if one is of an unknown kind
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+  matrix = _display_matrix(frame)
   if matrix is None:
     return pixels
-  # One step to the right in the frame is a step of (right_x, right_y) on the display.
-  right_x, right_y, _, down_x, down_y = np.frombuffer(matrix, np.int32)[:5].tolist()
+  (right_x, right_y), (down_x, down_y) = matrix
   if abs(right_y) > abs(right_x):
     pixels = pixels.swapaxes(0, 1)
     right_x, down_y = down_x, right_y
   # OpenCV takes no views with negative strides.
   return np.ascontiguousarray(pixels[:: -1 if down_y < 0 else 1, :: -1 if right_x < 0 else 1])
+
+
+def _display_matrix(frame: av.VideoFrame) -> list[list[float]] | None:
+  """Returns the steps (x, y) on the display for one to the right and one down in the frame."""
+  try:
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+  except ValueError:  # PyAV refuses all side data if one is of an unknown kind
+    cos, sin = math.cos(math.radians(frame.rotation)), math.sin(math.radians(frame.rotation))
+    return [[cos, -sin], [sin, cos]] if frame.rotation else None
+  return None if matrix is None else np.frombuffer(matrix, np.int32)[[[0, 1], [3, 4]]].tolist()

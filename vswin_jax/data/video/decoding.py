@@ -9,11 +9,11 @@ and for bytes at each call up to the last requested frame.
 
 import bisect
 import dataclasses
+import fractions
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import av
 import numpy as np
@@ -38,20 +38,15 @@ _INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 # Codecs with one frame per packet, decodable from the keyframe before it. In others, keyframes may
 # depend on earlier frames (animated images), and packets may repeat a frame or show none.
 _ONE_FRAME_PER_PACKET = (
-  *("h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp8", "vp9", "libvpx", "libvpx-vp9"),
-  *("mpeg4", "mjpeg", "ffv1", "huffyuv", "ffvhuff", "rawvideo", "png", "qtrle", "prores"),
-  *("dnxhd", "dvvideo"),
-)
+  "h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp8", "vp9", "libvpx", "libvpx-vp9", "mpeg4",
+  "mjpeg", "ffv1", "huffyuv", "ffvhuff", "rawvideo", "png", "qtrle", "prores", "dnxhd", "dvvideo",
+)  # fmt: skip
 
 # Formats and codecs whose timestamps are the same after a seek as in decoding from the start.
 _SEEKABLE_FORMATS = (*_INDEXED_FORMATS, "mpegts", "flv", "asf")
 _SEEKABLE_CODECS = (
-  *_ONE_FRAME_PER_PACKET,
-  *("mpeg1video", "mpeg2video", "msmpeg4", "wmv2", "flv"),
-)
-
-# Codecs whose decoder can skip exactly the frames that no other frame refers to.
-_CODECS_WITH_NONREF = ("h264",)
+  *_ONE_FRAME_PER_PACKET, "mpeg1video", "mpeg2video", "msmpeg4", "wmv2", "flv"
+)  # fmt: skip
 
 # MPEG-4 packets of up to this many bytes may mean "nothing changed", which is no frame.
 _MPEG4_EMPTY = 19
@@ -68,14 +63,6 @@ class VideoMetadata:
   fps_denominator: int
 
 
-class _Start(NamedTuple):
-  """Keyframe: position of the first frame shown from it, its timestamp, and the time to seek to."""
-
-  position: int
-  time: int
-  seek_time: int
-
-
 @dataclasses.dataclass(frozen=True)
 class _Index:
   """Index of the frames and keyframes of a stream.
@@ -83,19 +70,18 @@ class _Index:
   Attributes:
     num_frames: number of frames shown.
     seconds: float64 `[num_frames]`, presentation times.
-    clock: "pts" or "dts", the timestamp that identifies frames and keyframes; "" if neither does.
+    clock: "pts" or "dts", the timestamp that identifies frames and keyframes.
     positions: from the timestamp of a frame to its position in presentation order.
-    starts: keyframes, sorted by position.
-    landings: from the timestamp of a keyframe to its position.
+    keyframes: from the timestamp of a keyframe to the position of the first frame shown from it and
+      the time to seek to, by position. Without keyframes, decoding begins at the start.
     one_per_packet: whether every packet holds one frame and has its timestamp.
   """
 
   num_frames: int
   seconds: np.ndarray
-  clock: str = ""
-  positions: dict[int, int] = dataclasses.field(default_factory=dict)
-  starts: list[_Start] = dataclasses.field(default_factory=list)
-  landings: dict[int, int] = dataclasses.field(default_factory=dict)
+  clock: str = "pts"
+  positions: dict[int, int] | None = None
+  keyframes: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
   one_per_packet: bool = False
 
 
@@ -103,8 +89,7 @@ def _cached_by_file(read: Callable) -> Callable:
   """Decorates `read(video)` to keep its results for paths, until the file changes."""
 
   @functools.lru_cache(maxsize=8)
-  def read_file(path: str, size: int, modified: int):
-    del size, modified
+  def read_file(path: str, *_):
     return read(path)
 
   @functools.wraps(read)
@@ -122,30 +107,21 @@ def probe(video: bytes | str | os.PathLike) -> VideoMetadata:
     VideoError: there is no such file, no video stream, or no frame.
   """
   index = _index(video)
-  with open_video(video) as (container, stream):
-    rate = stream.average_rate or stream.guessed_rate
+  with open_video(video) as stream:
+    rate = stream.average_rate or stream.guessed_rate or fractions.Fraction(0)
     # The size in the header may be wrong, and PyAV does not expose the rotation there.
-    frames = decode_packets(read_packets(container, stream), stream)
+    frames = decode_packets(read_packets(stream), stream)
     frame, _ = next(frames, (None, False))
     if frame is None:
       raise VideoError("no frame of the video can be decoded")
     height, width, _ = to_picture(frame, VideoReformatter()).shape
-    return VideoMetadata(
-      num_frames=index.num_frames,
-      height=height,
-      width=width,
-      fps_numerator=rate.numerator if rate else 0,
-      fps_denominator=rate.denominator if rate else 1,
-    )
+    return VideoMetadata(index.num_frames, height, width, rate.numerator, rate.denominator)
 
 
 def frame_times(video: bytes | str | os.PathLike) -> np.ndarray:
   """Returns presentation times in seconds since the first frame: float64 `[num_frames]`.
 
-  Without usable timestamps, they follow from the frame rate (25 if unknown).
-
-  Raises:
-    VideoError: as in `probe`.
+  Without usable timestamps, they follow from the frame rate (25 if unknown). Raises as `probe`.
   """
   return _index(video).seconds.copy()
 
@@ -153,7 +129,7 @@ def frame_times(video: bytes | str | os.PathLike) -> np.ndarray:
 def decode_frames(
   video: bytes | str | os.PathLike,
   indices: Sequence[int],
-  transform: Callable[[np.ndarray], np.ndarray] | None = None,
+  transform: Callable[[np.ndarray], np.ndarray] = lambda picture: picture,
 ) -> np.ndarray:
   """Decodes frames of an encoded video by their position in presentation order.
 
@@ -173,78 +149,66 @@ def decode_frames(
     VideoError: the video is damaged, or has no frame at one of the positions. Damage that the
       decoder does not report goes unnoticed.
   """
-  if len(indices) == 0:
-    raise VideoError("no frames were requested")
-  pictures = _Pictures(list(map(int, indices)), transform)
-  index = _index(video) if isinstance(video, (str, os.PathLike)) else None
-  with open_video(video) as (container, stream):
-    index = index or _index_packets(container, stream)
-    _check_range(pictures.missing(), index.num_frames if index else None)
-    if index and index.clock:
-      _decode_seeking(container, stream, index, pictures)
-  if pictures.missing():
-    with open_video(video) as (container, stream):
-      _decode_in_order(container, stream, index, pictures)
-  return pictures.array
+  places: dict[int, list[int]] = {}
+  for place, position in enumerate(indices):
+    places.setdefault(int(position), []).append(place)
+  pictures, reformatter = None, VideoReformatter()
 
-
-class _Pictures:
-  """Array of the requested frames while they are decoded."""
-
-  def __init__(self, indices: Sequence[int], transform):
-    self.array: np.ndarray | None = None
-    self._num_pictures = len(indices)
-    self._places: dict[int, list[int]] = {}
-    for place, position in enumerate(indices):
-      self._places.setdefault(position, []).append(place)
-    self._transform = transform
-    self._reformatter = VideoReformatter()
-
-  def missing(self) -> list[int]:
-    """Returns the sorted positions of the frames that are not decoded yet."""
-    return sorted(self._places)
-
-  def add(self, position: int, frame: av.VideoFrame) -> None:
-    picture = to_picture(frame, self._reformatter)
-    if self._transform is not None:
-      picture = self._transform(picture)
-    if self.array is None:
-      self.array = np.empty((self._num_pictures, *picture.shape), picture.dtype)
-    if picture.shape != self.array.shape[1:]:
+  def add(position: int, frame: av.VideoFrame) -> None:
+    nonlocal pictures
+    picture = transform(to_picture(frame, reformatter))
+    if pictures is None:
+      pictures = np.empty((len(indices), *picture.shape), picture.dtype)
+    if picture.shape != pictures.shape[1:]:
       raise VideoError("the frames of the video differ in size")
-    for place in self._places.pop(position):
-      self.array[place] = picture
+    pictures[places.pop(position)] = picture
+
+  if not places or min(places) < 0:
+    raise VideoError(f"expected positions of frames, counted from 0; got {sorted(places)}")
+  index = _index(video) if isinstance(video, (str, os.PathLike)) else None
+  with open_video(video) as stream:
+    index = index or _index_packets(stream)
+    if index:
+      _check_range(places, index.num_frames)
+      for keyframe, goals in _runs(index, sorted(places)):
+        if not _decode_run(stream, index, keyframe, goals, add):
+          break
+  if places:
+    with open_video(video) as stream:
+      _decode_in_order(stream, index, set(places), add)
+  return pictures
 
 
-def _check_range(wanted: list[int], num_frames: int | None) -> None:
-  if wanted[0] < 0 or (num_frames is not None and wanted[-1] >= num_frames):
-    there_are = "they are counted from 0" if num_frames is None else f"the video has {num_frames}"
-    raise VideoError(f"frames {wanted[0]} to {wanted[-1]} were asked for, {there_are}")
+def _check_range(wanted: Collection[int], num_frames: int) -> None:
+  if max(wanted) >= num_frames:
+    raise VideoError(
+      f"frames {min(wanted)} to {max(wanted)} were asked for, the video has {num_frames}"
+    )
 
 
 # Consecutive clips of one long video share its index.
 @_cached_by_file
 def _index(video) -> _Index:
-  with open_video(video) as (container, stream):
-    index = _index_packets(container, stream)
+  with open_video(video) as stream:
+    index = _index_packets(stream)
   if index is None:
-    with open_video(video) as (container, stream):
-      index = _index_frames(container, stream)
+    with open_video(video) as stream:
+      index = _index_frames(stream)
   return index
 
 
-def _index_packets(container, stream) -> _Index | None:
+def _index_packets(stream) -> _Index | None:
   """Builds the index of a stream from its packets; None if that takes its frames.
 
   Decoding can start at keyframes that an edit list hides.
   """
   codec = stream.codec_context.name
-  if container.format.name not in _INDEXED_FORMATS or codec not in _ONE_FRAME_PER_PACKET:
+  if stream.container.format.name not in _INDEXED_FORMATS or codec not in _ONE_FRAME_PER_PACKET:
     return None
   if codec == "h264" and stream.codec_context.field_order > 1:  # a packet may be half a frame
     return None
   times, keyframes, broken = [], [], set()
-  for packet in read_packets(container, stream):
+  for packet in read_packets(stream):
     if packet.pts is None or (codec == "mpeg4" and packet.size <= _MPEG4_EMPTY):
       return None
     if packet.is_keyframe:
@@ -256,23 +220,24 @@ def _index_packets(container, stream) -> _Index | None:
     times.append(packet.pts)
     if packet.is_corrupt:
       broken.add(packet.pts)
-  shown = len(times)
-  times = np.unique(times)
   # Frames before the first keyframe can't be decoded; equal timestamps are ambiguous.
-  if len(times) != shown or (shown and times[0] < keyframes[0]):
+  if times and (len(set(times)) != len(times) or min(times) < keyframes[0]):
     return None
-  while len(times) and int(times[-1]) in broken:
-    times = times[:-1]
-  if not len(times):
+  times.sort()
+  while times and times[-1] in broken:
+    times.pop()
+  if not times:
     raise VideoError("the video has no frames")
-  keyframes = np.unique(keyframes)
-  starts = zip(np.searchsorted(times, keyframes).tolist(), keyframes.tolist(), keyframes.tolist())
-  times = times.tolist()
-  index = _seekable_index(len(times), _seconds(times, stream), "pts", times, starts)
-  return dataclasses.replace(index, one_per_packet=True)
+  return _Index(
+    len(times),
+    _seconds(times, stream),
+    positions={time: position for position, time in enumerate(times)},
+    keyframes={time: (bisect.bisect_left(times, time), time) for time in sorted(keyframes)},
+    one_per_packet=True,
+  )
 
 
-def _index_frames(container, stream) -> _Index:
+def _index_frames(stream) -> _Index:
   """Builds the index of a stream by decoding all of it, without frames of a damaged end."""
   keyframes, frames, num_frames = [], [], 0
 
@@ -282,43 +247,40 @@ def _index_frames(container, stream) -> _Index:
         keyframes.append((packet.pts, packet.dts))
       yield packet
 
-  packets = noting_keyframes(read_packets(container, stream))
+  packets = noting_keyframes(read_packets(stream))
   for frame, is_intact in decode_packets(packets, stream):
     frames.append((frame.pts, frame.dts, frame.key_frame))
     num_frames = len(frames) if is_intact else num_frames
   if not num_frames:
     raise VideoError("the video has no frames")
   pts, dts, begins = zip(*frames)
-  seconds = _seconds(pts, stream)[:num_frames]
-  if container.format.name in _SEEKABLE_FORMATS and stream.codec_context.name in _SEEKABLE_CODECS:
-    if _are_distinct(pts):
-      places = dict(zip(pts, range(len(pts))))
-      starts = [
-        (places[shown], shown, shown if decoded is None else decoded)
-        for shown, decoded in keyframes
-        if shown in places
-      ]
-      return _seekable_index(num_frames, seconds, "pts", pts, starts)
-    # Frames that the decoder outputs at the end have no dts.
-    dts = dts[: len(dts) - dts.count(None)]
-    # Other formats store no dts: FFmpeg guesses them, differently after a seek.
-    if container.format.name == "avi" and _are_distinct(dts) and len(keyframes) == sum(begins):
-      firsts = [position for position, first in enumerate(begins) if first]
-      starts = [(position, time, time) for position, (_, time) in zip(firsts, keyframes)]
-      return _seekable_index(num_frames, seconds, "dts", dts, starts)
-  return _Index(num_frames, seconds)
-
-
-def _seekable_index(num_frames, seconds, clock, times, starts) -> _Index:
-  starts = [_Start(*start) for start in sorted(starts)]
-  return _Index(
-    num_frames,
-    seconds,
-    clock if starts else "",
-    positions=dict(zip(times, range(len(times)))),
-    starts=starts,
-    landings={start.time: start.position for start in starts},
-  )
+  index = _Index(num_frames, _seconds(pts, stream)[:num_frames])
+  if (
+    stream.container.format.name not in _SEEKABLE_FORMATS
+    or stream.codec_context.name not in _SEEKABLE_CODECS
+  ):
+    return index
+  if _are_distinct(pts):
+    positions = {time: position for position, time in enumerate(pts)}
+    starts = [
+      (positions[shown], shown, shown if decoded is None else decoded)
+      for shown, decoded in keyframes
+      if shown in positions
+    ]
+    by_time = {time: (position, seek_time) for position, time, seek_time in sorted(starts)}
+    return dataclasses.replace(index, positions=positions, keyframes=by_time)
+  # Frames that the decoder outputs at the end have no dts.
+  dts = dts[: len(dts) - dts.count(None)]
+  # Other formats store no dts: FFmpeg guesses them, differently after a seek.
+  if stream.container.format.name == "avi" and _are_distinct(dts) and len(keyframes) == sum(begins):
+    firsts = np.flatnonzero(begins).tolist()
+    return dataclasses.replace(
+      index,
+      clock="dts",
+      positions={time: position for position, time in enumerate(dts)},
+      keyframes={time: (position, time) for position, (_, time) in zip(firsts, keyframes)},
+    )
+  return index
 
 
 def _are_distinct(times: Sequence[int | None]) -> bool:
@@ -334,59 +296,44 @@ def _seconds(times: Sequence[int | None], stream) -> np.ndarray:
   return np.arange(len(times)) / float(rate)
 
 
-def _decode_seeking(container, stream, index, pictures) -> None:
-  """Decodes the missing `pictures` from the keyframes before them.
-
-  Stops at the first frame that is damaged or not where the index says.
-  """
-  for start, goals in _runs(index, pictures.missing()):
-    frames = _frames_from(container, stream, index, start, goals)
-    for goal in goals:
-      later = (item for item in frames if item[0] >= goal)
-      position, frame, is_intact = next(later, (None, None, False))
-      if position != goal or not is_intact:
-        return
-      pictures.add(position, frame)
-
-
-def _runs(index, wanted) -> list[tuple[_Start, list[int]]]:
-  """Groups the sorted positions `wanted` by the keyframe that they are decoded from."""
+def _runs(index: _Index, wanted: list[int]) -> list[tuple[int, list[int]]]:
+  """Groups sorted positions by the timestamp of the keyframe that they are decoded from."""
+  times = list(index.keyframes)
+  starts = [position for position, _ in index.keyframes.values()]
   runs = []
-  for goal in wanted:
-    place = bisect.bisect_right(index.starts, goal, key=lambda start: start.position) - 1
-    start = index.starts[max(place, 0)]
-    if not runs or start.position - runs[-1][1][-1] > _FRAMES_WORTH_A_SEEK:
-      runs.append((start, []))
+  for goal in wanted if times else ():
+    place = max(bisect.bisect_right(starts, goal) - 1, 0)
+    if not runs or starts[place] - runs[-1][1][-1] > _FRAMES_WORTH_A_SEEK:
+      runs.append((times[place], []))
     runs[-1][1].append(goal)
   return runs
 
 
-def _frames_from(
-  container, stream, index, start, goals
-) -> Iterator[tuple[int, av.VideoFrame, bool]]:
-  """Yields (position, frame, whether it is intact) from a keyframe on.
+def _decode_run(stream, index: _Index, keyframe: int, goals: list[int], add: Callable) -> bool:
+  """Decodes frames at sorted positions from a keyframe on.
 
-  Yields nothing if the keyframe is not where the index says. May skip frames outside `goals`.
+  Stops, and returns False, at the first one that is damaged or not where the index says.
   """
+  start, seek_time = index.keyframes[keyframe]
   try:
-    container.seek(start.seek_time, stream=stream, backward=True)
+    stream.container.seek(seek_time, stream=stream, backward=True)
   except av.FFmpegError:
-    return
-  packets = read_packets(container, stream)
+    return False
+  packets = read_packets(stream)
   for packet in packets:
-    landing = index.landings.get(getattr(packet, index.clock)) if packet.is_keyframe else None
-    if landing is not None:
+    if packet.is_keyframe and getattr(packet, index.clock) in index.keyframes:
       break
   else:
-    return
-  if landing > start.position:
-    return
+    return False
+  landing, _ = index.keyframes[getattr(packet, index.clock)]
+  if landing > start:
+    return False
   # The first frame must be the keyframe, unless an edit list hides it.
   begun = index.clock == "pts" and packet.pts not in index.positions
-  position = None
   packets = itertools.chain([packet], packets)
   if index.one_per_packet:
     packets = _needed(packets, stream, index, set(goals))
+  position, remaining = None, goals[::-1]
   for frame, is_intact in decode_packets(packets, stream):
     time = getattr(frame, index.clock)
     if time is not None:
@@ -395,13 +342,22 @@ def _frames_from(
       position += 1
     if position is None or (not begun and position < landing):
       continue
-    if not begun and (position > landing or _is_gradual(frame)):
-      return
-    begun = True
-    yield position, frame, is_intact
+    if not begun:
+      # Some keyframes only begin a gradual refresh of the picture.
+      gradual = frame.pict_type in (PictureType.P, PictureType.B) and not frame.interlaced_frame
+      if position > landing or gradual:
+        return False
+      begun = True
+    if position >= remaining[-1]:
+      if position != remaining.pop() or not is_intact:
+        return False
+      add(position, frame)
+      if not remaining:
+        return True
+  return False
 
 
-def _needed(packets, stream, index, goals) -> Iterator[av.Packet]:
+def _needed(packets, stream, index: _Index, goals: set[int]) -> Iterator[av.Packet]:
   """Yields packets up to the last of the frames `goals`.
 
   The decoder skips other frames that none refers to.
@@ -409,7 +365,7 @@ def _needed(packets, stream, index, goals) -> Iterator[av.Packet]:
   codec = stream.codec_context
   for packet in packets:
     position = index.positions.get(packet.pts)
-    if codec.name in _CODECS_WITH_NONREF:
+    if codec.name == "h264":  # other decoders do not skip exactly these frames
       needed = position in goals or packet.is_keyframe
       codec.skip_frame = "DEFAULT" if needed else "NONREF"
     yield packet
@@ -418,22 +374,15 @@ def _needed(packets, stream, index, goals) -> Iterator[av.Packet]:
       return
 
 
-def _is_gradual(frame: av.VideoFrame) -> bool:
-  """Returns whether this keyframe only begins a gradual refresh of the picture."""
-  return frame.pict_type in (PictureType.P, PictureType.B) and not frame.interlaced_frame
-
-
-def _decode_in_order(container, stream, index, pictures) -> None:
-  """Decodes the missing `pictures` from the start of the stream.
+def _decode_in_order(stream, index: _Index | None, wanted: set[int], add: Callable) -> None:
+  """Decodes frames from the start of the stream.
 
   Raises:
     VideoError: one of them is damaged or missing.
   """
-  wanted = pictures.missing()
-  remaining = set(wanted)
   positions = index.positions if index and index.clock == "pts" else None
-  num_frames = 0
-  frames = decode_packets(read_packets(container, stream), stream)
+  remaining, num_frames = set(wanted), 0
+  frames = decode_packets(read_packets(stream), stream)
   for count, (frame, is_intact) in enumerate(frames):
     num_frames = count + 1 if is_intact else num_frames
     position = count if positions is None else positions.get(frame.pts)
@@ -441,9 +390,10 @@ def _decode_in_order(container, stream, index, pictures) -> None:
       continue
     if not is_intact:
       raise VideoError(f"damaged video: frame {position} can't be decoded")
-    pictures.add(position, frame)
+    add(position, frame)
     remaining.remove(position)
     if not remaining:
       return
-  _check_range(wanted, num_frames if index is None else index.num_frames)
+  if index is None:
+    _check_range(wanted, num_frames)
   raise VideoError(f"damaged video: frame {min(remaining)} is missing from the stream")

@@ -38,15 +38,10 @@ def encode_mp4(
   fps = fractions.Fraction(fps)
   buffer = io.BytesIO()
   with av.open(buffer, mode="w", format="mp4") as container:
+    options = {"crf": str(crf), "preset": preset, "g": str(keyframe_interval)}
     stream = container.add_stream("libx264", rate=fps)
     stream.pix_fmt = "yuv420p"
-    stream.options = {
-      "crf": str(crf),
-      "preset": preset,
-      "tune": "fastdecode",
-      "g": str(keyframe_interval),
-      "x264-params": _X264,
-    }
+    stream.options = {**options, "tune": "fastdecode", "x264-params": _X264}
     for number, frame in enumerate(frames):
       if isinstance(frame, np.ndarray):
         frame = av.VideoFrame.from_ndarray(frame, format="rgb24")

@@ -56,7 +56,6 @@ def transcode(
   frames. The frame rate is the average of the source.
 
   Args:
-    video: the bytes or the path of a video file.
     metadata: of the video, from `decoding.probe`; None reads it.
 
   Raises:
@@ -79,41 +78,24 @@ def transcode(
       dst_color_range=ColorRange.MPEG,
       threads=1,
     )
-    for frame in all_frames(video, metadata)
+    for frame in _all_frames(video, metadata)
   )
-  return encode_mp4(
-    frames,
-    rate,
-    crf=options.crf,
-    keyframe_interval=options.keyframe_interval,
-    preset=options.preset,
-  )
+  encoding = dataclasses.asdict(options)
+  del encoding["short_side"]
+  return encode_mp4(frames, rate, **encoding)
 
 
 def check_frames(video: bytes | str | os.PathLike, metadata: VideoMetadata) -> None:
-  """Checks that a video decodes from end to end.
-
-  Raises:
-    VideoError: one of its frames can't be decoded.
-  """
-  for _ in all_frames(video, metadata):
+  """Checks that a video decodes from end to end; raises `VideoError` if one frame does not."""
+  for _ in _all_frames(video, metadata):
     pass
 
 
-def all_frames(
-  video: bytes | str | os.PathLike, metadata: VideoMetadata
-) -> Iterator[av.VideoFrame]:
-  """Yields every frame in presentation order, not rotated.
-
-  Args:
-    metadata: from `decoding.probe`, which does not count frames of a damaged end.
-
-  Raises:
-    VideoError: a frame is damaged or missing.
-  """
+def _all_frames(video, metadata: VideoMetadata) -> Iterator[av.VideoFrame]:
+  """Yields every frame in presentation order, not rotated, except those of a damaged end."""
   number = -1
-  with open_video(video) as (container, stream):
-    frames = decode_packets(read_packets(container, stream), stream)
+  with open_video(video) as stream:
+    frames = decode_packets(read_packets(stream), stream)
     for number, (frame, is_intact) in enumerate(itertools.islice(frames, metadata.num_frames)):
       if not is_intact:
         raise VideoError(f"damaged video: frame {number} can't be decoded")
