@@ -15,7 +15,7 @@ import math
 import re
 import time
 
-from vswin_jax.aot.environment import prepare_environment
+from vswin_jax.aot.devices import prepare_environment
 
 # Parts of the table, by the innermost of these named scopes.
 PARTS = {

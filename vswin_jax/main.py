@@ -17,6 +17,7 @@ from vswin_jax.common.cli import (
   refuse_arguments,
   unexpected_errors,
 )
+from vswin_jax.common.huge_pages import restart_with_huge_pages
 
 # Worker processes import this module, so it imports nothing large.
 
@@ -141,5 +142,6 @@ def _run(overridden_keys: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  restart_with_huge_pages()
   flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse_config_flags)

@@ -13,6 +13,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 from absl import app, flags
 
 from vswin_jax.common.cli import one_line_errors
+from vswin_jax.common.huge_pages import restart_with_huge_pages
 
 # No heavy imports here: decoding processes import this module too.
 
@@ -74,5 +75,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  restart_with_huge_pages()
   flags.mark_flag_as_required("model")
   app.run(main)

@@ -1,5 +1,7 @@
 """Window attention with a relative position bias and the mask of shifted windows."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -24,7 +26,7 @@ def window_attention(
   *,
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
-  implementation: str = "xla",
+  implementation: str = "auto",
 ) -> jax.Array:
   """Computes multi-head attention within each window (Video Swin, section 3.2).
 
@@ -36,8 +38,10 @@ def window_attention(
     layout: partition of the grid into windows, which may have shrunk.
     dropout_rate: on the attention probabilities, applied if `dropout_key` is given; each
       implementation draws in its own order.
-    implementation: a key of `IMPLEMENTATIONS`. "xla" keeps the probabilities for the backward
-      pass; "chunked" computes a few windows at a time and recomputes them, which saves memory.
+    implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
+      the probabilities for the backward pass; "chunked" computes a few windows at a time and
+      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
+      as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly.
 
   Returns:
     `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
@@ -46,6 +50,8 @@ def window_attention(
   Raises:
     ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
+  if implementation == "auto":
+    implementation = choose_implementation(jax.default_backend())
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"unknown attention implementation {implementation!r}; choose one of "
@@ -103,7 +109,9 @@ def _chunked(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   return attend(qkv, bias_table, dropout_keys)
 
 
-def _pallas_tpu(qkv, bias_table, window, layout, dropout_rate, dropout_key):
+def _pallas_tpu(
+  qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
+):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
   drops = dropout_rate > 0 and dropout_key is not None
   if drops or tpu.why_not(layout, window, channels, heads):
@@ -111,7 +119,8 @@ def _pallas_tpu(qkv, bias_table, window, layout, dropout_rate, dropout_key):
 
   def attend(qkv, bias_table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
-    return tpu.attend(*parts, bias_table, window, layout).reshape(*qkv.shape[:3], -1)
+    output = tpu.attend(*parts, bias_table, window, layout, interpret=interpret)
+    return output.reshape(*qkv.shape[:3], -1)
 
   return on_each_device(attend, qkv, whole=bias_table)
 
@@ -143,4 +152,15 @@ def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
   return (output / total).astype(query.dtype)
 
 
-IMPLEMENTATIONS = {"xla": _xla, "chunked": _chunked, "pallas_tpu": _pallas_tpu}
+IMPLEMENTATIONS = {
+  "xla": _xla,
+  "chunked": _chunked,
+  "pallas_tpu": _pallas_tpu,
+  "pallas_tpu_interpret": partial(_pallas_tpu, interpret=True),
+}
+
+
+def choose_implementation(platform: str) -> str:
+  """Returns the implementation for a platform, such as "cpu" or "tpu"."""
+  # Kernels must be asked for until they have run on the hardware.
+  return "chunked" if platform == "cpu" else "xla"

@@ -13,6 +13,7 @@ from flax import nnx
 from vswin_jax.common.checks import fields
 from vswin_jax.experiment.config import ConfigError, Settings, config_errors
 from vswin_jax.models import create_model
+from vswin_jax.models.catalog import platform_options
 from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import make_eval_step
@@ -134,7 +135,9 @@ def make_plan(
   options = settings.model | {"num_classes": num_classes}
   schedule = make_schedule(settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
   with config_errors():
-    model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **options))
+    # Of the devices of the mesh, which may be another machine's.
+    built = platform_options(options, mesh.devices.flat[0].platform)
+    model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **built))
     graph, param_shapes = split_model(model)
     optimizer = make_optimizer(param_shapes, schedule, settings.optimizer, batch_statistics(model))
   return Plan(

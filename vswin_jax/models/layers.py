@@ -60,6 +60,23 @@ class TokenLinear(nnx.Linear):
     bias = None if self.bias is None else self.bias[columns]
     return _linear(tokens, self.kernel[:, columns], bias).reshape(*x.shape[:-1], -1)
 
+  def repeated(self, x: jax.Array, groups: int, count: int) -> jax.Array:
+    """Applies the layer to several inputs that lie side by side, by a block diagonal kernel.
+
+    Args:
+      x: `[..., groups * count * inputs]`: the input channels in groups, each with a part of all
+        `count` inputs.
+
+    Returns:
+      `[..., count * outputs]`.
+    """
+    outputs = self.kernel.shape[1]
+    kernel = self.kernel[...].reshape(groups, 1, -1, 1, outputs)
+    kernel = kernel * jnp.eye(count)[:, None, :, None]
+    tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+    bias = jnp.tile(self.bias[...], count)
+    return _linear(tokens, kernel.reshape(-1, count * outputs), bias).reshape(*x.shape[:-1], -1)
+
 
 @jax.custom_vjp
 def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

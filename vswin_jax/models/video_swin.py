@@ -70,7 +70,8 @@ class VideoSwinConfig:
     param_dtype: dtype of the parameters.
     rematerialization: recomputation in the backward pass: "none", "block" (all but the input of
       each block) or "attention" (logits and probabilities).
-    attention: implementation of `window_attention`.
+    attention: implementation of `window_attention`. With "pallas_tpu" blocks without dropout are
+      kernels as a whole (`tpu_block`).
     init_std: standard deviation of the initial linear layers and bias tables. Narrow models may
       need more than the default, which is the reference's.
   """
@@ -89,7 +90,7 @@ class VideoSwinConfig:
   dtype: str = "float32"
   param_dtype: str = "float32"
   rematerialization: str = "none"
-  attention: str = "xla"
+  attention: str = "auto"
   init_std: float = 0.02
 
   def __post_init__(self):
@@ -107,7 +108,7 @@ class VideoSwinConfig:
     check_rates(**fields(self, *_RATES))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
     check_choices(REMATERIALIZATIONS, **fields(self, "rematerialization"))
-    check_choices(IMPLEMENTATIONS, **fields(self, "attention"))
+    check_choices(("auto", *IMPLEMENTATIONS), **fields(self, "attention"))
     for stage, heads in enumerate(self.num_heads):
       check_heads(self.embed_dim * 2**stage, heads, f"stage {stage}")
 
@@ -132,11 +133,26 @@ class PatchEmbed(nnx.Module):
     patch = self.config.patch_size
     padding = [(0, -size % step) for size, step in zip(video.shape[1:4], patch)]
     x = jnp.pad(video, [(0, 0), *padding, (0, 0)])
+    count = self._patches_per_product(x.shape[3] // patch[2])
     # One axis per reshape: the partitioner follows shardings through each of these.
-    for axis, size in zip((1, 3, 5), patch):
+    for axis, size in zip((1, 3, 5), (*patch[:2], count * patch[2])):
       x = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
-    x = x.transpose(0, 3, 5, 1, 2, 4, 6, 7)
-    return self.norm(self.proj(x.reshape(*x.shape[:4], -1)))
+    x = x.reshape(*x.shape[:6], -1).transpose(0, 3, 5, 1, 2, 4, 6)
+    x = self.proj.repeated(x.reshape(*x.shape[:4], -1), math.prod(patch[:2]), count)
+    batch, height, columns, time = x.shape[:4]
+    x = x.reshape(batch, height, columns, time, count, -1).swapaxes(3, 4)
+    return self.norm(x.reshape(batch, height, columns * count, time, -1))
+
+  def _patches_per_product(self, columns: int) -> int:
+    """Returns the number of neighboring patches that one product embeds.
+
+    TPUs pad the last axis to 128 elements, and a row of a patch has only 12. A product over a block
+    diagonal kernel costs more operations, but far fewer bytes.
+    """
+    if not self.config.attention.startswith("pallas_tpu"):
+      return 1
+    most = 128 // (3 * self.config.patch_size[2])
+    return max(count for count in range(1, max(most, 1) + 1) if columns % count == 0)
 
 
 class WindowAttention(nnx.Module):
@@ -198,7 +214,7 @@ class Block(nnx.Module):
     attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
     height, width, time = x.shape[1:4]
     layout = window_layout((time, height, width), self.config.window_size, shifted=self.shifted)
-    if self.config.attention == "pallas_tpu" and self._fits_kernels(layout, key):
+    if self._fits_kernels(layout, key):
       return self._run_kernels(x, layout, path1_key, path2_key)
     windows = to_windows(self.norm1(x), layout)
     windows = self.attention(windows, layout, key=attention_key)
@@ -206,7 +222,10 @@ class Block(nnx.Module):
     return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
 
   def _fits_kernels(self, layout: WindowLayout, key: jax.Array | None) -> bool:
+    """Returns whether the block is computed by `tpu_block`."""
     config, kernel = self.config, self.attention.qkv.kernel
+    if not config.attention.startswith("pallas_tpu"):
+      return False
     drops = config.dropout_rate or config.attention_dropout_rate
     heads = self.attention.relative_position_bias_table.shape[1]
     reason = tpu_block.why_not(layout, config.window_size, kernel.shape[0], heads)
@@ -219,7 +238,13 @@ class Block(nnx.Module):
 
     def run(x, factors, parameters):
       return tpu_block.run_block(
-        x, factors, parameters, self.config.window_size, layout, LAYER_NORM_EPSILON
+        x,
+        factors,
+        parameters,
+        self.config.window_size,
+        layout,
+        LAYER_NORM_EPSILON,
+        interpret=self.config.attention == "pallas_tpu_interpret",
       )
 
     return on_each_device(run, x, jnp.concatenate(factors, axis=1), whole=parameters)
