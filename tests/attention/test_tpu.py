@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vswin_jax.attention import tpu, window_attention
+from vswin_jax.attention import tpu, tpu_windows, window_attention
 from vswin_jax.attention.relative_position import table_rows
-from vswin_jax.attention.windows import window_layout
+from vswin_jax.attention.windows import to_windows, window_layout
 
 # Grids, windows, channels and heads: whole windows, shifted along all axes; a window that shrank in
 # time; a padded grid; several groups of heads; fewer lanes than a tile.
@@ -60,3 +60,19 @@ def test_kernels_equal_xla(case, dtype, tolerance):
   expected = values_and_gradients(xla, qkv.astype(jnp.float32), table)
   for one, other in zip(actual, expected, strict=True):
     np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(
+  ("grid", "window"), [((8, 4, 6), (4, 2, 3)), ((4, 4, 4), (8, 2, 2)), ((4, 2, 9), (2, 4, 3))]
+)
+def test_windows_equal_those_by_xla(grid, window, shifted):
+  layout = window_layout(grid, window, shifted=shifted)
+  random = np.random.default_rng(0)
+  x = jnp.asarray(random.normal(size=(2, *grid[1:], grid[0], 8)), jnp.bfloat16)
+  windows = tpu_windows.to_windows(x, layout, True)
+  np.testing.assert_array_equal(windows, to_windows(x, layout))
+  np.testing.assert_array_equal(tpu_windows.from_windows(windows, layout, True), x)
+  # Permutations: the gradient is the inverse.
+  _, pull = jax.vjp(lambda x: tpu_windows.to_windows(x, layout, True), x)
+  np.testing.assert_array_equal(pull(windows)[0], x)

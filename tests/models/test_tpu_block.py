@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vswin_jax.attention.windows import window_layout
+from vswin_jax.attention.windows import from_windows, to_windows, window_layout
 from vswin_jax.models import tpu_block
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.video_swin import LAYER_NORM_EPSILON, Block, VideoSwinConfig
@@ -44,10 +44,8 @@ def test_kernels_equal_xla(channels, heads, shifted, dtype, tolerance):
   def xla(x, params):
     block = merge_model(graph, params)
     rows = factors[:, :, None, None, None, None]
-    attended = block(x) - x
-    del attended
-    windows = tpu_block.to_windows(block.norm1(x), layout)
-    y = x + rows[:, 0] * tpu_block.from_windows(block.attention(windows, layout), layout)
+    windows = to_windows(block.norm1(x), layout)
+    y = x + rows[:, 0] * from_windows(block.attention(windows, layout), layout)
     return y + rows[:, 1] * block.mlp(block.norm2(y))
 
   def values_and_gradients(function):

@@ -47,6 +47,10 @@ def _count_equation(equation) -> int:
     # Gradients of strided convolutions dilate their input: the zeros in between do not count.
     spread = outputs * math.prod(params["lhs_dilation"])
     return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // spread
+  if kind == "pallas_call":
+    # The body is that of one step, on tiles with padding; the estimate is for the whole call.
+    estimate = params["cost_estimate"]
+    return int(estimate.flops) // 2 if estimate else 0
   inner = sum(count_program_macs(part) for part in _programs(params))
   if kind == "while" and inner:
     raise ValueError("can't count a loop whose length depends on values")

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention import tpu
+from vswin_jax.attention import tpu, tpu_windows
 from vswin_jax.attention.tpu import product
-from vswin_jax.attention.windows import Size3D, WindowLayout, from_windows, to_windows
+from vswin_jax.attention.windows import Size3D, WindowLayout
 
 _MAX_ROWS = 512
 # Rows of a bfloat16 tile.
@@ -86,7 +86,7 @@ def run_block(
     values = [layer[name] for layer in layers for name in names if name in layer]
     return tuple(jnp.atleast_2d(value.astype(jnp.float32)) for value in values)
 
-  windows = to_windows(x, layout)
+  windows = tpu_windows.to_windows(x, layout, interpret)
   rows = windows.reshape(-1, x.shape[-1])
   options = Options(epsilon, layout.windows * layout.tokens, interpret)
   *qkv, rows = norm_qkv(options, rows, flat(parameters["norm1"], attention["qkv"]))
@@ -99,7 +99,7 @@ def run_block(
   )
   after = flat(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"])
   rows = project_mlp(options, attended.reshape(rows.shape), rows, factors, after)
-  return from_windows(rows.reshape(windows.shape), layout)
+  return tpu_windows.from_windows(rows.reshape(windows.shape), layout, interpret)
 
 
 # Before attention.
