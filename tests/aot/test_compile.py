@@ -223,6 +223,14 @@ def test_errors_in_the_search_are_reported(fake_compiler, tmp_path):
   assert last == as_row(result)
 
 
+def test_settings_that_contradict_the_config_are_reported(fake_compiler):
+  """Mixing needs two clips, and the search arrives at one."""
+  fake_compiler(lambda clips, _: clips * 2**35)
+  values = {"augmentation.mixup_alpha": 0.8, "train.batch_size": 2}
+  (result,) = run("v5e:1x1", values=values)
+  assert any("1 clips per chip: mixup and cutmix need" in failed for failed in result.failed)
+
+
 def test_other_targets_are_compiled_after_an_error(fake_compiler, tmp_path):
   fake_compiler(lambda clips, _: clips * 2**20, {("v5e:2x2", 16): "INTERNAL: of the compiler"})
   texts = []

@@ -227,6 +227,11 @@ def test_windows_are_inferred_from_tables_and_index(window):
     assert sizes.infer_window(rows, None, window) == window
 
 
+def test_a_table_of_absurd_length_fits_no_window():
+  with pytest.raises(ConversionError, match="none square in space"):
+    sizes.infer_window(2**60, None)
+
+
 # They have every family, model, data set and window between them.
 _VARIED = (
   "swin_t_k400_official",

@@ -236,6 +236,12 @@ def test_a_folder_that_can_not_be_made(server, tmp_path):
     fetch(_released(server), tmp_path / "file")
 
 
+def test_a_folder_in_the_way_is_named(server, tmp_path):
+  (tmp_path / "weights.pth.part").mkdir()
+  with _error("weights.pth can't be written: Is a directory"):
+    fetch(_released(server), tmp_path)
+
+
 def test_a_full_disk_is_named(server, tmp_path, monkeypatch):
   def fail(*_):
     raise OSError(errno.ENOSPC, "No space left on device")

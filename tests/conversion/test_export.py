@@ -109,7 +109,7 @@ def test_torch_loads_what_is_written(tmp_path):
 def test_bad_requests_get_one_line(tmp_path):
   with pytest.raises(ConversionError, match=r"expected .safetensors, .pth or .pt"):
     export_file(tmp_path, tmp_path / "out.h5", "official")
-  with pytest.raises(CheckpointError, match="no checkpoints"):
+  with pytest.raises(CheckpointError, match="no complete checkpoint in"):
     export_file(tmp_path, tmp_path / "out.safetensors", "official")
   command = [sys.executable, "-m", "vswin_jax.export", str(tmp_path), "out.h5", "--to=official"]
   done = subprocess.run(command, capture_output=True, text=True)

@@ -63,8 +63,9 @@ def start_all(
     return [first.result(), *others]
 
 
-def test_all_processes_start():
+def test_all_processes_start(caplog):
   assert start_all(0, 1, 2) == [None, None, None]
+  assert not [record for record in caplog.records if record.name == "asyncio"]
   assert start_all(0, num_processes={0: 1}) == [None]
 
 

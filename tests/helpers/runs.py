@@ -8,6 +8,8 @@ import sys
 
 import numpy as np
 
+from tests.helpers.compiler import FAST_COMPILATION
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -49,8 +51,7 @@ def command(data_dir, workdir, *options) -> list[str]:
 
 def environment(data_dir, *, compile_anew=False) -> dict[str, str]:
   """One CPU device; programs compiled once for all runs of the session, unless asked not to."""
-  flags = "--xla_backend_optimization_level=0"
-  variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+  variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION}
   if not compile_anew:
     variables["JAX_COMPILATION_CACHE_DIR"] = str(data_dir / "compiled")
     variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -310,7 +310,7 @@ def test_bad_requests_get_one_line(checkpoint, tmp_path):
   for arguments, message in (
     (["--json", "--whole", "x.mp4"], "choose one of"),
     (["--views=7", "x.mp4"], "CLIPSxCROPS"),
-    ([f"--model={tmp_path}", "x.mp4"], "no checkpoints"),
+    ([f"--model={tmp_path}", "x.mp4"], "no complete checkpoint"),
   ):
     done = command(checkpoint, *arguments, cwd=tmp_path)
     assert done.returncode == 1

@@ -1,6 +1,7 @@
 """Streams and timelines of VTN, against one pass over the same frames."""
 
 import dataclasses
+import weakref
 
 import cv2
 import jax
@@ -146,6 +147,15 @@ def test_a_bounded_stream_sees_the_newest_frames(model, pixels, one_pass, max_fr
   assert stream.num_frames == max_frames
   expected = one_pass(pixels[30 - max_frames : 30], np.arange(30 - max_frames, 30))
   np.testing.assert_allclose(stream.probabilities(), expected, atol=2e-6)
+
+
+def test_a_bounded_stream_frees_what_it_no_longer_needs(model):
+  features = np.zeros((1000, model.network.config.width), np.float32)
+  freed = weakref.ref(features)
+  stream = Stream(model, max_frames=10)
+  stream.add_features(features)
+  del features
+  assert freed() is None
 
 
 def test_features_can_be_given_instead_of_frames(model, pixels, one_pass):

@@ -226,7 +226,7 @@ def lacks_memory(message: str) -> bool:
 
   The small memories of a core (vmem, smem) can be too small for any number of clips.
   """
-  pattern = r"in memory space hbm|memory on HBM|available HBM|out of memory while"
+  pattern = r"in memory space hbm|memory on HBM|available HBM|(?<!ran )out of memory"
   return "RESOURCE_EXHAUSTED" in message and bool(re.search(pattern, message, re.IGNORECASE))
 
 
@@ -249,22 +249,27 @@ def search_settings(
   parts = config.train.grad_accum_steps
   advice, errors = [], {}
 
-  def compile_with(name: str, changes: dict, clips_per_device: int | None = None) -> Result:
+  def peak_memory_with(name: str, changes: dict, clips_per_device: int | None = None) -> int | None:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
-    tried = compile_plan(plan_for_target(changed, target, dataset, clips_per_device), target)
+    try:
+      plan = plan_for_target(changed, target, dataset, clips_per_device)
+    except ConfigError as error:
+      errors[name] = str(error)
+      return None
+    tried = compile_plan(plan, target)
     if tried.error:
       errors[name] = tried.error
-    return tried
+    return tried.memory
 
   def peak_memory(clips: int) -> int | None:
-    return compile_with(f"{clips * parts} clips per chip", {}, clips * parts).memory
+    return peak_memory_with(f"{clips * parts} clips per chip", {}, clips * parts)
 
   def try_flags(changes: dict) -> None:
     flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
-    tried = compile_with(flags, changes)
-    if tried.fits:
-      advice.append(f"{flags} ({tried.memory / 2**30:.2f} GiB)")
+    memory = peak_memory_with(flags, changes)
+    if memory is not None and memory <= target.chip.memory:
+      advice.append(f"{flags} ({memory / 2**30:.2f} GiB)")
 
   # A run has at least one step.
   num_clips = config.train.epochs * dataset["num_videos"] * config.train.repeats

@@ -5,7 +5,7 @@ import pathlib
 
 from vswin_jax.data.generated import BUILDERS
 from vswin_jax.data.label_names import label_names
-from vswin_jax.data.records import open_records
+from vswin_jax.data.records import DatasetError, open_records
 
 # Training videos. Kinetics-400: the copy that mmaction2's model zoo trains on, smaller than the
 # authors' list (246,534) since videos vanish. Others: the authors' lists (arXiv 1808.01340,
@@ -38,7 +38,11 @@ def dataset_metadata(name: str, data_dir: str, split: str) -> tuple[dict, str]:
     num_classes, num_videos = builder.info.features["label"].num_classes, builder.NUM_CLIPS["train"]
   else:
     source = f"prepared in {data_dir}"
-    records = open_records(name, data_dir, split)
+    try:
+      records = open_records(name, data_dir, split)
+    except DatasetError as error:
+      known = ", ".join([*_TRAINING_VIDEOS, *BUILDERS])
+      raise DatasetError(f"{error}; without data, the sizes are known of {known}") from error
     num_classes, num_videos = len(records.class_names), len(records)
     multi_label = records.multi_label
   return {"num_classes": num_classes, "num_videos": num_videos, "multi_label": multi_label}, source

@@ -242,7 +242,8 @@ def _quarantine(directory: AnyPath, steps: list[int]) -> None:
     while target.exists():
       number += 1
       target = directory / f"damaged-{step}-{number}"
-    with _writing(f"rename the damaged checkpoint {path_of(directory, step)}"):
+    action, advice = f"rename the damaged checkpoint {path_of(directory, step)}", "Move it away"
+    with _writing(action, advice):
       path_of(directory, step).rename(target)
     logger.warning("renamed the damaged checkpoint of step %d to %s", step, target)
 
@@ -344,7 +345,9 @@ def checkpoints_of(workdir: str | os.PathLike) -> AnyPath:
 
 
 @contextlib.contextmanager
-def _writing(action: str) -> Iterator[None]:
+def _writing(
+  action: str, advice: str = "Free disk space and check that the folder can be written to"
+) -> Iterator[None]:
   """Converts errors of an action that writes to a CheckpointError."""
   try:
     yield
@@ -352,7 +355,5 @@ def _writing(action: str) -> Iterator[None]:
     raise
   except Exception as error:
     raise storage_error(
-      f"can't {action}: {root_cause(error)}. Free disk space and check that the folder can be "
-      "written to, then run the same command again",
-      error,
+      f"can't {action}: {root_cause(error)}. {advice}, then run the same command again", error
     ) from error

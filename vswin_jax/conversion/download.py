@@ -1,11 +1,11 @@
 """Download of released checkpoints into a cache folder, with resuming and verification."""
 
-import errno
 import hashlib
 import http.client
 import os
 import pathlib
 import shutil
+import ssl
 import urllib.error
 import urllib.request
 
@@ -79,6 +79,12 @@ def _find_problem(released: Released, path: pathlib.Path) -> str | None:
   return None
 
 
+def _is_local_error(error: Exception) -> bool:
+  """Returns whether an error is of the disk and not of the network."""
+  network = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+  return not isinstance(error, (*network, ssl.SSLError)) and isinstance(error, OSError)
+
+
 def _download(url: str, part: pathlib.Path, path: pathlib.Path) -> None:
   """Completes `part`, which becomes `path`."""
   problem = None
@@ -91,7 +97,7 @@ def _download(url: str, part: pathlib.Path, path: pathlib.Path) -> None:
       if error.code < 500:
         break
     except (OSError, http.client.HTTPException) as error:
-      if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+      if _is_local_error(error):
         raise
       problem = one_line(getattr(error, "reason", None) or str(error) or type(error).__name__)
   raise DownloadError(

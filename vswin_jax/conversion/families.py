@@ -14,6 +14,7 @@ from vswin_jax.conversion.layouts import (
   VIDEO_SWIN_FAMILIES,
   VTN_FAMILIES,
   from_source,
+  ignored_names,
   original_names,
   video_swin_names,
   vtn_names,
@@ -263,7 +264,7 @@ def _convert(
       f"the weights and the options describe a model that can't be built: {error}"
     ) from error
   shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
-  params = match(shapes, tensors, name_of, convert, random)
+  params = match(shapes, tensors, name_of, convert, ignored_names(family), random)
 
   def initialize() -> dict[str, jax.Array]:
     initial = flatten(split_model(create_model(**model))[1])

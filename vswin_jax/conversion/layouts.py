@@ -14,13 +14,10 @@ from vswin_jax.attention.windows import Size3D
 
 VIDEO_SWIN_FAMILIES = ("official", "mmaction2", "torchvision")
 VTN_FAMILIES = ("vtn", "vit", "resnet")
-# Names of tensors that are not converted: those that follow from the sizes of the model or serve
-# training only, and image classifiers.
-IGNORED = (
-  r".*\.(relative_position_index|attn_mask|num_batches_tracked)"
-  r"|temporal_encoder\.embeddings\.position_ids"
-  r"|(head|head_dist|fc|head\.fc)\.(weight|bias)"
-)
+# Names of tensors that are not converted, since they follow from the sizes of the model; and those
+# of image models that serve training only, or classify images.
+_BUFFERS = r".*\.(relative_position_index|attn_mask)|temporal_encoder\.embeddings\.position_ids"
+_IMAGE_MODELS = r".*\.num_batches_tracked|(head|head_dist|fc|head\.fc)\.(weight|bias)"
 
 # Path of a parameter -> name in the file; all patterns of a family apply, in order.
 _SWIN = (
@@ -165,3 +162,8 @@ def index_buffers(family: str, depths: tuple[int, ...], window: Size3D) -> dict[
     for stage, depth in enumerate(depths)
     for block in range(depth)
   }
+
+
+def ignored_names(family: str) -> str:
+  """Returns a pattern of the names of tensors that are not converted."""
+  return _BUFFERS if family in VIDEO_SWIN_FAMILIES else f"{_BUFFERS}|{_IMAGE_MODELS}"

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vswin_jax.conversion.layouts import IGNORED
-
 # Keys under which training scripts save the weights, beside optimizer state and the like.
 _NESTED = ("state_dict", "model_state", "model", "model_state_dict", "module")
 # Prefixes that wrappers of parallel training and compilation add to every name.
@@ -62,15 +60,17 @@ def match(
   tensors: Mapping[str, np.ndarray],
   name_of: Callable[[str], str],
   from_source: Callable[[str, np.ndarray], np.ndarray],
+  ignored: str,
   random: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
   """Matches every parameter of a model with a tensor of the file, and vice versa.
 
   Args:
     shapes: shapes of the model's parameters, by dotted path.
-    tensors: tensors of the file, by name; those of `layouts.IGNORED` need no parameter.
+    tensors: tensors of the file, by name.
     name_of: maps the path of a parameter to the name of its tensor.
     from_source: maps (path, tensor) to the parameter in the model's layout.
+    ignored: pattern of the names of tensors that need no parameter.
     random: prefixes of the paths of parameters that need no tensor.
 
   Returns:
@@ -105,7 +105,7 @@ def match(
     else:
       params[path] = parameter.astype(np.float32, copy=False)
   for name in tensors:
-    if name not in used and not re.fullmatch(IGNORED, name):
+    if name not in used and not re.fullmatch(ignored, name):
       problems.append(f"unknown: {name} {list(tensors[name].shape)}")
   if problems:
     raise ConversionError(_listing("the weights do not fit the model that they describe", problems))

@@ -105,15 +105,16 @@ def infer_window(rows: int, index: np.ndarray | None, preferred: Size3D | None =
   for window in (preferred, (8, 7, 7), (16, 7, 7), (8, 12, 12)):
     if window and fits(window):
       return window
-  sides = range(1, math.isqrt(rows) + 1)
-  windows = [((rows // (2 * side - 1) ** 2 + 1) // 2, side, side) for side in sides]
-  windows = [window for window in windows if fits(window)]
+  # No window of a model has more rows; a damaged file may claim any number.
+  sides = range(1, math.isqrt(min(rows, 2**24)) + 1)
+  candidates = (((rows // (2 * side - 1) ** 2 + 1) // 2, side, side) for side in sides)
+  windows = [window for window in candidates if fits(window)]
   if len(windows) == 1:
     return windows[0]
   listed = " or ".join(",".join(map(str, window)) for window in windows) or "none square in space"
   raise ConversionError(
-    f"the window can't be inferred from bias tables of {rows} rows: {listed}; give the file's with "
-    "--window=TIME,HEIGHT,WIDTH"
+    f"the window can't be inferred from bias tables of {rows} rows: {listed}; give "
+    "the window of the file with --window=TIME,HEIGHT,WIDTH (it can't be resized at the same time)"
   )
 
 

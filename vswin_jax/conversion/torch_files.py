@@ -81,7 +81,7 @@ def read_file(path: str | os.PathLike) -> object:
   except Exception as error:
     match error:
       case OSError():
-        problem = f"{str(error.strerror).lower()}; {_EXPECTED}"
+        problem = error.strerror or str(error)
       case FileError():
         problem = str(error)
       # Others depend on the bytes of the file only, or on an impossible path.

@@ -33,6 +33,8 @@ def resample(num_frames: int, step: int | Fraction) -> np.ndarray:
 
 def _multiples(step: int | Fraction, count: int) -> np.ndarray:
   """Returns `count` multiples of a step from 0 on, rounded down exactly."""
+  if step.numerator * count < 2**63:
+    return np.arange(count) * step.numerator // step.denominator
   return np.array([i * step.numerator // step.denominator for i in range(count)])
 
 

@@ -20,6 +20,8 @@ _LOG_INTERVAL = 15.0
 _MESSAGE_TIMEOUT = 5.0
 # Entries of the messages to process 0 and from it.
 _REPORT = {"process": int, "processes": int, "host": str, "metadata": dict}
+# How the connection of a process ends; a cancellation would be logged with a traceback.
+_ENDED = (OSError, ValueError, asyncio.CancelledError)
 _RESULT = {"error": str, "is_transient": bool}
 
 
@@ -53,7 +55,7 @@ async def _lead(cluster: Cluster, own: dict, timeout: float) -> None:
 
   async def keep_report(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Keeps the report of a process for as long as the process is connected."""
-    with contextlib.closing(writer), contextlib.suppress(OSError, ValueError):
+    with contextlib.closing(writer), contextlib.suppress(*_ENDED):
       report = _parse(await asyncio.wait_for(reader.readline(), _MESSAGE_TIMEOUT), _REPORT)
       if report is not None:  # otherwise it is of another program
         reports[writer] = report
@@ -171,7 +173,7 @@ def _encode(message: dict) -> bytes:
 
 
 def _parse(line: bytes, types: dict[str, type]) -> dict | None:
-  """Returns the message in a line of JSON; None if it has not the entries of the given types."""
+  """Returns the message in a line of JSON; None if its entries are not of the given types."""
   try:
     message = json.loads(line)
     is_message = {name: type(value) for name, value in message.items()} == types

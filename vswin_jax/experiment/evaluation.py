@@ -77,6 +77,13 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
     local, class_names = experiment.folder.local, experiment.class_names
     curves = (local if source == experiment.folder.path else source) / "metrics.jsonl"
     frames = f"{view_frames(clip, views)} frames of {clip.size} x {clip.size}, {clip.frame_order}"
+    results.write_results(
+      local,
+      result,
+      metadata={"step": step, "views": num_views},
+      class_names=class_names,
+      video_ids=[records.video_id(row[0]) for row in result.predictions],
+    )
     with replacing(local / "report.png") as path:
       write_report(
         path,
@@ -89,13 +96,6 @@ def evaluate_newest(experiment: Experiment, source: AnyPath, stop: StopRequest) 
         class_names=class_names,
         metrics=read_metrics(curves),
       )
-    results.write_results(
-      local,
-      result,
-      metadata={"step": step, "views": num_views},
-      class_names=class_names,
-      video_ids=[records.video_id(row[0]) for row in result.predictions],
-    )
     logger.info("report: %s", experiment.folder.path / "report.png")
   return result
 

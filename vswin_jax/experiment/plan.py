@@ -133,13 +133,23 @@ def make_plan(
       f"got {train.label_smoothing}"
     )
   options = settings.model | {"num_classes": num_classes}
-  schedule = make_schedule(settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
   with config_errors():
+    schedule = make_schedule(
+      settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+    )
     # Of the devices of the mesh, which may be another machine's.
     built = platform_options(options, mesh.devices.flat[0].platform)
     model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **built))
     graph, param_shapes = split_model(model)
     optimizer = make_optimizer(param_shapes, schedule, settings.optimizer, batch_statistics(model))
   return Plan(
-    settings, mesh, multi_label, options, num_steps, schedule, graph, param_shapes, optimizer
+    settings=settings,
+    mesh=mesh,
+    multi_label=multi_label,
+    model_options=options,
+    num_steps=num_steps,
+    schedule=schedule,
+    graph=graph,
+    param_shapes=param_shapes,
+    optimizer=optimizer,
   )

@@ -92,12 +92,14 @@ class Stream:
     Raises:
       ValueError: wrong shapes or dtypes.
     """
-    features = np.array(features, np.float32)
+    features = np.asarray(features, np.float32)
     width = self._model.network.config.width
     if features.ndim != 2 or features.shape[1] != width:
       raise ValueError(f"features must be [count, {width}], got {list(features.shape)}")
     self._encode_pending()
-    self._features.extend(zip(features, self._checked_positions(len(features), position_ids)))
+    positions = self._checked_positions(len(features), position_ids)
+    # Copies of the rows: a view would keep the memory of all features.
+    self._features.extend((row.copy(), position) for row, position in zip(features, positions))
 
   def probabilities(self) -> np.ndarray:
     """Returns float32 class probabilities `[num_classes]` over the frames so far, as the model

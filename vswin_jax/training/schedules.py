@@ -45,7 +45,8 @@ def make_schedule(
   warmup_steps = options.warmup_epochs * steps_per_epoch
   # The last epoch has a learning rate above 0.
   epochs = max(round(num_steps / steps_per_epoch), 1)
-  boundaries = np.asarray([epoch * steps_per_epoch for epoch in options.decay_epochs])
+  decay_epochs = options.decay_epochs if options.name == "steps" else ()
+  boundaries = np.asarray(decay_epochs, np.float64) * steps_per_epoch
 
   def regular(step):
     if options.name == "steps":

@@ -68,13 +68,15 @@ def make_train_step(
   schedule: optax.Schedule,
   *,
   seed: int,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
   mesh: jax.sharding.Mesh | None = None,
   augmentation: Augmentation = _NO_AUGMENTATION,
   multi_label: bool = False,
+  label_smoothing: float = 0.0,
   grad_accum_steps: int = 1,
   ema_decay: float = 0.0,
   log_every: int = 50,
-  **input_options,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
   """Builds the training step, to be jitted with the state donated.
 
@@ -83,13 +85,15 @@ def make_train_step(
     optimizer: from `make_optimizer`.
     schedule: its learning rate by step, for the metrics.
     seed: seed of augmentation, dropout and stochastic depth, which depend on (seed, step) only.
+    mean: mean of the pixels, per color.
+    std: standard deviation of the pixels, per color.
     mesh: mesh of the devices that share a batch; None: one device.
     multi_label: whether a video has any number of labels; the loss is the mean over clips of the
       cross-entropy or, with `multi_label`, the mean over clips and classes of the binary one.
+    label_smoothing: share of the target spread evenly over all classes; not with `multi_label`.
     grad_accum_steps: number of parts of a batch whose gradients are accumulated.
     ema_decay: decay of the EMA of the parameters; 0: no EMA.
     log_every: number of steps after which the means in the metrics are reset.
-    **input_options: `mean`, `std` and `label_smoothing` of `model_inputs`.
 
   Returns:
     `step(state, batch)` with batch "video" uint8 `[batch, time, height, width, 3]`, "position_ids"
@@ -100,8 +104,16 @@ def make_train_step(
 
   def loss_function(params, batch, key):
     model = merge_model(graph, params)
-    options = {"num_classes": model.config.num_classes, "multi_label": multi_label, **input_options}
-    pixels, targets = model_inputs(batch, key, augmentation, **options)
+    pixels, targets = model_inputs(
+      batch,
+      key,
+      augmentation,
+      mean=mean,
+      std=std,
+      num_classes=model.config.num_classes,
+      multi_label=multi_label,
+      label_smoothing=label_smoothing,
+    )
     logits = model(pixels, batch["position_ids"], key=key)
     if multi_label:
       losses = optax.sigmoid_binary_cross_entropy(logits, targets)

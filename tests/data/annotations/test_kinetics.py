@@ -58,6 +58,14 @@ def test_videos_are_found_in_every_layout(tmp_path, files):
   assert any("3 classes are not the 400" in note for note in annotations.notes)
 
 
+def test_a_file_of_several_splits_is_not_found_by_itself(tmp_path):
+  touch(tmp_path, *(f"{name}.mp4" for name in NAMES))
+  write(tmp_path / "train.csv", TRAIN)
+  write(tmp_path / "train_val.csv", TRAIN)
+  annotations = read_annotations("kinetics400", tmp_path)
+  assert {len(videos) for videos in annotations.splits.values()} == {3}
+
+
 def test_a_clip_comes_from_the_folder_of_its_split(tmp_path):
   videos = touch(tmp_path, *(f"{split}/{NAMES[3]}.mp4" for split in ("test", "train", "val")))
   write(tmp_path / "train.csv", TRAIN)

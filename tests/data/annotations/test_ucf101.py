@@ -78,10 +78,10 @@ def test_errors(tmp_path, changes, error):
     read_annotations("ucf101", tmp_path)
 
 
-def test_scenes_in_both_lists_are_noted(tmp_path):
+def test_lists_of_different_splits_are_refused(tmp_path):
   _release(tmp_path, testlist01="YoYo/v_YoYo_g01_c02.avi\n")
-  note = "1 groups of videos are in more than one split, such as 'YoYo/v_YoYo_g01'"
-  assert note in read_annotations("ucf101", tmp_path).notes
+  with pytest.raises(AnnotationError, match="such as 'YoYo/v_YoYo_g01'; use the files of one"):
+    read_annotations("ucf101", tmp_path)
 
 
 def test_a_video_in_both_lists_is_left_out(tmp_path):

@@ -384,13 +384,13 @@ def test_groups_in_two_given_splits_are_noted(tmp_path):
   path = write(
     tmp_path / "x.csv", "path,label,split,group\na.mp4,x,train,g\nb.mp4,x,val,g\nc.mp4,x,val,h\n"
   )
-  assert "1 groups of videos are in more than one split, such as 'g'" in _read(tmp_path, path).notes
+  assert "groups of videos in more than one split: 1, such as 'g'" in _read(tmp_path, path).notes
   # The pattern finds the groups that the file does not give.
   path = write(
     tmp_path / "x.csv", "path,label,split\nm_1.mp4,x,train\nm_2.mp4,x,val\nn_1.mp4,x,val\n"
   )
   notes = _read(tmp_path, path, group_pattern="(.*)_").notes
-  assert "1 groups of videos are in more than one split, such as 'm'" in notes
+  assert "groups of videos in more than one split: 1, such as 'm'" in notes
   assert not any("groups of" in note for note in _read(tmp_path, path).notes)
   with pytest.raises(AnnotationError, match=r"finds no group in 'm_1\.mp4'"):
     _read(tmp_path, path, group_pattern="(x)")
@@ -415,3 +415,17 @@ def test_listed_files_that_a_scan_does_not_show(tmp_path):
     "gone": None,
   }
   assert annotations.problems == ()  # it is missing already
+
+
+def test_classes_without_videos_are_noted(tmp_path):
+  touch(tmp_path, "a.mp4", "b.mp4")
+  file = write(tmp_path / "list.txt", "a.mp4 1\nb.mp4 2\n")
+  annotations = _read(tmp_path, file)
+  assert annotations.class_names == ("0", "1", "2")
+  assert "classes without videos: 1, such as '0'" in annotations.notes
+
+
+def test_numbers_are_names_among_names(tmp_path):
+  touch(tmp_path, "a.mp4", "b.mp4")
+  file = write(tmp_path / "list.txt", "a.mp4 007\nb.mp4 bond\n")
+  assert _read(tmp_path, file).class_names == ("007", "bond")

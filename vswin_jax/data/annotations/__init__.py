@@ -15,6 +15,7 @@ from vswin_jax.data.annotations.common import (
   AnnotationError,
   AnnotationOptions,
   Annotations,
+  split_within,
 )
 from vswin_jax.data.annotations.file_tree import scan
 from vswin_jax.data.annotations.rows import Files, Listing
@@ -85,7 +86,12 @@ def read_annotations(
     folders.pop()
   expected, names, read = DATASETS[dataset]
   expected, names = (text.format(number=options.split_number) for text in (expected, names))
-  is_annotation_file = re.compile(names, re.IGNORECASE).fullmatch
+
+  def is_annotation_file(name: str) -> bool:
+    # Files of several splits have to be named.
+    unclear = re.search(rf"(?<![a-z]){_SPLIT}(?![a-z])", name, re.I) and not split_within(name)
+    return bool(re.fullmatch(names, name, re.I)) and not unclear
+
   files = find_annotation_files(annotations, folders, is_annotation_file)
   if dataset in _WITH_SPLIT_NUMBER:
     files = [file for file in files if is_annotation_file(os.path.basename(file[0]))]

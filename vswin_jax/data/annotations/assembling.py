@@ -29,14 +29,20 @@ def assemble(tree: FileTree, listing: Listing, options: AnnotationOptions) -> An
   notes = list(listing.notes)
   pairs, problems = _merge(tree, listing, notes)
   groups = [_group(tree, row, video, options.group_pattern) for row, video in pairs]
+  if listing.has_scenes or not pairs[0][0].split:
+    groups = [group or scene(video.id) for group, (_, video) in zip(groups, pairs)]
   splits = [row.split for row, _ in pairs]
   if not splits[0]:
     splits = _split(pairs, groups, listing.class_names, options.validation_share, notes)
   num_splits = collections.Counter(group for group, _ in set(zip(groups, splits)) if group)
   if shared := sorted(group for group, count in num_splits.items() if count > 1):
-    notes.append(
-      f"{len(shared):,} groups of videos are in more than one split, such as {shared[0]!r}"
-    )
+    note = f"groups of videos in more than one split: {len(shared):,}, such as {shared[0]!r}"
+    if listing.has_scenes:
+      raise AnnotationError(f"{note}; use the files of one official split")
+    notes.append(note)
+  present = {label for _, video in pairs for label in video.labels}
+  if empty := [name for index, name in enumerate(listing.class_names) if index not in present]:
+    notes.append(f"classes without videos: {len(empty):,}, such as {empty[0]!r}")
   counts = collections.Counter(video.id for _, video in pairs)
   videos = {split: [] for split in SPLITS}
   for split, (_, video) in zip(splits, pairs):
@@ -121,9 +127,9 @@ def _locate(tree: FileTree, row: Row, labels: tuple[int, ...]) -> Video:
 
 
 def _group(tree: FileTree, row: Row, video: Video, pattern: str) -> str:
-  """Returns the group of a video: as the row gives it, by the pattern, or its scene."""
+  """Returns the group of a video as the row or the pattern gives it; empty: none."""
   if row.group or not pattern:
-    return row.group or scene(video.id)
+    return row.group
   path = tree.relative(video.path)
   match = re.search(pattern, path)
   if not match or not match[1]:

@@ -130,7 +130,7 @@ def read_ucf101(files: Files, dataset: str) -> Listing:
       yield Row(row.path, (name,), row.where, split, in_any_folder=True)
 
   rows, notes = collect_rows([file for file in files if file[0] != classes], read)
-  return Listing(rows, tuple(numbers), notes)
+  return Listing(rows, tuple(numbers), notes, has_scenes=True)
 
 
 def read_hmdb51(files: Files, dataset: str) -> Listing:

@@ -39,13 +39,18 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """Rows of a data set, and the other fields of `Annotations`."""
+  """Rows of a data set, and the other fields of `Annotations`.
+
+  Attributes:
+    has_scenes: whether names of videos tell their scenes, none of which may be in two splits.
+  """
 
   rows: Sequence[Row]
   class_names: Sequence[str]
   notes: Sequence[str]
   multi_label: bool = False
   other_files: Sequence[tuple[str, str]] = ()
+  has_scenes: bool = False
 
 
 def collect_rows(files: Files, read: Callable[[str], Iterable[Row]]) -> tuple[list[Row], list[str]]:
@@ -95,14 +100,17 @@ def collect_rows(files: Files, read: Callable[[str], Iterable[Row]]) -> tuple[li
   return rows, notes
 
 
-def list_rows(path: str) -> Iterator[Row]:
+def list_rows(path: str, number: Callable[[str], int | str] = int) -> Iterator[Row]:
   """Yields the rows of a list: lines of a path and a class name or indices, separated by spaces.
 
   Paths may contain spaces if labels are indices.
+
+  Args:
+    number: converts a label of digits; `str` if it may be a name.
   """
   for where, line in read_lines(path):
     if match := _NUMBERED.fullmatch(line):
-      video, labels = match["path"], tuple(map(int, match["labels"].split()))
+      video, labels = match["path"], tuple(map(number, match["labels"].split()))
       if len(labels) > 1 and suffix(video) not in VIDEO_SUFFIXES:
         raise AnnotationError(
           f"{where}: {line!r} looks like a folder of frames; expected `path label` of a video file"

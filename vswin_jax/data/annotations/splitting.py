@@ -4,7 +4,7 @@ import collections
 import hashlib
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 # UCF101 numbers the scenes that its clips are cut from.
 _SCENE = re.compile(r"_g\d+(?=_)")
@@ -51,7 +51,24 @@ def validation_groups(
     size -= sum(chosen.get(group, False) for group in groups)
     free = [group for group in groups if group not in chosen]
     chosen |= {group: place < size for place, group in enumerate(free)}
-  one_sided = [
-    label for label, groups in groups_of.items() if len({chosen[group] for group in groups}) < 2
-  ]
-  return frozenset(group for group in chosen if chosen[group]), tuple(sorted(one_sided))
+  one_sided = [label for label in sorted(groups_of) if not _in_both(groups_of[label], chosen)]
+  for label in one_sided:
+    _move_a_group(groups_of[label], chosen, classes_of, groups_of)
+  one_sided = [label for label in one_sided if not _in_both(groups_of[label], chosen)]
+  return frozenset(group for group in chosen if chosen[group]), tuple(one_sided)
+
+
+def _in_both(groups: Sequence[str], chosen: Mapping[str, bool]) -> bool:
+  return len({chosen[group] for group in groups}) == 2
+
+
+def _move_a_group(groups, chosen, classes_of, groups_of) -> None:
+  """Moves a group of a one-sided class to the other part, if no other class becomes one-sided."""
+  if len(groups) < 2:
+    return
+  for group in groups:
+    before = [label for label in classes_of[group] if _in_both(groups_of[label], chosen)]
+    chosen[group] = not chosen[group]
+    if all(_in_both(groups_of[label], chosen) for label in before):
+      return
+    chosen[group] = not chosen[group]

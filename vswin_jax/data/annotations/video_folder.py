@@ -20,7 +20,7 @@ def read_listing(files: Files, options: AnnotationOptions) -> Listing:
   unless the options give them.
   """
   rows, notes = collect_rows(files, lambda path: _rows(path, options.multi_label))
-  labels = {str(label) for row in rows for label in row.labels}
+  labels = {label for row in rows for label in row.labels}
   if not labels:
     raise AnnotationError(f"{rows[0].where}: neither this video nor any other has a label")
   class_names = options.class_names or sorted(labels)
@@ -40,7 +40,7 @@ def _rows(path: str, multi_label: bool) -> Iterator[Row]:
   elif is_table(path):
     videos = read_table(path, ("path", "label"))
   else:
-    yield from list_rows(path)
+    yield from list_rows(path, str)
     return
   for where, video in videos:
     file, split, group = video.get("path"), video.get("split") or "", video.get("group")

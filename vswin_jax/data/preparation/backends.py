@@ -12,7 +12,13 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
 
-from vswin_jax.data.preparation.shards import Shard, file_metadata, write_shard
+from vswin_jax.data.preparation.shards import (
+  Shard,
+  file_metadata,
+  records_path,
+  result_path,
+  write_shard,
+)
 from vswin_jax.data.preparation.video_to_record import (
   PrepareOptions,
   Problem,
@@ -94,5 +100,5 @@ def _prepare_shard(shard: Shard, *, folder: pathlib.Path, options: PrepareOption
     # A video that crashes its decoder must not end the runner's process.
     local_processes(1)([shard], pathlib.Path(own), options, lambda result: None)
     # The records come before the file that marks them as finished.
-    for path in sorted(pathlib.Path(own).iterdir()):
+    for path in (records_path(pathlib.Path(own), shard), result_path(pathlib.Path(own), shard)):
       path.replace(folder / path.name)

@@ -109,14 +109,14 @@ def records_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
   return folder / f"{shard.stem}.array_record"
 
 
-def _result_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+def result_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
   return folder / f"{shard.stem}.json"
 
 
 def read_result(folder: pathlib.Path, shard: Shard) -> ShardResult | None:
   """Returns the result of a shard, or None if it is not finished or its checksum differs."""
   try:
-    stored = json.loads(_result_path(folder, shard).read_text())
+    stored = json.loads(result_path(folder, shard).read_text())
     problems = tuple(Problem(*problem) for problem in stored["problems"])
     result = ShardResult(collections.Counter(stored["totals"]), stored["num_bytes"], problems)
     size = records_path(folder, shard).stat().st_size
@@ -152,7 +152,7 @@ def write_shard(folder: pathlib.Path, shard: Shard, results: Iterable[Record | P
         if reader.num_records() != totals["num_records"]:
           raise OSError("the file lacks records; is the disk full?")
     result = ShardResult(totals, path.stat().st_size, problems)
-  with replacing(_result_path(folder, shard)) as path:
+  with replacing(result_path(folder, shard)) as path:
     path.write_text(json.dumps({"checksum": shard.checksum, **vars(result)}))
 
 
