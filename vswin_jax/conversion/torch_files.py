@@ -81,7 +81,7 @@ def read_file(path: str | os.PathLike) -> object:
   except Exception as error:
     match error:
       case OSError():
-        problem = error.strerror or str(error)
+        problem = (error.strerror or str(error)).lower()
       case FileError():
         problem = str(error)
       # Others depend on the bytes of the file only, or on an impossible path.

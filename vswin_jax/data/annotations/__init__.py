@@ -85,7 +85,8 @@ def read_annotations(
   if dataset == "video_folder" and video_folder.has_class_folders(tree):
     folders.pop()
   expected, names, read = DATASETS[dataset]
-  expected, names = (text.format(number=options.split_number) for text in (expected, names))
+  number = str(options.split_number)
+  expected, names = (text.replace("{number}", number) for text in (expected, names))
 
   def is_annotation_file(name: str) -> bool:
     # Files of several splits have to be named.
