@@ -19,27 +19,19 @@ pytest.importorskip("torch")
 # of each family one case, and of each network one in bfloat16; the others are slow.
 _QUICK = ["nano_16x56x56", "torchvision_nano_10x60x72_padding", "inflate_w7_to_877", "vtn_nano_20f"]
 _QUICK_IN_BFLOAT16 = ["nano_16x56x56", "vtn_nano_20f"]
-_IN_BFLOAT16 = [
-  *_QUICK_IN_BFLOAT16,
-  "swin_t_k400",
-  "torchvision_nano_16x56x56",
-  *CASES["swin_2d"],
-]
 
 
 def _cases():
   for family, cases in CASES.items():
     for case in cases:
-      # What is in them beyond smaller ones, tests/models compares; the table has them.
-      if case in ("swin_b_k400", "vtn_vit_b_16f"):
+      # What is in them beyond smaller ones, tests/models compares; files of mmaction2 differ in a
+      # name, which test_convert.py compares. `tests.tables.conversion` has them all, and bfloat16.
+      if case in ("swin_b_k400", "vtn_vit_b_16f") or family == "mmaction2":
         continue
-      # Files of mmaction2 differ in a name, which test_convert.py compares.
-      is_quick = family != "mmaction2"
-      slow = [] if is_quick and case in _QUICK else [pytest.mark.slow]
+      slow = [] if case in _QUICK else [pytest.mark.slow]
       yield pytest.param(family, case, "float32", 1e-5, marks=slow)
-      slow = [] if is_quick and case in _QUICK_IN_BFLOAT16 else [pytest.mark.slow]
-      if case in _IN_BFLOAT16:
-        yield pytest.param(family, case, "bfloat16", 3e-2, marks=slow)
+      if case in _QUICK_IN_BFLOAT16:
+        yield pytest.param(family, case, "bfloat16", 3e-2)
 
 
 @pytest.fixture(scope="module")

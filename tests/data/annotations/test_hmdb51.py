@@ -46,7 +46,9 @@ def test_another_number_of_classes_is_noted(tmp_path):
   for number in range(51):
     write(tmp_path / f"class{number:02d}_test_split1.txt", "a.avi 1\n")
   write(tmp_path / "class00_test_split2.txt", "a.avi 1\n")
-  assert not any("class indices differ" in one for one in read_annotations("hmdb51", tmp_path).notes)
+  assert not any(
+    "class indices differ" in one for one in read_annotations("hmdb51", tmp_path).notes
+  )
   few = read_annotations("hmdb51", tmp_path, options=AnnotationOptions(split_number=2))
   assert any("files of 1 classes, not 51: class indices differ" in one for one in few.notes)
 
