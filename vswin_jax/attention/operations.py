@@ -43,6 +43,15 @@ def dropout(
   return nnx.Dropout(rate, broadcast_dims=broadcast_axes)(x, deterministic=key is None, rngs=key)
 
 
+def current_platform() -> str:
+  """Returns the platform, such as "tpu", that is computed for: that of the context's mesh, if any.
+
+  The mesh can be of devices that are not there, for which a program is compiled.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 def on_each_device(function: Callable, *shared: jax.Array, whole) -> jax.Array:
   """Calls a function on the examples of each device of the context's mesh, if there is one.
 

@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from vswin_jax.attention.operations import current_platform
 from vswin_jax.attention.relative_position import offset_grid
 from vswin_jax.attention.windows import Size3D, WindowLayout
 
@@ -77,7 +78,33 @@ def why_not(layout: WindowLayout, window: Size3D, channels: int, heads: int) -> 
     return f"width x time of a window {layout.window} is no multiple of {_SUBLANES}"
   if channels % _LANES == 0 and _LANES % head_dim:
     return f"heads of {head_dim} channels do not divide {_LANES} lanes"
-  return None
+  group = _heads_per_group(channels, heads)
+  # In the backward pass: the bias and its gradient of every head, and some six arrays of one head.
+  needed = (2 * group + 6) * 4 * layout.tokens * _round_up(layout.tokens, _LANES)
+  return lacks_memory(needed)
+
+
+def core_memory() -> int:
+  """Returns the bytes of memory of a TPU core; elsewhere, where kernels are interpreted, v5e's."""
+  if current_platform() == "tpu":
+    return pltpu.get_tpu_info().vmem_capacity_bytes
+  return 128 * 2**20
+
+
+def memory_limit() -> int:
+  """Returns the bytes that a kernel may take; the rest is the compiler's."""
+  return core_memory() * 7 // 8
+
+
+def lacks_memory(needed: int) -> str | None:
+  """Returns that a kernel needs more memory than there is; None if it does not."""
+  if needed <= memory_limit():
+    return None
+  return f"a kernel needs about {needed / 2**20:.0f} MiB of the core's {core_memory() / 2**20:.0f}"
+
+
+def _heads_per_group(channels: int, heads: int) -> int:
+  return _LANES * heads // channels if channels % _LANES == 0 else heads
 
 
 def attend(
@@ -105,9 +132,8 @@ def attend(
     `[batch * windows, tokens, channels]`. Differentiable in reverse mode only.
   """
   channels, heads = query.shape[-1], bias_table.shape[1]
-  head_dim = channels // heads
-  group = _LANES // head_dim if channels % _LANES == 0 else heads
-  sizes = _Sizes(layout, head_dim, group, interpret)
+  group = _heads_per_group(channels, heads)
+  sizes = _Sizes(layout, channels // heads, group, interpret)
   return _attend(sizes, query, key, value, _kernel_table(bias_table, window, layout.window[0]))
 
 
@@ -179,7 +205,7 @@ def _call(kernel, sizes: _Sizes, inputs, table, outputs, *, flops: int) -> list[
     ),
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=64 * 2**20
+      dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=memory_limit()
     ),
     cost_estimate=pl.CostEstimate(
       flops=flops * windows * tokens**2 * channels,

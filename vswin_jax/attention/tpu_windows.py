@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from vswin_jax.attention.tpu import memory_limit
 from vswin_jax.attention.windows import WindowLayout
 
 
@@ -84,7 +85,9 @@ def _call(kernel, layout, x, in_spec, out_spec, shape, interpret) -> jax.Array:
     out_specs=out_spec,
     out_shape=jax.ShapeDtypeStruct(shape, x.dtype),
     scratch_shapes=[tokens, pltpu.SemaphoreType.DMA((4,))],
-    compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",) * 3),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("arbitrary",) * 3, vmem_limit_bytes=memory_limit()
+    ),
     cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=2 * x.nbytes),
     interpret=interpret,
     name=kernel.__name__.strip("_"),

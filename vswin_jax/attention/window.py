@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention import tpu
-from vswin_jax.attention.operations import dropout, on_each_device, product
+from vswin_jax.attention.operations import current_platform, dropout, on_each_device, product
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import Size3D, WindowLayout, region_ids
 
@@ -51,7 +51,7 @@ def window_attention(
     ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
   if implementation == "auto":
-    implementation = choose_implementation(jax.default_backend())
+    implementation = choose_implementation(current_platform())
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"unknown attention implementation {implementation!r}; choose one of "
@@ -162,5 +162,5 @@ IMPLEMENTATIONS = {
 
 def choose_implementation(platform: str) -> str:
   """Returns the implementation for a platform, such as "cpu" or "tpu"."""
-  # Kernels must be asked for until they have run on the hardware.
+  # Kernels have to be asked for until they have run on the hardware.
   return "chunked" if platform == "cpu" else "xla"

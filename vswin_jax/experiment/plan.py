@@ -13,7 +13,6 @@ from flax import nnx
 from vswin_jax.common.checks import fields
 from vswin_jax.experiment.config import ConfigError, Settings, config_errors
 from vswin_jax.models import create_model
-from vswin_jax.models.catalog import platform_options
 from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import make_eval_step
@@ -73,12 +72,14 @@ class Plan:
       **fields(settings.train, "label_smoothing", "grad_accum_steps", "ema_decay", "log_every"),
     )
     out_shardings = (self.state_shardings(), sharding.replicated(self.mesh))
+    step = sharding.in_context(self.mesh, step)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
   def jitted_eval_step(self) -> Callable[[dict, dict], dict]:
     """Returns the jitted evaluation step (see `make_eval_step`) with replicated outputs."""
     pixels = fields(self.settings.data, "mean", "std")
     step = make_eval_step(self.graph, multi_label=self.multi_label, **pixels)
+    step = sharding.in_context(self.mesh, step)
     return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
 
 
@@ -137,9 +138,7 @@ def make_plan(
     schedule = make_schedule(
       settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch
     )
-    # Of the devices of the mesh, which may be another machine's.
-    built = platform_options(options, mesh.devices.flat[0].platform)
-    model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **built))
+    model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **options))
     graph, param_shapes = split_model(model)
     optimizer = make_optimizer(param_shapes, schedule, settings.optimizer, batch_statistics(model))
   return Plan(

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.attention.window import choose_implementation
 from vswin_jax.common.checks import closest, replace_fields
 from vswin_jax.models.video_swin import VideoSwin, VideoSwinConfig
 from vswin_jax.models.vtn import VTN, VTNConfig
@@ -95,14 +94,6 @@ def _differences(config, other, prefix: str = "") -> list[tuple[str, object, obj
     elif field.name not in _IGNORED_FIELDS and values[0] != values[1]:
       found.append((prefix + field.name, *values))
   return found
-
-
-def platform_options(options: dict, platform: str) -> dict:
-  """Returns arguments of `create_model` with "auto" replaced by what suits a platform."""
-  config = model_config(**{key: value for key, value in options.items() if key != "seed"})
-  if getattr(config, "attention", None) != "auto":
-    return options
-  return options | {"attention": choose_implementation(platform)}
 
 
 def check_clips(options: dict, frames: int, size: int) -> None:

@@ -49,13 +49,19 @@ class Options:
   interpret: bool = False
 
 
-def why_not(layout: WindowLayout, window: Size3D, channels: int, heads: int) -> str | None:
+def why_not(
+  layout: WindowLayout, window: Size3D, channels: int, heads: int, mlp_ratio: float
+) -> str | None:
   """Returns why the kernels can't compute a block; None if they can."""
   if layout.padded_grid != layout.grid:
     return f"a grid {layout.grid} that is padded to {layout.padded_grid} has rows to leave out"
   if rows_per_step(layout.windows * layout.tokens) is None:
     return f"{layout.windows * layout.tokens} tokens are no multiple of {_ROW_MULTIPLE}"
-  return tpu.why_not(layout, window, channels, heads)
+  # Kernels of the projection and the MLP in bfloat16, and their gradients in float32; in between
+  # arrays of the rows of a step.
+  kernels = (1 + 2 * mlp_ratio) * channels**2
+  needed = (2 + 4) * kernels + 4 * _MAX_ROWS * (8 * channels + 6 * _HIDDEN_CHUNK)
+  return tpu.lacks_memory(int(needed)) or tpu.why_not(layout, window, channels, heads)
 
 
 def run_block(
@@ -342,7 +348,7 @@ def _call(
     ),
     out_shape=shapes,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("arbitrary",), vmem_limit_bytes=110 * 2**20
+      dimension_semantics=("arbitrary",), vmem_limit_bytes=tpu.memory_limit()
     ),
     cost_estimate=pl.CostEstimate(
       flops=flops,

@@ -228,7 +228,7 @@ class Block(nnx.Module):
       return False
     drops = config.dropout_rate or config.attention_dropout_rate
     heads = self.attention.relative_position_bias_table.shape[1]
-    reason = tpu_block.why_not(layout, config.window_size, kernel.shape[0], heads)
+    reason = tpu_block.why_not(layout, config.window_size, kernel.shape[0], heads, config.mlp_ratio)
     return reason is None and not (drops and key is not None)
 
   def _run_kernels(self, x: jax.Array, layout: WindowLayout, *path_keys) -> jax.Array:

@@ -4,9 +4,10 @@ Models do not depend on it. Batches are sharded along their first axis over all 
 are replicated along the mesh axis "data" and sharded along the axis "fsdp".
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -66,6 +67,20 @@ def _slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
 
   by_slice = itertools.groupby(sorted(devices, key=number), key=number)
   return [list(group) for _, group in by_slice]
+
+
+def in_context(mesh: Mesh, step: Callable) -> Callable:
+  """Returns a step that is traced for the devices of a mesh.
+
+  Kernels of models need it: they run on the clips of each device, see `on_each_device`.
+  """
+
+  @functools.wraps(step)
+  def traced(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return step(*arguments)
+
+  return traced
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

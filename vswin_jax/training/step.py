@@ -1,7 +1,6 @@
 """Training state, and the training step that is jitted over it."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import flax.struct
 import jax
@@ -145,10 +144,7 @@ def make_train_step(
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     augmented = augment_batch(batch, key, augmentation, mesh)
-    # Kernels of attention run on the clips of each device.
-    context = jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else nullcontext()
-    with context:
-      loss, top1, grads = gradient_of_batch(state.params, augmented, key)
+    loss, top1, grads = gradient_of_batch(state.params, augmented, key)
     with jax.named_scope("optimizer"):
       updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
       params = optax.apply_updates(state.params, updates)
