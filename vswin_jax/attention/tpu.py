@@ -26,11 +26,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from vswin_jax.attention.operations import current_platform
 from vswin_jax.attention.relative_position import offset_grid
-from vswin_jax.attention.windows import Size3D, WindowLayout
+from vswin_jax.attention.windows import OTHER_REGION_LOGIT, Size3D, WindowLayout
 
 _LANES = 128
 _SUBLANES = 8
-OTHER_REGION_LOGIT = -100.0
 
 
 @dataclasses.dataclass(frozen=True)

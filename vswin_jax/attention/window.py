@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from vswin_jax.attention import tpu
 from vswin_jax.attention.operations import current_platform, dropout, on_each_device, product
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
-from vswin_jax.attention.windows import Size3D, WindowLayout, region_ids
-
-# The reference adds it between tokens that are neighbors only through the cyclic shift.
-OTHER_REGION_LOGIT = -100.0
+from vswin_jax.attention.windows import (
+  OTHER_REGION_LOGIT,
+  Size3D,
+  WindowLayout,
+  region_ids,
+)
 
 # Maximum number of logits per chunk and example in "chunked": 8 MiB.
 _CHUNK_LOGITS = 2**21

@@ -15,6 +15,9 @@ import numpy as np
 
 Size3D = tuple[int, int, int]
 
+# The reference adds it between tokens that are neighbors only through the cyclic shift.
+OTHER_REGION_LOGIT = -100.0
+
 
 @dataclasses.dataclass(frozen=True)
 class WindowLayout:
