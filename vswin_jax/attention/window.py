@@ -14,6 +14,7 @@ from vswin_jax.attention.windows import (
   WindowLayout,
   region_ids,
 )
+from vswin_jax.common.logging import log_once
 
 # Maximum number of logits per chunk and example in "chunked": 8 MiB.
 _CHUNK_LOGITS = 2**21
@@ -54,6 +55,7 @@ def window_attention(
   """
   if implementation == "auto":
     implementation = choose_implementation(current_platform())
+    log_once(f"window attention: {implementation}, on {current_platform()}")
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"unknown attention implementation {implementation!r}; choose one of "
@@ -115,8 +117,11 @@ def _pallas_tpu(
   qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  drops = dropout_rate > 0 and dropout_key is not None
-  if drops or tpu.why_not(layout, window, channels, heads):
+  reason = tpu.why_not(layout, window, channels, heads)
+  if dropout_rate > 0 and dropout_key is not None:
+    reason = "there is dropout on its probabilities"
+  if reason:
+    log_once(f"window attention of {channels} channels: xla, because {reason}")
     return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
   def attend(qkv, bias_table):

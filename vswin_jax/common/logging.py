@@ -1,5 +1,6 @@
 """Log messages of this library."""
 
+import functools
 import logging
 import sys
 
@@ -9,6 +10,12 @@ import absl.logging
 logger = logging.getLogger("vswin_jax")
 # Messages about one process, which that process prints.
 own_logger = logger.getChild("process")
+
+
+@functools.cache
+def log_once(message: str) -> None:
+  """Logs a message about the whole run, unless it was logged before."""
+  logger.info(message)
 
 
 def set_up_logging(path=None, *, process: int = 0) -> None:

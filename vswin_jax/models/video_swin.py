@@ -32,6 +32,7 @@ from vswin_jax.common.checks import (
   fields,
   set_sizes,
 )
+from vswin_jax.common.logging import log_once
 from vswin_jax.models import tpu_block
 from vswin_jax.models.layers import (
   DTYPES,
@@ -226,10 +227,13 @@ class Block(nnx.Module):
     config, kernel = self.config, self.attention.qkv.kernel
     if not config.attention.startswith("pallas_tpu"):
       return False
-    drops = config.dropout_rate or config.attention_dropout_rate
-    heads = self.attention.relative_position_bias_table.shape[1]
-    reason = tpu_block.why_not(layout, config.window_size, kernel.shape[0], heads, config.mlp_ratio)
-    return reason is None and not (drops and key is not None)
+    channels, heads = kernel.shape[0], self.attention.relative_position_bias_table.shape[1]
+    reason = tpu_block.why_not(layout, config.window_size, channels, heads, config.mlp_ratio)
+    if key is not None and (config.dropout_rate or config.attention_dropout_rate):
+      reason = "there is dropout"
+    if reason:
+      log_once(f"blocks of {channels} channels: only attention as a kernel, because {reason}")
+    return not reason
 
   def _run_kernels(self, x: jax.Array, layout: WindowLayout, *path_keys) -> jax.Array:
     one = jnp.ones((x.shape[0], 1), jnp.float32)
