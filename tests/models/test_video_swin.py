@@ -206,7 +206,7 @@ def test_drop_path_keeps_the_expected_value_and_drops_whole_clips():
   ],
 )
 def test_rematerialization_computes_the_softmax_again(options, recomputes):
-  graph, params = split_model(small_model(**options))
+  graph, params = split_model(small_model(**{"attention": "xla"} | options))
   video = jnp.zeros((1, 8, 32, 32, 3))
 
   def loss(params):
@@ -270,7 +270,7 @@ def test_wrong_input_and_options_get_one_clear_line():
     ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1"),
     ({"dtype": "bfloat"}, "unknown dtype 'bfloat'; choose one of bfloat16, float16, float32"),
     ({"rematerialization": "blocks"}, "unknown rematerialization 'blocks'"),
-    ({"attention": "chunkd"}, "unknown attention 'chunkd'; choose one of chunked, xla"),
+    ({"attention": "chunkd"}, "unknown attention 'chunkd'; choose one of auto, chunked,"),
   ],
 )
 def test_impossible_options_are_refused(options, message):
