@@ -96,8 +96,8 @@ def compile_step(config_path: str, topology: str, clips: int, overrides: list[st
   for override in overrides:
     key, _, value = override.partition("=")
     config.update_from_flattened_dict({key: value})
-  metadata = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
-  plan = plan_for_target(config, parse_target(topology), metadata, clips)
+  dataset, _ = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
+  plan = plan_for_target(config, parse_target(topology), dataset, clips)
   start = time.process_time()
   compiled = compile_traced(trace_step(plan), plan.mesh, "quick")
   return compiled, time.process_time() - start

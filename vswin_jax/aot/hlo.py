@@ -151,7 +151,7 @@ def read_operations(text: str) -> list[Operation]:
   while waiting:
     name, count = waiting.pop()
     computation = computations[name]
-    for instruction in computation.values():
+    for own_name, instruction in computation.items():
       if instruction.opcode in ("while", "conditional", "call"):
         trips = 1
         if instruction.opcode == "while":
@@ -162,7 +162,7 @@ def read_operations(text: str) -> list[Operation]:
         continue
       operations.append(
         Operation(
-          name=instruction.name,
+          name=own_name,
           opcode=instruction.opcode,
           scope=_find(r'op_name="([^"]*)"', instruction.attributes),
           result=instruction.type,
