@@ -51,6 +51,10 @@ def test_operations_of_loops_count_once_an_iteration():
       ("qkv, projection", "backward"),
     ),
     ("jit(step)/jvp(stage0)/block0/add", ("residual", "forward")),
+    (
+      "jit(step)/transpose(jvp(stage0))/block1/shard_map/norm_qkv_gradient_kernel/pallas_call",
+      ("kernels of blocks", "backward"),
+    ),
     ("jit(step)/optimizer/mul", ("optimizer", "")),
     ("jit(step)/broadcast", ("other", "forward")),
   ],
