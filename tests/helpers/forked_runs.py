@@ -21,6 +21,8 @@ def main():
       if not process:
         os.dup2(messages.fileno(), sys.stderr.fileno())
         sys.argv = ["vswin_jax.main", *arguments]
+        # A program that starts itself again would not be this process's any more.
+        os.environ["VSWIN_JAX_HUGE_PAGES"] = "0"
         runpy.run_module("vswin_jax.main", run_name="__main__", alter_sys=True)
         sys.exit()
       _, status = os.waitpid(process, 0)
