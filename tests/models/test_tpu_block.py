@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from vswin_jax.attention.windows import from_windows, to_windows, window_layout
-from vswin_jax.models import tpu_block
+from vswin_jax.models import create_model, tpu_block
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.video_swin import LAYER_NORM_EPSILON, Block, VideoSwinConfig
+from vswin_jax.training.sharding import batch_sharding, in_context, make_mesh
 
 GRID, WINDOW = (8, 4, 4), (4, 2, 2)
 
@@ -59,3 +60,31 @@ def test_kernels_equal_xla(channels, heads, shifted, dtype, tolerance):
   for one, other in zip(values_and_gradients(kernels), values_and_gradients(xla), strict=True):
     scale = max(np.abs(other).max(), 1e-2)
     np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("devices", [None, 2])
+def test_a_model_of_kernels_equals_one_by_xla(devices):
+  """Patches embedded side by side and, with several devices, kernels on the clips of each."""
+  options = {
+    "num_classes": 5, "embed_dim": 32, "depths": (2,), "num_heads": (2,), "window_size": WINDOW,
+    "drop_path_rate": 0.5, "init_std": 0.2,
+  }  # fmt: skip
+  video = jax.random.normal(jax.random.key(0), (2, 16, 16, 16, 3), jnp.float32)
+
+  def values_and_gradients(attention, mesh):
+    graph, params = split_model(create_model("video_swin_t", **options, attention=attention))
+
+    def loss(params, video):
+      logits = merge_model(graph, params)(video, key=jax.random.key(1))
+      return (logits * jnp.arange(5)).sum(), logits
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    if mesh is None:
+      return jax.tree.leaves(jax.jit(step)(params, video))
+    batch = jax.device_put(video, batch_sharding(mesh))
+    return jax.tree.leaves(jax.jit(in_context(mesh, step))(params, batch))
+
+  mesh = make_mesh(1, jax.devices()[:devices]) if devices else None
+  actual = values_and_gradients("pallas_tpu_interpret", mesh)
+  for one, other in zip(actual, values_and_gradients("xla", None), strict=True):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1e-2))
