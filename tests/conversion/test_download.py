@@ -14,8 +14,9 @@ import time
 import numpy as np
 import pytest
 
+from vswin_jax.common.paths import cache_folder
 from vswin_jax.conversion import download
-from vswin_jax.conversion.download import DownloadError, default_cache, fetch
+from vswin_jax.conversion.download import DownloadError, fetch
 from vswin_jax.conversion.released import find
 
 _CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -259,8 +260,8 @@ def test_a_file_that_was_put_there_is_verified_and_kept(server, tmp_path):
   assert path.read_bytes() == b"other"
 
 
-def test_default_cache(monkeypatch):
+def test_cache_folder(monkeypatch):
   monkeypatch.setenv("VSWIN_JAX_CACHE", "/some/where")
-  assert default_cache() == pathlib.Path("/some/where")
+  assert cache_folder() == pathlib.Path("/some/where")
   monkeypatch.setenv("VSWIN_JAX_CACHE", "")
-  assert re.search(r"[^~]/\.cache/vswin_jax$", str(default_cache()))
+  assert re.search(r"[^~]/\.cache/vswin_jax$", str(cache_folder()))

@@ -41,7 +41,7 @@ def window_attention(
     layout: partition of the grid into windows, which may have shrunk.
     dropout_rate: on the attention probabilities, applied if `dropout_key` is given; each
       implementation draws in its own order.
-    implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
+    implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "chunked" computes a few windows at a time and
       recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
       as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly.
@@ -53,9 +53,7 @@ def window_attention(
   Raises:
     ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
-  if implementation == "auto":
-    implementation = choose_implementation(current_platform())
-    log_once(f"window attention: {implementation}, on {current_platform()}")
+  implementation = resolve_implementation(implementation)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"unknown attention implementation {implementation!r}; choose one of "
@@ -167,7 +165,15 @@ IMPLEMENTATIONS = {
 }
 
 
-def choose_implementation(platform: str) -> str:
-  """Returns the implementation for a platform, such as "cpu" or "tpu"."""
-  # Kernels have to be asked for until they have run on the hardware.
-  return "chunked" if platform == "cpu" else "xla"
+# Kernels by platform, the preferred one first. Each falls back to XLA for what it can't compute.
+KERNELS = {"tpu": ("pallas_tpu",)}
+
+
+def resolve_implementation(name: str) -> str:
+  """Returns the implementation that a name stands for: "auto" is the one for the platform."""
+  if name != "auto":
+    return name
+  platform = current_platform()
+  name = "chunked" if platform == "cpu" else KERNELS.get(platform, ("xla",))[0]
+  log_once(f"window attention: {name}, on {platform}")
+  return name

@@ -60,6 +60,11 @@ def local_path(name: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(name)).absolute()
 
 
+def cache_folder() -> pathlib.Path:
+  """Returns the folder of what can be made again: `$VSWIN_JAX_CACHE`, or ~/.cache/vswin_jax."""
+  return pathlib.Path(os.environ.get("VSWIN_JAX_CACHE") or "~/.cache/vswin_jax").expanduser()
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Replaces a file atomically: yields a temporary path to write to, which is renamed at the end.

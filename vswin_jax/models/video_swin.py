@@ -16,7 +16,7 @@ from flax import nnx
 from vswin_jax.attention import window_attention
 from vswin_jax.attention.operations import dropout, on_each_device
 from vswin_jax.attention.relative_position import table_rows
-from vswin_jax.attention.window import IMPLEMENTATIONS
+from vswin_jax.attention.window import IMPLEMENTATIONS, resolve_implementation
 from vswin_jax.attention.windows import (
   Size3D,
   WindowLayout,
@@ -150,7 +150,7 @@ class PatchEmbed(nnx.Module):
     TPUs pad the last axis to 128 elements, and a row of a patch has only 12. A product over a block
     diagonal kernel costs more operations, but far fewer bytes.
     """
-    if not self.config.attention.startswith("pallas_tpu"):
+    if not resolve_implementation(self.config.attention).startswith("pallas_tpu"):
       return 1
     most = 128 // (3 * self.config.patch_size[2])
     return max(count for count in range(1, max(most, 1) + 1) if columns % count == 0)
@@ -225,7 +225,7 @@ class Block(nnx.Module):
   def _fits_kernels(self, layout: WindowLayout, key: jax.Array | None) -> bool:
     """Returns whether the block is computed by `tpu_block`."""
     config, kernel = self.config, self.attention.qkv.kernel
-    if not config.attention.startswith("pallas_tpu"):
+    if not resolve_implementation(config.attention).startswith("pallas_tpu"):
       return False
     channels, heads = kernel.shape[0], self.attention.relative_position_bias_table.shape[1]
     reason = tpu_block.why_not(layout, config.window_size, channels, heads, config.mlp_ratio)
