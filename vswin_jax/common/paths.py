@@ -61,8 +61,15 @@ def local_path(name: str | os.PathLike) -> pathlib.Path:
 
 
 def cache_folder() -> pathlib.Path:
-  """Returns the folder of what can be made again: `$VSWIN_JAX_CACHE`, or ~/.cache/vswin_jax."""
-  return pathlib.Path(os.environ.get("VSWIN_JAX_CACHE") or "~/.cache/vswin_jax").expanduser()
+  """Returns the folder of files that can be made again: downloads, compiled programs.
+
+  It is `$VSWIN_JAX_CACHE`, `$XDG_CACHE_HOME/vswin_jax` or ~/.cache/vswin_jax; without a home
+  directory it is relative.
+  """
+  folder = os.environ.get("VSWIN_JAX_CACHE")
+  if not folder:
+    folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vswin_jax")
+  return pathlib.Path(os.path.expanduser(folder))
 
 
 @contextlib.contextmanager
