@@ -205,7 +205,7 @@ IMPLEMENTATIONS = {
 
 
 # Kernels by platform, the preferred one first. Each falls back to XLA for what it can't compute.
-KERNELS = {"tpu": ("pallas_tpu",)}
+KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu", "cudnn")}
 
 
 def resolve_implementation(name: str) -> str:

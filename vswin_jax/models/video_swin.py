@@ -194,9 +194,10 @@ class WindowAttention(nnx.Module):
   def kernels(self, layout: WindowLayout, key: jax.Array | None) -> str | None:
     """Returns which kernels `on_grid` can be computed by, "gpu" or "interpret"; None: by none."""
     config, heads = self.config, self.relative_position_bias_table.shape[1]
-    if not config.attention.startswith("pallas_gpu"):
+    implementation = resolve_implementation(config.attention)
+    if not implementation.startswith("pallas_gpu"):
       return None
-    interpret = config.attention == "pallas_gpu_interpret"
+    interpret = implementation == "pallas_gpu_interpret"
     reason = gpu.why_not(layout, self.qkv.kernel.shape[0], heads, config.dtype, interpret)
     if reason or (config.attention_dropout_rate and key is not None):
       return None
