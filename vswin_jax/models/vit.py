@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.attention.operations import dropout
+from vswin_jax.attention.dense import IMPLEMENTATIONS, dense_attention, resolve_implementation
+from vswin_jax.attention.operations import dropout, on_each_device
 from vswin_jax.common.checks import check_at_least, check_choices, check_heads, check_rates, fields
+from vswin_jax.common.logging import log_once
+from vswin_jax.models import tpu_vit
 from vswin_jax.models.layers import (
   BLOCK_REMATERIALIZATIONS,
   DTYPES,
@@ -43,6 +46,8 @@ class ViTConfig:
     dtype: dtype of the computation; LayerNorm and softmax are float32.
     param_dtype: dtype of the parameters.
     rematerialization: recomputation in the backward pass: "none" or "block".
+    attention: implementation of `dense_attention`. With "pallas_tpu" blocks without dropout are
+      kernels as a whole (`tpu_vit`).
     init_std: standard deviation of the initial linear layers.
     embedding_std: standard deviation of the initial class tokens and position embeddings.
   """
@@ -59,6 +64,7 @@ class ViTConfig:
   dtype: str = "float32"
   param_dtype: str = "float32"
   rematerialization: str = "none"
+  attention: str = "auto"
   init_std: float = 0.02
   embedding_std: float = 0.02
 
@@ -68,6 +74,7 @@ class ViTConfig:
     check_rates(**fields(self, "dropout_rate", "drop_path_rate"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
     check_choices(BLOCK_REMATERIALIZATIONS, **fields(self, "rematerialization"))
+    check_choices(("auto", *IMPLEMENTATIONS), **fields(self, "attention"))
     check_heads(self.width, self.num_heads, "the image backbone")
     if self.image_size % self.patch_size:
       raise ValueError(
@@ -83,6 +90,7 @@ class SelfAttention(nnx.Module):
     self.qkv = linear(config.width, 3 * config.width, config, rngs)
     self.proj = linear(config.width, config.width, config, rngs)
 
+  @jax.named_scope("attention")
   def __call__(self, x: jax.Array, queries: int) -> jax.Array:
     width, heads = self.config.width, self.config.num_heads
 
@@ -91,8 +99,11 @@ class SelfAttention(nnx.Module):
 
     query = split(self.qkv(x[:, :queries], slice(0, width)))
     key_and_value = split(self.qkv(x, slice(width, None)))
-    attended = jax.nn.dot_product_attention(
-      query[:, :, 0], key_and_value[:, :, 0], key_and_value[:, :, 1]
+    attended = dense_attention(
+      query[:, :, 0],
+      key_and_value[:, :, 0],
+      key_and_value[:, :, 1],
+      implementation=self.config.attention,
     )
     return self.proj(attended.reshape(x.shape[0], queries, -1))
 
@@ -115,6 +126,32 @@ class Block(nnx.Module):
     attended = dropout(attended, self.config.dropout_rate, proj_key)
     x = x[:, :kept] + drop_path(attended, self.drop_path_rate, path1_key)
     return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
+
+  def run_kernels(
+    self, x: jax.Array, tokens: int, kept: int, interpret: bool, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Computes the block by `tpu_vit.run_block`, on padded tokens."""
+    path_keys = split_key(key, 4)[1::2]
+    shared = [x]
+    if self.drop_path_rate and key is not None:
+      one = jnp.ones((len(x), 1), jnp.float32)
+      factors = [drop_path(one, self.drop_path_rate, path_key) for path_key in path_keys]
+      shared.append(jnp.concatenate(factors, axis=1))
+
+    def run(x, *rest):
+      *factors, parameters = rest
+      return tpu_vit.run_block(
+        x,
+        factors[0] if factors else None,
+        parameters,
+        self.config.num_heads,
+        tokens,
+        kept,
+        LAYER_NORM_EPSILON,
+        interpret=interpret,
+      )
+
+    return on_each_device(run, *shared, whole=nnx.to_pure_dict(nnx.state(self, nnx.Param)))
 
 
 class ViT(nnx.Module):
@@ -169,21 +206,45 @@ class ViT(nnx.Module):
     x = self._embed(images.astype(self.config.dtype))
     x = dropout(x, self.config.dropout_rate, embed_key)
 
+    tokens = x.shape[1]
+    implementation = resolve_implementation(self.config.attention, x.dtype)
+    by_kernels = self._fits_kernels(implementation, tokens, key)
+    if by_kernels:
+      x = tpu_vit.pad_tokens(x)
+
     def run(block, x, key, kept):
+      if by_kernels:
+        return block.run_kernels(x, tokens, kept, implementation.endswith("interpret"), key=key)
       return block(x, kept, key=key)
 
     if self.config.rematerialization == "block":
       run = jax.checkpoint(run, static_argnums=3)
-    kept = [x.shape[1]] * (len(self.blocks) - 1) + [self.class_tokens]
-    for block, block_key, tokens in zip(self.blocks, block_keys, kept):
-      x = run(block, x, block_key, tokens)
-    return self.norm(x).mean(1, dtype=jnp.float32)
+    for index, block_key in enumerate(block_keys):
+      is_last = index == len(self.blocks) - 1
+      with jax.named_scope(f"block{index}"):
+        x = run(self.blocks[index], x, block_key, self.class_tokens if is_last else tokens)
+    return self.norm(x[:, : self.class_tokens]).mean(1, dtype=jnp.float32)
 
+  def _fits_kernels(self, implementation: str, tokens: int, key: jax.Array | None) -> bool:
+    """Returns whether blocks are computed by `tpu_vit`."""
+    if not implementation.startswith("pallas_tpu"):
+      return False
+    reason = tpu_vit.why_not(tokens, self.config.width, self.config.mlp_ratio)
+    if key is not None and self.config.dropout_rate:
+      reason = "there is dropout"
+    if reason:
+      log_once(
+        f"blocks of {self.config.width} channels: only attention as a kernel, because {reason}"
+      )
+    return not reason
+
+  @jax.named_scope("patch_embed")
   def _embed(self, images: jax.Array) -> jax.Array:
     """Returns class tokens and embedded patches, with position embeddings."""
     patch = self.config.patch_size
     grid = images.shape[1] // patch
-    patches = images.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3)
+    # A row of a patch stays one axis: TPUs would pad an axis of three colors to 128.
+    patches = images.reshape(-1, grid, patch, grid, patch * 3).swapaxes(2, 3)
     patches = self.patch_embed(patches.reshape(-1, grid * grid, patch * patch * 3))
     class_tokens = [
       jnp.broadcast_to(token[...], (len(patches), 1, patches.shape[-1]))
