@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vswin_jax.attention import tpu_dense
-from vswin_jax.attention.dense import choose_implementation, dense_attention
+from vswin_jax.attention import dense, tpu_dense
+from vswin_jax.attention.dense import dense_attention
 
 # Queries, tokens, heads and channels of a head: an odd number of tokens; the class token alone;
 # whole tiles, without padding; two groups of heads; heads that do not fill tiles.
@@ -45,6 +45,23 @@ def test_kernels_equal_xla(case, dtype, tolerance):
     np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
 
 
+@pytest.mark.parametrize("implementation", ["xla", "cudnn", "pallas_tpu_interpret"])
+def test_padding_is_not_seen(implementation, monkeypatch):
+  # There is no cuDNN on a CPU; JAX computes the same arguments by XLA.
+  attend = jax.nn.dot_product_attention
+
+  def by_xla(*inputs, implementation, **options):
+    assert implementation == "xla" or all(x.shape[1] % 2 == 0 for x in inputs)
+    return attend(*inputs, **options)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+  random = np.random.default_rng(0)
+  query, key, value = (jnp.asarray(random.normal(size=(2, 21, 2, 8)), jnp.float32) for _ in "qkv")
+  expected = attend(query[:, :3], key[:, :19], value[:, :19])
+  actual = dense_attention(query[:, :3], key, value, 19, implementation=implementation)
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
 def test_what_the_kernels_and_cudnn_cannot_compute_is_left_to_xla():
   # The memory of a core holds no logits of so many tokens.
   assert "MiB" in tpu_dense.why_not(4096, 768)
@@ -59,6 +76,7 @@ def test_what_the_kernels_and_cudnn_cannot_compute_is_left_to_xla():
 
 
 def test_cudnn_is_chosen_for_16_bits_on_gpus():
-  chosen = [choose_implementation("cuda", dtype) for dtype in ("bfloat16", "float16", "float32")]
+  dtypes = ("bfloat16", "float16", "float32")
+  chosen = [dense.choose_implementation("cuda", dtype) for dtype in dtypes]
   assert chosen == ["cudnn", "cudnn", "xla"]
-  assert choose_implementation("cpu", "bfloat16") == "xla"
+  assert dense.choose_implementation("cpu", "bfloat16") == "xla"

@@ -13,18 +13,26 @@ from vswin_jax.common.messages import one_line
 
 @jax.named_scope("dense_attention")
 def dense_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str = "auto"
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  tokens: int | None = None,
+  *,
+  implementation: str = "auto",
 ) -> jax.Array:
   """Computes multi-head attention from all queries to all keys of each image.
 
   Args:
     query: `[images, queries, heads, head_dim]`, not scaled.
-    key: `[images, tokens, heads, head_dim]`.
+    key: `[images, rows, heads, head_dim]`.
     value: as `key`.
+    tokens: number of keys that are not padding, the first ones; None: all. Padding is finite.
     implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "cudnn" (GPUs) and "pallas_tpu" (`tpu_dense`) compute
       them again, and compute as "xla" what they can't; "pallas_tpu_interpret" runs the kernels of
       "pallas_tpu" anywhere, slowly.
+
+  Arrays of `padded(tokens, implementation)` rows need no copies.
 
   Returns:
     `[images, queries, heads, head_dim]`, the dtype of `query`. Logits and softmax are float32.
@@ -33,34 +41,52 @@ def dense_attention(
     ValueError: unknown implementation.
   """
   implementation = resolve_implementation(implementation, query.dtype)
-  return IMPLEMENTATIONS[implementation](query, key, value)
+  tokens = key.shape[1] if tokens is None else tokens
+  return IMPLEMENTATIONS[implementation](query, key, value, tokens)
 
 
-def _xla(query, key, value):
+def padded(tokens: int, implementation: str) -> int:
+  """Returns the number of rows that an implementation by name computes for `tokens` of an image."""
+  multiple = _ROW_MULTIPLES.get(implementation, 1)
+  return -(-tokens // multiple) * multiple
+
+
+def _pad(x, implementation: str):
+  rows = padded(x.shape[1], implementation)
+  return jnp.pad(x, [(0, 0), (0, rows - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+
+def _xla(query, key, value, tokens):
+  key, value = key[:, :tokens], value[:, :tokens]
   return jax.nn.dot_product_attention(query, key, value, implementation="xla")
 
 
-def _cudnn(query, key, value):
+def _cudnn(query, key, value, tokens):
+  padded_query, *others = (_pad(x, "cudnn") for x in (query, key, value))
+  lengths = None
+  if tokens < others[0].shape[1]:
+    lengths = jnp.full(len(query), tokens, jnp.int32)
   try:
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    output = jax.nn.dot_product_attention(
+      padded_query, *others, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
   except (NotImplementedError, RuntimeError, ValueError) as error:
     # JAX checks dtype, head_dim, cuDNN and the GPU while it traces.
-    reason = one_line(error)
-  log_once(f"attention of images: xla, because cuDNN can't compute it: {reason}")
-  return _xla(query, key, value)
+    log_once(f"attention of images: xla, because cuDNN can't compute it: {one_line(error)}")
+    return _xla(query, key, value, tokens)
+  return output[:, : query.shape[1]]
 
 
-def _pallas_tpu(query, key, value, interpret: bool = False):
-  tokens, heads = key.shape[1:3]
+def _pallas_tpu(query, key, value, tokens, interpret: bool = False):
+  heads = key.shape[2]
   channels = heads * key.shape[3]
   reason = tpu_dense.why_not(tokens, channels)
   if reason:
     log_once(f"attention of images of {tokens} tokens: xla, because {reason}")
-    return _xla(query, key, value)
+    return _xla(query, key, value, tokens)
 
   def rows(x):
-    padding = tpu_dense.padded(x.shape[1]) - x.shape[1]
-    return jnp.pad(x.reshape(*x.shape[:2], channels), [(0, 0), (0, padding), (0, 0)])
+    return _pad(x.reshape(*x.shape[:2], channels), "pallas_tpu")
 
   def attend(query, key, value, _):
     return tpu_dense.attend(query, key, value, heads, tokens, interpret=interpret)
@@ -74,6 +100,12 @@ IMPLEMENTATIONS = {
   "cudnn": _cudnn,
   "pallas_tpu": _pallas_tpu,
   "pallas_tpu_interpret": partial(_pallas_tpu, interpret=True),
+}
+# cuDNN's backward pass refuses odd numbers of rows.
+_ROW_MULTIPLES = {
+  "cudnn": 2,
+  "pallas_tpu": tpu_dense.ROW_MULTIPLE,
+  "pallas_tpu_interpret": tpu_dense.ROW_MULTIPLE,
 }
 
 

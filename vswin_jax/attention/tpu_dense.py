@@ -86,7 +86,7 @@ def attend(
 
   Args:
     query: `[images, queries, channels]`, not scaled; `queries` is a multiple of `ROW_MULTIPLE`.
-    key: `[images, rows, channels]`, `padded(tokens)` rows.
+    key: `[images, rows, channels]`; `rows` is a multiple of `ROW_MULTIPLE` too.
     value: as `key`. Its padding must be finite.
     heads: attention heads; the channels of a head are together.
     tokens: tokens of an image; further rows are padding.

@@ -1,7 +1,7 @@
 """Blocks of a Vision Transformer for TPUs: attention (`tpu_dense`) and the rest (`tpu_block`).
 
-The tokens of an image are padded to whole tiles of rows once, before the first block. Padding is
-finite, no token attends to it, and its gradients are zero.
+The tokens of an image are padded to whole tiles of rows once, before the first block. No token
+attends to padding, so its gradients are zero.
 """
 
 import jax
@@ -14,11 +14,6 @@ from vswin_jax.models import tpu_block
 def why_not(tokens: int, channels: int, mlp_ratio: float) -> str | None:
   """Returns why the kernels can't compute a block; None if they can."""
   return tpu_block.lacks_memory(channels, mlp_ratio) or tpu_dense.why_not(tokens, channels)
-
-
-def pad_tokens(x: jax.Array) -> jax.Array:
-  """Pads `[images, tokens, channels]` to the rows that the kernels take."""
-  return jnp.pad(x, [(0, 0), (0, tpu_dense.padded(x.shape[1]) - x.shape[1]), (0, 0)])
 
 
 def run_block(
@@ -35,7 +30,7 @@ def run_block(
   """Computes a block of a ViT without dropout; see `why_not` for what it can't compute.
 
   Args:
-    x: `[images, rows, channels]`, from `pad_tokens`.
+    x: `[images, rows, channels]`, the rows of `tpu_dense.padded`.
     factors: float32 `[images, 2]`, factors of both residual branches: stochastic depth; None: 1.
     parameters: of the block, a tree as its modules.
     heads: attention heads.

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.attention.dense import IMPLEMENTATIONS, dense_attention, resolve_implementation
+from vswin_jax.attention.dense import (
+  IMPLEMENTATIONS,
+  dense_attention,
+  padded,
+  resolve_implementation,
+)
 from vswin_jax.attention.operations import dropout, on_each_device
 from vswin_jax.common.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.common.logging import log_once
@@ -83,7 +88,7 @@ class ViTConfig:
 
 
 class SelfAttention(nnx.Module):
-  """Multi-head attention from the first `queries` tokens to all `[batch, tokens, channels]`."""
+  """Multi-head attention from the first `queries` of `[batch, rows, channels]` to all tokens."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -91,7 +96,7 @@ class SelfAttention(nnx.Module):
     self.proj = linear(config.width, config.width, config, rngs)
 
   @jax.named_scope("attention")
-  def __call__(self, x: jax.Array, queries: int) -> jax.Array:
+  def __call__(self, x: jax.Array, queries: int, tokens: int, implementation: str) -> jax.Array:
     width, heads = self.config.width, self.config.num_heads
 
     def split(y):
@@ -103,7 +108,8 @@ class SelfAttention(nnx.Module):
       query[:, :, 0],
       key_and_value[:, :, 0],
       key_and_value[:, :, 1],
-      implementation=self.config.attention,
+      tokens,
+      implementation=implementation,
     )
     return self.proj(attended.reshape(x.shape[0], queries, -1))
 
@@ -119,18 +125,48 @@ class Block(nnx.Module):
     self.norm2 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
     self.mlp = MLP(config.width, config, rngs=rngs)
 
-  def __call__(self, x: jax.Array, kept: int, *, key: jax.Array | None = None) -> jax.Array:
-    """Returns the first `kept` tokens; the others serve as keys and values only."""
+  def __call__(
+    self,
+    x: jax.Array,
+    kept: int,
+    tokens: int,
+    implementation: str,
+    *,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Computes the first `kept` rows of images; the others serve as keys and values only.
+
+    Args:
+      x: `[images, rows, channels]`.
+      kept: rows to compute.
+      tokens: rows that are not padding, the first ones.
+      implementation: of attention, not "auto".
+      key: random key for dropout; None for a deterministic call.
+
+    Returns:
+      `[images, kept, channels]`; kernels return some more rows.
+    """
+    if self._fits_kernels(implementation, tokens, key):
+      return self._run_kernels(x, kept, tokens, implementation.endswith("interpret"), key)
     proj_key, path1_key, mlp_key, path2_key = split_key(key, 4)
-    attended = self.attention(self.norm1(x), kept)
+    attended = self.attention(self.norm1(x), kept, tokens, implementation)
     attended = dropout(attended, self.config.dropout_rate, proj_key)
     x = x[:, :kept] + drop_path(attended, self.drop_path_rate, path1_key)
     return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
 
-  def run_kernels(
-    self, x: jax.Array, tokens: int, kept: int, interpret: bool, *, key: jax.Array | None = None
-  ) -> jax.Array:
-    """Computes the block by `tpu_vit.run_block`, on padded tokens."""
+  def _fits_kernels(self, implementation: str, tokens: int, key: jax.Array | None) -> bool:
+    """Returns whether the block is computed by `tpu_vit`."""
+    if not implementation.startswith("pallas_tpu"):
+      return False
+    width = self.config.width
+    reason = tpu_vit.why_not(tokens, width, self.config.mlp_ratio)
+    if key is not None and self.config.dropout_rate:
+      reason = "there is dropout"
+    if reason:
+      log_once(f"blocks of {width} channels: only attention as a kernel, because {reason}")
+    return not reason
+
+  def _run_kernels(self, x, kept: int, tokens: int, interpret: bool, key) -> jax.Array:
     path_keys = split_key(key, 4)[1::2]
     shared = [x]
     if self.drop_path_rate and key is not None:
@@ -208,35 +244,20 @@ class ViT(nnx.Module):
 
     tokens = x.shape[1]
     implementation = resolve_implementation(self.config.attention, x.dtype)
-    by_kernels = self._fits_kernels(implementation, tokens, key)
-    if by_kernels:
-      x = tpu_vit.pad_tokens(x)
+    rows = padded(tokens, implementation)
+    # No token attends to padding, and features do not contain it.
+    x = jnp.pad(x, [(0, 0), (0, rows - tokens), (0, 0)])
 
     def run(block, x, key, kept):
-      if by_kernels:
-        return block.run_kernels(x, tokens, kept, implementation.endswith("interpret"), key=key)
-      return block(x, kept, key=key)
+      return block(x, kept, tokens, implementation, key=key)
 
     if self.config.rematerialization == "block":
       run = jax.checkpoint(run, static_argnums=3)
     for index, block_key in enumerate(block_keys):
       is_last = index == len(self.blocks) - 1
       with jax.named_scope(f"block{index}"):
-        x = run(self.blocks[index], x, block_key, self.class_tokens if is_last else tokens)
+        x = run(self.blocks[index], x, block_key, self.class_tokens if is_last else rows)
     return self.norm(x[:, : self.class_tokens]).mean(1, dtype=jnp.float32)
-
-  def _fits_kernels(self, implementation: str, tokens: int, key: jax.Array | None) -> bool:
-    """Returns whether blocks are computed by `tpu_vit`."""
-    if not implementation.startswith("pallas_tpu"):
-      return False
-    reason = tpu_vit.why_not(tokens, self.config.width, self.config.mlp_ratio)
-    if key is not None and self.config.dropout_rate:
-      reason = "there is dropout"
-    if reason:
-      log_once(
-        f"blocks of {self.config.width} channels: only attention as a kernel, because {reason}"
-      )
-    return not reason
 
   @jax.named_scope("patch_embed")
   def _embed(self, images: jax.Array) -> jax.Array:
