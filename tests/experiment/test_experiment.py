@@ -1,7 +1,7 @@
 """Plan of a run with the implementation of attention that it chooses."""
 
 from configs import quickstart
-from vswin_jax.attention import window
+from vswin_jax.attention import operations, window
 from vswin_jax.experiment.config import read_settings
 from vswin_jax.experiment.experiment import open_experiment
 from vswin_jax.experiment.workdir import open_run_folder
@@ -16,7 +16,7 @@ def test_kernels_that_disagree_are_replaced_but_not_in_checkpoints(
 
   monkeypatch.setenv("VSWIN_JAX_CACHE", str(tmp_path / "cache"))
   monkeypatch.setitem(window.IMPLEMENTATIONS, "wrong", wrong)
-  monkeypatch.setitem(window.KERNELS, "cpu", ("wrong",))
+  monkeypatch.setitem(operations.KERNELS, "cpu", ("wrong",))
   config = quickstart.get_config()
   config.update_from_flattened_dict(
     {"data.name": "tiny_motion", "data.dir": str(tiny_data_dir), "model.embed_dim": 16}

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from vswin_jax.attention import window
+from vswin_jax.attention import operations, window
 from vswin_jax.inference import self_check
 
 OPTIONS = {
@@ -31,7 +31,7 @@ def kernels(monkeypatch, tmp_path):
   monkeypatch.setenv("VSWIN_JAX_CACHE", str(tmp_path))
   monkeypatch.setitem(window.IMPLEMENTATIONS, "wrong_mask", wrong_mask)
   monkeypatch.setitem(window.IMPLEMENTATIONS, "refused", refused)
-  return lambda *names: monkeypatch.setitem(window.KERNELS, "cpu", names)
+  return lambda *names: monkeypatch.setitem(operations.KERNELS, "cpu", names)
 
 
 def test_agreeing_kernels_are_trusted_and_remembered(kernels, monkeypatch, tmp_path):
@@ -60,3 +60,10 @@ def test_nothing_to_check(kernels):
   assert self_check.trusted_kernels(OPTIONS, 16, 32) is None
   kernels("pallas_tpu_interpret")
   assert self_check.trusted_kernels(OPTIONS | {"attention": "xla"}, 16, 32) is None
+
+
+def test_kernels_of_gpus_compute_in_16_bits(monkeypatch):
+  monkeypatch.setattr(operations, "current_platform", lambda: "gpu")
+  dtypes = "bfloat16", "float16", "float32"
+  chosen = [operations.resolve_implementation("auto", ("xla", "cudnn"), one) for one in dtypes]
+  assert chosen == ["cudnn", "cudnn", "xla"]

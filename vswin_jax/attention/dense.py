@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention import tpu_dense
-from vswin_jax.attention.operations import current_platform, on_each_device
+from vswin_jax.attention.operations import on_each_device, resolve_implementation
 from vswin_jax.common.logging import log_once
 from vswin_jax.common.messages import one_line
 
@@ -27,7 +27,7 @@ def dense_attention(
     key: `[images, rows, heads, head_dim]`.
     value: as `key`.
     tokens: number of keys that are not padding, the first ones; None: all. Padding is finite.
-    implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
+    implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "cudnn" (GPUs) and "pallas_tpu" (`tpu_dense`) compute
       them again, and compute as "xla" what they can't; "pallas_tpu_interpret" runs the kernels of
       "pallas_tpu" anywhere, slowly.
@@ -40,7 +40,7 @@ def dense_attention(
   Raises:
     ValueError: unknown implementation.
   """
-  implementation = resolve_implementation(implementation, query.dtype)
+  implementation = resolve_implementation(implementation, IMPLEMENTATIONS, query.dtype)
   tokens = key.shape[1] if tokens is None else tokens
   return IMPLEMENTATIONS[implementation](query, key, value, tokens)
 
@@ -107,29 +107,3 @@ _ROW_MULTIPLES = {
   "pallas_tpu": tpu_dense.ROW_MULTIPLE,
   "pallas_tpu_interpret": tpu_dense.ROW_MULTIPLE,
 }
-
-
-def resolve_implementation(implementation: str, dtype) -> str:
-  """Returns an implementation by name, that for the platform if the name is "auto".
-
-  Raises:
-    ValueError: unknown implementation.
-  """
-  if implementation == "auto":
-    platform = current_platform()
-    implementation = choose_implementation(platform, dtype)
-    log_once(f"attention of images: {implementation}, on {platform} in {jnp.dtype(dtype).name}")
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"unknown attention implementation {implementation!r}; choose one of "
-      f"{', '.join(sorted(IMPLEMENTATIONS))}"
-    )
-  return implementation
-
-
-def choose_implementation(platform: str, dtype) -> str:
-  """Returns the implementation for a platform, such as "gpu" or "tpu", and a dtype."""
-  if platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2:
-    return "cudnn"
-  # Kernels have to be asked for until they have run on the hardware.
-  return "xla"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention import cudnn, gpu, tpu
-from vswin_jax.attention.operations import current_platform, dropout, on_each_device, product
+from vswin_jax.attention.operations import dropout, on_each_device, product, resolve_implementation
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import (
   OTHER_REGION_LOGIT,
@@ -55,12 +55,7 @@ def window_attention(
   Raises:
     ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
-  implementation = resolve_implementation(implementation)
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"unknown attention implementation {implementation!r}; choose one of "
-      f"{', '.join(sorted(IMPLEMENTATIONS))}"
-    )
+  implementation = resolve_implementation(implementation, IMPLEMENTATIONS, qkv.dtype)
   heads = bias_table.shape[1]
   fits = all(size <= limit for size, limit in zip(layout.window, window))
   if bias_table.shape[0] != table_rows(window) or not fits:
@@ -202,17 +197,3 @@ IMPLEMENTATIONS = {
   "pallas_gpu_interpret": partial(_pallas_gpu, interpret=True),
   "cudnn": _cudnn,
 }
-
-
-# Kernels by platform, the preferred one first. Each falls back to XLA for what it can't compute.
-KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu", "cudnn")}
-
-
-def resolve_implementation(name: str) -> str:
-  """Returns the implementation that a name stands for: "auto" is the one for the platform."""
-  if name != "auto":
-    return name
-  platform = current_platform()
-  name = "chunked" if platform == "cpu" else KERNELS.get(platform, ("xla",))[0]
-  log_once(f"window attention: {name}, on {platform}")
-  return name

@@ -11,12 +11,12 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import json
+import pathlib
 from collections.abc import Sequence
 
 import jax
 
-from vswin_jax.attention.operations import current_platform
-from vswin_jax.attention.window import KERNELS
+from vswin_jax.attention.operations import KERNELS, current_platform, kernels
 from vswin_jax.common.logging import logger, own_logger
 from vswin_jax.common.paths import cache_folder, replacing
 from vswin_jax.models.agreement import Agreement, Part, compare, parts_of
@@ -36,20 +36,21 @@ def trusted_kernels(options: dict, frames: int, size: int) -> list[str] | None:
     this platform, so there is nothing to check.
   """
   config = model_config(**options)
-  kernels = KERNELS.get(current_platform(), ())
+  parts = parts_of(config, frames, size)
+  names = kernels(parts[0].known, config.dtype) if parts else []
   if config.attention != "auto":
-    kernels = tuple(name for name in kernels if name == config.attention)
-  parts = parts_of(config, frames, size) if kernels else []
-  if not parts:
+    names = [name for name in names if name == config.attention]
+  if not names:
     return None
-  agreements = _read(parts, kernels, config)
+  file = _file(parts, names, config)
+  agreements = _read(file)
   if agreements is None:
-    logger.info("comparing kernels of attention with XLA: %s", ", ".join(kernels))
-    agreements = compare(parts, kernels, config.dtype)
+    logger.info("comparing kernels of attention with XLA: %s", ", ".join(names))
+    agreements = compare(parts, names, config.dtype)
     _warn(agreements)
-    _write(parts, kernels, config, agreements)
+    _write(file, agreements)
   return sorted(
-    (name for name in kernels if all(one.agrees for one in _of(agreements, name))),
+    (name for name in names if all(one.agrees for one in _of(agreements, name))),
     key=lambda name: _seconds(parts, _of(agreements, name)),
   )
 
@@ -65,8 +66,9 @@ def examples() -> list[tuple[dict, int, int]]:
 def check_all(options: dict, frames: int, size: int) -> list[Agreement]:
   """Compares all implementations of this platform with XLA; arguments as in `trusted_kernels`."""
   config = model_config(**options)
-  kernels = KERNELS.get(current_platform(), ("xla",))
-  return compare(parts_of(config, frames, size), kernels, config.dtype)
+  parts = parts_of(config, frames, size)
+  known = parts[0].known if parts else ()
+  return compare(parts, kernels(known, config.dtype) or ["xla"], config.dtype)
 
 
 def describe_machine() -> str:
@@ -128,27 +130,25 @@ def _warn(agreements: Sequence[Agreement]) -> None:
     )
 
 
-def _read(parts, kernels, config) -> list[Agreement] | None:
-  """Returns the agreements that were found before, all of which agree; None: there are none."""
+def _read(file: pathlib.Path) -> list[Agreement] | None:
+  """Returns the agreements of an earlier check; None: there are none."""
   try:
-    rows = json.loads(_file(parts, kernels, config).read_text(encoding="utf-8"))
-    return [Agreement(**row) for row in rows]
+    return [Agreement(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
   except (OSError, TypeError, ValueError):
     return None
 
 
-def _write(parts, kernels, config, agreements: Sequence[Agreement]) -> None:
+def _write(file: pathlib.Path, agreements: Sequence[Agreement]) -> None:
   # A kernel that failed may succeed next time, with more free memory.
   if not all(one.agrees for one in agreements):
     return
-  file = _file(parts, kernels, config)
   with contextlib.suppress(OSError):
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as path:
       path.write_text(json.dumps([dataclasses.asdict(one) for one in agreements]))
 
 
-def _file(parts, kernels, config):
+def _file(parts: Sequence[Part], names: Sequence[str], config) -> pathlib.Path:
   """Returns the file of the agreements for a device kind, versions and shapes."""
   key = [
     jax.devices()[0].device_kind,
@@ -156,7 +156,7 @@ def _file(parts, kernels, config):
     *(importlib.metadata.version(name) for name in ("jax", "jaxlib")),
     *(_digest(package) for package in ("vswin_jax.attention", "vswin_jax.models")),
     *((part.name, part.shape) for part in parts),
-    kernels,
+    names,
     repr(config),
   ]
   name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]

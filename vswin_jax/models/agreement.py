@@ -9,22 +9,26 @@ import concurrent.futures
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vswin_jax.attention import dense, window
 from vswin_jax.common.messages import describe_error
 from vswin_jax.models.parameters import flatten, merge_model, split_model
 from vswin_jax.models.video_swin import Stage, VideoSwinConfig
+from vswin_jax.models.vit import ViT, ViTConfig
+from vswin_jax.models.vtn import CUSTOM_BACKBONE, VTNConfig
 
 # An error may be this many times that of XLA, plus a float32 rounding error.
 _ERROR_RATIO, _ROUNDING_ERROR = 3.0, 3e-5
 # The second block shifts its windows.
 _BLOCKS = 2
 _REPEATS = 3
+_IMAGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +39,15 @@ class Part:
     name: such as "stage 1: 16x28x28 tokens, 256 channels".
     build: (implementation of attention, dtype) -> a module of the part with random parameters.
     shape: of its input.
-    reference: implementation of attention to compare with.
+    known: implementations of its attention.
+    reference: the one of them to compare with.
     count: how many of this part have as many blocks as the model at this place.
   """
 
   name: str
   build: Callable[[str, str], nnx.Module]
   shape: tuple[int, ...]
+  known: Collection[str]
   reference: str
   count: float
 
@@ -93,7 +99,25 @@ def parts_of(config, frames: int, size: int) -> list[Part]:
     frames: frames of a clip.
     size: height and width of a clip in pixels.
   """
+  if isinstance(config, VTNConfig):
+    if config.backbone == CUSTOM_BACKBONE or not isinstance(config.backbone, str):
+      return []
+    config, frames = config.named_backbone(), 1
+  if isinstance(config, ViTConfig):
+    return [_vit(config)]
   return _stages(config, (frames, size, size)) if isinstance(config, VideoSwinConfig) else []
+
+
+def _vit(config: ViTConfig) -> Part:
+  def build(attention, dtype):
+    changed = dataclasses.replace(config, depth=_BLOCKS, attention=attention, dtype=dtype)
+    return ViT(changed, rngs=nnx.Rngs(0))
+
+  size = config.image_size
+  name = f"ViT: {size}x{size} pixels, {config.width} channels"
+  return Part(
+    name, build, (_IMAGES, size, size, 3), dense.IMPLEMENTATIONS, "xla", config.depth / _BLOCKS
+  )
 
 
 def _stages(config: VideoSwinConfig, pixels: Sequence[int]) -> list[Part]:
@@ -109,7 +133,7 @@ def _stages(config: VideoSwinConfig, pixels: Sequence[int]) -> list[Part]:
     name = f"stage {index}: {time}x{height}x{width} tokens, {channels} channels"
     # "xla" would need much more memory.
     shape = (1, height, width, time, channels)
-    parts.append(Part(name, build, shape, "chunked", depth / len(rates)))
+    parts.append(Part(name, build, shape, window.IMPLEMENTATIONS, "chunked", depth / len(rates)))
     height, width = -(-height // 2), -(-width // 2)
   return parts
 

@@ -10,13 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.attention.dense import (
-  IMPLEMENTATIONS,
-  dense_attention,
-  padded,
-  resolve_implementation,
-)
-from vswin_jax.attention.operations import dropout, on_each_device
+from vswin_jax.attention.dense import IMPLEMENTATIONS, dense_attention, padded
+from vswin_jax.attention.operations import dropout, on_each_device, resolve_implementation
 from vswin_jax.common.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.common.logging import log_once
 from vswin_jax.models import tpu_vit
@@ -243,7 +238,7 @@ class ViT(nnx.Module):
     x = dropout(x, self.config.dropout_rate, embed_key)
 
     tokens = x.shape[1]
-    implementation = resolve_implementation(self.config.attention, x.dtype)
+    implementation = resolve_implementation(self.config.attention, IMPLEMENTATIONS, x.dtype)
     rows = padded(tokens, implementation)
     # No token attends to padding, and features do not contain it.
     x = jnp.pad(x, [(0, 0), (0, rows - tokens), (0, 0)])
