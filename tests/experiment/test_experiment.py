@@ -19,7 +19,13 @@ def test_kernels_that_disagree_are_replaced_but_not_in_checkpoints(
   monkeypatch.setitem(operations.KERNELS, "cpu", ("wrong",))
   config = quickstart.get_config()
   config.update_from_flattened_dict(
-    {"data.name": "tiny_motion", "data.dir": str(tiny_data_dir), "model.embed_dim": 16}
+    {
+      "data.name": "tiny_motion",
+      "data.dir": str(tiny_data_dir),
+      "model.embed_dim": 8,
+      "model.depths": (1,),
+      "model.num_heads": (1,),
+    }
   )
   settings = read_settings(config)
   with open_run_folder(str(tmp_path / "run")) as folder:

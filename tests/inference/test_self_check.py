@@ -10,8 +10,8 @@ from vswin_jax.inference import self_check
 OPTIONS = {
   "name": "video_swin_t",
   "embed_dim": 16,
-  "depths": (2, 1),
-  "num_heads": (2, 4),
+  "depths": (2,),
+  "num_heads": (2,),
   "window_size": (4, 2, 2),
 }
 
