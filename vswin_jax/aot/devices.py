@@ -25,8 +25,9 @@ _COMPILERS = {
   "cuda": f"'jax-cuda13-plugin=={jax.__version__}' 'jax-cuda13-pjrt=={jax.__version__}'",
 }
 
-# XLA's description of an H100; the compiler needs all fields.
-_H100 = """
+# XLA's descriptions of GPUs by chip; the compiler needs all fields.
+_GPUS = {
+  "h100": """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
   shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
@@ -39,6 +40,7 @@ gpu_device_info {
 platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
 dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }
 """
+}
 
 
 def prepare_environment() -> None:
@@ -59,7 +61,11 @@ def devices_of(target: Target) -> list[jax.Device]:
   platform = target.chip.platform
   grid = "x".join(map(str, target.grid))
   if platform == "cuda":
-    options = {"target_config": _H100, "topology": f"{target.slices}x{grid}"}
+    if target.chip.name not in _GPUS:
+      raise TargetError(
+        f"can't compile for {target.name!r}; GPUs to compile for: {', '.join(_GPUS)}"
+      )
+    options = {"target_config": _GPUS[target.chip.name], "topology": f"{target.slices}x{grid}"}
   else:
     # Slices of one host differ from the usual 2 x 2 chips per host.
     hosts = {(1, 1): (1, 1, 1), (1, 1, 1): (1, 1, 1), (2, 4): (2, 4, 1)}
