@@ -5,7 +5,7 @@ bfloat16, memory bandwidth, interconnect of a chip in both directions, network c
 v4's interconnect arXiv 2304.01433 (six links of 50 GB/s), with v5e's network assumed; for GPUs
 NVIDIA's data sheets of the SXM modules (dense bfloat16, NVLink in both directions) and a network
 card of 400 Gbit/s (A100: 200) for each GPU. Memory is what the compilers report as available, and
-for the A100 and the H200 that of the data sheet.
+for the H200 that of the data sheet.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ CHIPS = {
     ),
     # JAX uses three quarters of a GPU's memory by default.
     Chip(
-      "a100", "cuda", int(0.75 * 80e9), 312e12, 2039e9, 300e9, 25e9, 3, 2**20, 0,
+      "a100", "cuda", int(0.75 * 85100068864), 312e12, 2039e9, 300e9, 25e9, 3, 2**20, 0,
       device_kinds=_A100S,
     ),
     Chip(
