@@ -87,8 +87,9 @@ def test_a_run_leaves_all_it_promises(finished):
 def test_a_finished_run_is_only_evaluated_again(finished, tiny_data_dir):
   workdir, _ = finished
   before = metrics(workdir), final_arrays(workdir), (workdir / "evaluation.json").read_text()
-  result = run(tiny_data_dir, workdir)
+  result = run(tiny_data_dir, workdir, "--profile=2:3")
   assert result.returncode == 0, result.stderr
+  assert "no profile: it was to end with step 3, and this run is at step 24" in result.stderr
   assert f"training is complete at step 24 of {workdir}" in result.stderr
   assert "loss" not in result.stderr
   assert metrics(workdir) == before[0]
