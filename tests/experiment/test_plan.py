@@ -25,6 +25,6 @@ def test_model_flops_are_those_of_the_step_without_recomputation():
   assert products < plan.step_flops() == pytest.approx(products, rel=0.05)
 
 
-@pytest.mark.parametrize("options", [{"attention": "chunked"}, {"rematerialization": "block"}])
-def test_model_flops_do_not_depend_on_how_the_model_is_computed(options):
-  assert make(**options).step_flops() == make(attention="xla").step_flops()
+def test_model_flops_do_not_depend_on_how_the_model_is_computed():
+  plans = make(attention="xla"), make(attention="chunked", rematerialization="block")
+  assert plans[0].step_flops() == plans[1].step_flops()
