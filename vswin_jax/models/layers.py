@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.attention.operations import dropout
+from vswin_jax.attention.operations import current_platform, dropout
+from vswin_jax.models import cpu_layers
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Rematerialization of image backbones.
@@ -32,7 +33,11 @@ class LayerNorm(nnx.LayerNorm):
 
   @jax.named_scope("layer_norm")
   def __call__(self, x: jax.Array) -> jax.Array:
-    return super().__call__(x).astype(x.dtype)
+    if current_platform() != "cpu":
+      return super().__call__(x).astype(x.dtype)
+    tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    tokens = cpu_layers.layer_norm(tokens, self.scale[...], self.bias[...], self.epsilon)
+    return tokens.reshape(x.shape).astype(x.dtype)
 
 
 def layer_norm(channels: int, epsilon: float, config, rngs: nnx.Rngs) -> LayerNorm:
@@ -143,6 +148,13 @@ def normal_param(shape: tuple[int, ...], std: float, config, rngs: nnx.Rngs) -> 
   return nnx.Param(draw(rngs.params(), shape, jnp.dtype(config.param_dtype)))
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """Returns the exact (erf) GELU."""
+  if current_platform() == "cpu":
+    return cpu_layers.gelu(x)
+  return jax.nn.gelu(x, approximate=False)
+
+
 def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """Zeros `x` for a random share `rate` of the examples (stochastic depth)."""
   return dropout(x, rate, key, broadcast_axes=tuple(range(1, x.ndim)))
@@ -193,6 +205,6 @@ class MLP(nnx.Module):
   @jax.named_scope("mlp")
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     hidden_key, output_key = split_key(key, 2)
-    x = jax.nn.gelu(self.fc1(x), approximate=False)
+    x = gelu(self.fc1(x))
     x = dropout(x, self.dropout_rate, hidden_key)
     return dropout(self.fc2(x), self.dropout_rate, output_key)
