@@ -13,5 +13,5 @@ def get_config():
   config.model.head_dropout_rate = 0.0
   config.model.init_std = 0.04
   config.schedule.learning_rate = 2e-3
-  config.train.epochs = 4.5
+  config.train.update(epochs=4.5, eval_every=288, save_every=288)
   return config
