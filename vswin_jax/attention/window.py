@@ -5,7 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vswin_jax.attention import cudnn, gpu, tpu
+from vswin_jax.attention import chunked, cudnn, gpu, tpu
+from vswin_jax.attention.chunked import split_heads
 from vswin_jax.attention.operations import dropout, on_each_device, product, resolve_implementation
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import (
@@ -15,9 +16,6 @@ from vswin_jax.attention.windows import (
   region_ids,
 )
 from vswin_jax.common.logging import log_once
-
-# Maximum number of logits per chunk and example in "chunked": 8 MiB.
-_CHUNK_LOGITS = 2**21
 
 
 @jax.named_scope("window_attention")
@@ -73,39 +71,10 @@ def window_attention(
 
 def _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   """Attends with all logits in memory at once."""
-  query, key, value = _split_heads(qkv, bias_table.shape[1])
+  query, key, value = split_heads(qkv, bias_table.shape[1])
   bias = batched_bias(bias_table, window, layout.window, len(qkv))
   output = _attend(query, key, value, bias, region_ids(layout), dropout_rate, dropout_key)
   return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
-
-
-def _chunked(qkv, bias_table, window, layout, dropout_rate, dropout_key):
-  """Attends in a few windows of each example at a time; keeps only the inputs for backward."""
-  batch, heads, regions = qkv.shape[0], bias_table.shape[1], region_ids(layout)
-  size = _chunk_size(layout.windows, heads * layout.tokens**2)
-  chunks = layout.windows // size
-
-  def split(x, axis):
-    x = x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
-
-  @jax.checkpoint
-  def attend(qkv, bias_table, dropout_keys):
-    bias = batched_bias(bias_table, window, layout.window, batch)
-
-    @jax.checkpoint
-    def attend_chunk(chunk):
-      qkv, regions, dropout_key = chunk
-      query, key, value = _split_heads(qkv, heads)
-      output = _attend(query, key, value, bias, regions, dropout_rate, dropout_key)
-      return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
-
-    chunked_regions = None if regions is None else split(jnp.asarray(regions), 0)
-    output = jax.lax.map(attend_chunk, (split(qkv, 1), chunked_regions, dropout_keys))
-    return jnp.moveaxis(output, 0, 1).reshape(*qkv.shape[:3], -1)
-
-  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
-  return attend(qkv, bias_table, dropout_keys)
 
 
 def _pallas_tpu(
@@ -161,19 +130,6 @@ def _falls_back(channels: int, reason: str | None, dropout_rate, dropout_key) ->
   return bool(reason)
 
 
-def _split_heads(qkv, heads: int):
-  """Returns queries (scaled), keys and values `[batch, windows, heads, tokens, head_dim]`."""
-  query, key, value = qkv.reshape(*qkv.shape[:3], 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
-  # Rounded once, after scaling, because the scale is not a bfloat16 number.
-  return (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype), key, value
-
-
-def _chunk_size(windows: int, logits_per_window: int) -> int:
-  """Returns the largest divisor of `windows` whose logits fit `_CHUNK_LOGITS`, at least 1."""
-  sizes = [size for size in range(1, windows + 1) if windows % size == 0]
-  return max([size for size in sizes if size * logits_per_window <= _CHUNK_LOGITS], default=1)
-
-
 def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
   logits = add_bias(product("bwhnd,bwhmd->bwhnm", query, key), bias)
   if regions is not None:
@@ -190,7 +146,7 @@ def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
 
 IMPLEMENTATIONS = {
   "xla": _xla,
-  "chunked": _chunked,
+  "chunked": chunked.attend,
   "pallas_tpu": _pallas_tpu,
   "pallas_tpu_interpret": partial(_pallas_tpu, interpret=True),
   "pallas_gpu": _pallas_gpu,

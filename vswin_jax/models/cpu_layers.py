@@ -1,0 +1,70 @@
+"""LayerNorm and GELU for CPUs, with their own backward passes.
+
+XLA computes a sum over rows or columns several times slower on a CPU than a matrix product with
+ones, and it writes the intermediate results of autodiff to memory.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+def _row_means(x: jax.Array) -> jax.Array:
+  """Returns the means of the rows of `[tokens, channels]`: `[tokens, 1]`."""
+  ones = jnp.full((x.shape[1], 1), 1 / x.shape[1], x.dtype)
+  return jnp.dot(x, ones, precision="highest")
+
+
+def _column_sums(x: jax.Array) -> jax.Array:
+  """Returns the sums of the columns of `[tokens, channels]`: `[channels]`."""
+  return jnp.dot(jnp.ones(x.shape[:1], x.dtype), x, precision="highest")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+  """Normalizes each row of float32 `[tokens, channels]`, then scales and shifts it."""
+  return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+  mean = _row_means(x)
+  factor = jax.lax.rsqrt(_row_means(jnp.square(x - mean)) + epsilon)
+  return (x - mean) * factor * scale + bias, (x, mean, factor, scale)
+
+
+def _layer_norm_backward(epsilon, residuals, gradient):
+  del epsilon
+  x, mean, factor, scale = residuals
+  normalized, scaled = (x - mean) * factor, gradient * scale
+  projection = _row_means(scaled) + normalized * _row_means(scaled * normalized)
+  return (
+    factor * (scaled - projection),
+    _column_sums(gradient * normalized),
+    _column_sums(gradient),
+  )
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """Returns `x` times the normal distribution function of `x`; its backward pass keeps only `x`."""
+  return x * _normal_cdf(x)
+
+
+def _normal_cdf(x):
+  return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_forward(x):
+  return gelu(x), x
+
+
+def _gelu_backward(x, gradient):
+  density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
+  return (gradient * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
