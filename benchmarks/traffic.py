@@ -2,7 +2,7 @@
 
 Nothing runs: the bytes are the operands and results of the program's top-level operations, padded
 as the compiler lays them out in the device's memory. Values that it keeps in faster memory do not
-count.
+count. An operation of a GPU is a kernel that is launched.
 
   python -m benchmarks.traffic --config=configs/k400_swin_b.py --topology=v5e-16 --clips=1
   python -m benchmarks.traffic --config=configs/k400_swin_b.py --topology=h100:1x1x1 --clips=8
@@ -34,6 +34,9 @@ PARTS = {
   "backward_kernel": "kernels of attention",
   "dense_kernel": "kernels of attention",
   "dense_gradient_kernel": "kernels of attention",
+  "keys_kernel": "kernels of attention",
+  "queries_kernel": "kernels of attention",
+  "norm_gradient_kernel": "LayerNorm",
   "norm_qkv_kernel": "kernels of blocks",
   "norm_qkv_gradient_kernel": "kernels of blocks",
   "project_mlp_kernel": "kernels of blocks",
@@ -47,6 +50,8 @@ PARTS = {
   "optimizer": "optimizer",
 }
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+# Memory that cuBLAS may use, at the end of its results.
+_WORKSPACE = re.compile(r", s8\[\d+\]\S*\)$")
 _NO_TRAFFIC = re.compile(
   r"parameter|constant|get-tuple-element|tuple|bitcast|partition-id|after-all|.*-(done|update)"
 )
@@ -77,7 +82,7 @@ def traffic(operation) -> int:
     return 0
   if operation.opcode.endswith("-start"):  # its result names the source and the destination
     return operation.count * sum(array_bytes(operation.result)[:2])
-  types = (operation.result, *operation.operands)
+  types = (_WORKSPACE.sub(")", operation.result), *operation.operands)
   return operation.count * sum(sum(array_bytes(one)) for one in types)
 
 
