@@ -75,8 +75,21 @@ def test_what_the_kernels_and_cudnn_cannot_compute_is_left_to_xla():
     dense_attention(x, x, x, implementation="cudn")
 
 
-def test_cudnn_is_chosen_for_16_bits_on_gpus():
-  dtypes = ("bfloat16", "float16", "float32")
-  chosen = [dense.choose_implementation("cuda", dtype) for dtype in dtypes]
-  assert chosen == ["cudnn", "cudnn", "xla"]
-  assert dense.choose_implementation("cpu", "bfloat16") == "xla"
+@pytest.mark.parametrize(
+  ("platform", "dtype", "expected"),
+  [
+    ("gpu", "bfloat16", "cudnn"),
+    ("gpu", "float16", "cudnn"),
+    ("gpu", "float32", "xla"),
+    ("tpu", "bfloat16", "pallas_tpu"),
+    ("tpu", "float32", "xla"),
+    ("cpu", "bfloat16", "xla"),
+  ],
+)
+def test_auto_depends_on_platform_and_dtype(platform, dtype, expected, monkeypatch):
+  monkeypatch.setattr(dense, "current_platform", lambda: platform)
+  messages = []
+  monkeypatch.setattr(dense, "log_once", messages.append)
+  assert dense.resolve_implementation("auto", dtype) == expected
+  assert messages == [f"attention of images: {expected}, on {platform} in {dtype}"]
+  assert dense.resolve_implementation("xla", dtype) == "xla"

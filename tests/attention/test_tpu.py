@@ -45,7 +45,7 @@ def values_and_gradients(attend, qkv, table):
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_equal_xla(case, dtype, tolerance):
   qkv, table, window, layout = inputs_of(case, dtype)
-  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1]) is None
+  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1], dtype) is None
 
   def kernels(qkv, table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)

@@ -27,7 +27,7 @@ def dense_attention(
     key: `[images, rows, heads, head_dim]`.
     value: as `key`.
     tokens: number of keys that are not padding, the first ones; None: all. Padding is finite.
-    implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
+    implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "cudnn" (GPUs) and "pallas_tpu" (`tpu_dense`) compute
       them again, and compute as "xla" what they can't; "pallas_tpu_interpret" runs the kernels of
       "pallas_tpu" anywhere, slowly.
@@ -109,27 +109,27 @@ _ROW_MULTIPLES = {
 }
 
 
-def resolve_implementation(implementation: str, dtype) -> str:
-  """Returns an implementation by name, that for the platform if the name is "auto".
+# Kernels by platform, the preferred one first. Each falls back to XLA for what it can't compute.
+KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("cudnn",)}
+
+
+def resolve_implementation(name: str, dtype) -> str:
+  """Returns the implementation that a name stands for: "auto" is the one for the platform.
+
+  Numbers of 32 bits are left to XLA: cuDNN takes none, and products of such on a TPU are so long
+  that the compiler takes minutes for the kernels.
 
   Raises:
     ValueError: unknown implementation.
   """
-  if implementation == "auto":
+  if name == "auto":
     platform = current_platform()
-    implementation = choose_implementation(platform, dtype)
-    log_once(f"attention of images: {implementation}, on {platform} in {jnp.dtype(dtype).name}")
-  if implementation not in IMPLEMENTATIONS:
+    kernels = KERNELS.get(platform, ()) if jnp.dtype(dtype).itemsize == 2 else ()
+    name = (*kernels, "xla")[0]
+    log_once(f"attention of images: {name}, on {platform} in {jnp.dtype(dtype).name}")
+  if name not in IMPLEMENTATIONS:
     raise ValueError(
-      f"unknown attention implementation {implementation!r}; choose one of "
+      f"unknown attention implementation {name!r}; choose one of "
       f"{', '.join(sorted(IMPLEMENTATIONS))}"
     )
-  return implementation
-
-
-def choose_implementation(platform: str, dtype) -> str:
-  """Returns the implementation for a platform, such as "gpu" or "tpu", and a dtype."""
-  if platform in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2:
-    return "cudnn"
-  # Kernels have to be asked for until they have run on the hardware.
-  return "xla"
+  return name

@@ -19,12 +19,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention import tpu
-from vswin_jax.attention.tpu import product
+from vswin_jax.attention.tpu_core import LANES, lacks_memory, memory_limit, product, round_up
 
 # Rows of a bfloat16 tile.
 ROW_MULTIPLE = 16
-_LANES = 128
 _PADDING_LOGIT = -1e30
 
 
@@ -47,10 +45,10 @@ class _Sizes:
   @property
   def group(self) -> int:
     """Heads of a group: those of a tile, or all if heads do not fill tiles."""
-    if self.head_dim % _LANES == 0:
+    if self.head_dim % LANES == 0:
       return 1
-    fills_tiles = _LANES % self.head_dim == 0 and self.heads * self.head_dim % _LANES == 0
-    return _LANES // self.head_dim if fills_tiles else self.heads
+    fills_tiles = LANES % self.head_dim == 0 and self.heads * self.head_dim % LANES == 0
+    return LANES // self.head_dim if fills_tiles else self.heads
 
   @property
   def groups(self) -> list:
@@ -61,7 +59,7 @@ class _Sizes:
 
 def padded(tokens: int) -> int:
   """Returns the number of rows that hold `tokens`, a multiple of the rows of a tile."""
-  return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+  return round_up(tokens, ROW_MULTIPLE)
 
 
 def why_not(tokens: int, channels: int) -> str | None:
@@ -69,8 +67,8 @@ def why_not(tokens: int, channels: int) -> str | None:
   rows = padded(tokens)
   # In the backward pass: seven arrays of an image, of which the next is fetched or the last is
   # written, and some six arrays of the token pairs of a head.
-  needed = 4 * rows * (2 * 7 * channels + 6 * -(-rows // _LANES) * _LANES)
-  return tpu.lacks_memory(needed)
+  needed = 4 * rows * (2 * 7 * channels + 6 * round_up(rows, LANES))
+  return lacks_memory(needed)
 
 
 def attend(
@@ -136,7 +134,7 @@ def _call(kernel, sizes: _Sizes, inputs, outputs, *, products: int) -> list[jax.
     out_specs=[image(x) for x in outputs],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel",), vmem_limit_bytes=tpu.memory_limit()
+      dimension_semantics=("parallel",), vmem_limit_bytes=memory_limit()
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * pairs * channels,

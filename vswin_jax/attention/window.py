@@ -18,6 +18,8 @@ from vswin_jax.common.logging import log_once
 
 # Maximum number of logits per chunk and example in "chunked": 8 MiB.
 _CHUNK_LOGITS = 2**21
+# Maximum number of logits of an example in "xla" where a TPU's kernels can't compute them: 512 MiB.
+_MOST_LOGITS = 2**27
 
 
 @jax.named_scope("window_attention")
@@ -43,8 +45,9 @@ def window_attention(
       implementation draws in its own order.
     implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "chunked" computes a few windows at a time and
-      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
-      as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly.
+      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and leaves
+      what its kernels can't compute to "xla" or, with large windows, to "chunked";
+      "pallas_tpu_interpret" runs these kernels anywhere, slowly.
 
   Returns:
     `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
@@ -117,19 +120,31 @@ def _pallas_tpu(
   qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  reason = tpu.why_not(layout, window, channels, heads)
-  if dropout_rate > 0 and dropout_key is not None:
-    reason = "there is dropout on its probabilities"
+  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype)
   if reason:
-    log_once(f"window attention of {channels} channels: xla, because {reason}")
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+    name = "chunked" if layout.windows * heads * layout.tokens**2 > _MOST_LOGITS else "xla"
+    log_once(f"window attention of {channels} channels: {name}, because {reason}")
+    fallback = IMPLEMENTATIONS[name]
+    return fallback(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  has_dropout = dropout_rate > 0 and dropout_key is not None
+  seeds = jnp.zeros(len(qkv), jnp.int32)
+  if has_dropout:
+    seeds = jax.random.bits(dropout_key, seeds.shape).astype(jnp.int32)
 
-  def attend(qkv, bias_table):
+  def attend(qkv, seeds, bias_table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
-    output = tpu.attend(*parts, bias_table, window, layout, interpret=interpret)
+    output = tpu.attend(
+      *parts,
+      bias_table,
+      window,
+      layout,
+      seeds=seeds if has_dropout else None,
+      dropout_rate=dropout_rate,
+      interpret=interpret,
+    )
     return output.reshape(*qkv.shape[:3], -1)
 
-  return on_each_device(attend, qkv, whole=bias_table)
+  return on_each_device(attend, qkv, seeds, whole=bias_table)
 
 
 def _split_heads(qkv, heads: int):
