@@ -9,7 +9,9 @@ count.
 """
 
 import argparse
+import ast
 import collections
+import contextlib
 import importlib.util
 import math
 import re
@@ -109,6 +111,8 @@ def compile_step(config_path: str, topology: str, clips: int, overrides: list[st
   config = module.get_config()
   for override in overrides:
     key, _, value = override.partition("=")
+    with contextlib.suppress(ValueError, SyntaxError):  # names of options are not quoted
+      value = ast.literal_eval(value)
     config.update_from_flattened_dict({key: value})
   dataset, _ = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   plan = plan_for_target(config, parse_target(topology), dataset, clips)

@@ -17,6 +17,7 @@ expands the table; the last window sums the gradient back to the table.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,6 @@ from jax.experimental.pallas import tpu as pltpu
 from vswin_jax.attention import tpu_bias
 from vswin_jax.attention.tpu_core import (
   LANES,
-  SUBLANES,
   cores,
   dropout_factors,
   lacks_memory,
@@ -36,6 +36,9 @@ from vswin_jax.attention.tpu_core import (
   round_up,
 )
 from vswin_jax.attention.windows import OTHER_REGION_LOGIT, Size3D, WindowLayout
+
+# The matrix unit works on one head while another's probabilities are computed.
+_HEADS_AT_ONCE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +71,6 @@ def why_not(
     return "TPUs do not compute in float16"
   if layout.window[1:] != window[1:]:
     return f"a window {window} that shrank to {layout.window} has no geometric bias"
-  if (layout.tokens // layout.window[1]) % SUBLANES:
-    return f"width x time of a window {layout.window} is no multiple of {SUBLANES}"
   if channels % LANES == 0 and LANES % head_dim:
     return f"heads of {head_dim} channels do not divide {LANES} lanes"
   return lacks_memory(_memory(layout, channels, heads, dtype))
@@ -77,12 +78,16 @@ def why_not(
 
 def _memory(layout: WindowLayout, channels: int, heads: int, dtype: str) -> int:
   """Returns about how many bytes the backward kernel needs on the chip."""
-  group = _heads_per_group(channels, heads)
+  group, itemsize = _heads_per_group(channels, heads), jnp.dtype(dtype).itemsize
   pairs = 4 * layout.tokens * round_up(layout.tokens, LANES)
   rows = layout.tokens * round_up(group * channels // heads, LANES)
-  # The bias and its gradient of every head, and arrays of one head; four inputs and three outputs,
-  # each twice, and sums in float32.
-  return (2 * group + 8) * pairs + rows * (14 * jnp.dtype(dtype).itemsize + 8 * 4)
+  # The bias and its gradient of every head, and arrays of one head, by measuring with the compiler;
+  # four inputs and three outputs, twice, and sums in float32; the table and its gradient, twice.
+  return round(
+    pairs * (2 * group + 2 + 1.75 * itemsize)
+    + rows * (14 * itemsize + 3 * 4)
+    + 4 * 4 * group * tpu_bias.table_size(layout)
+  )
 
 
 def _heads_per_group(channels: int, heads: int) -> int:
@@ -90,9 +95,7 @@ def _heads_per_group(channels: int, heads: int) -> int:
 
 
 def attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  qkv: jax.Array,
   bias_table: jax.Array,
   window: Size3D,
   layout: WindowLayout,
@@ -104,9 +107,7 @@ def attend(
   """Attends within windows; see `window_attention`, and `why_not` for what it can't compute.
 
   Args:
-    query: `[batch * windows, tokens, channels]`, not scaled.
-    key: as `query`.
-    value: as `query`.
+    qkv: `[3, batch * windows, tokens, channels]`: queries (not scaled), keys and values.
     bias_table: float32 `[table_rows(window), heads]`.
     window: the configured window.
     layout: partition of the grid into windows.
@@ -117,24 +118,24 @@ def attend(
   Returns:
     `[batch * windows, tokens, channels]`. Differentiable in reverse mode only.
   """
-  channels, heads = query.shape[-1], bias_table.shape[1]
+  windows, channels, heads = qkv.shape[1], qkv.shape[-1], bias_table.shape[1]
   options = _Options(
     layout=layout,
     head_dim=channels // heads,
     group=_heads_per_group(channels, heads),
     dropout_rate=0.0 if seeds is None else dropout_rate,
-    splits=cores() if len(query) % cores() == 0 else 1,
+    splits=cores() if windows % cores() == 0 else 1,
     interpret=interpret,
   )
   if seeds is None:
-    seeds = jnp.zeros(len(query) // layout.windows, jnp.int32)
+    seeds = jnp.zeros(windows // layout.windows, jnp.int32)
   table = tpu_bias.kernel_table(bias_table, window, layout.window[0])
-  return _attend(options, query, key, value, table, seeds)
+  return _attend(options, qkv, table, seeds)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options, query, key, value, table, seeds):
-  return _call(_forward_kernel, options, (query, key, value), table, seeds, [query], flops=4)[0]
+def _attend(options, qkv, table, seeds):
+  return _call(_forward_kernel, options, [qkv], table, seeds, [qkv[0]], flops=4)[0]
 
 
 def _attend_forward(options, *arguments):
@@ -142,10 +143,10 @@ def _attend_forward(options, *arguments):
 
 
 def _attend_backward(options, residuals, gradient):
-  query, key, value, table, seeds = residuals
-  inputs, outputs = (query, key, value, gradient), [query, key, value, table]
-  *gradients, tables = _call(_backward_kernel, options, inputs, table, seeds, outputs, flops=10)
-  return (*gradients, tables.sum(0), None)
+  qkv, table, seeds = residuals
+  inputs, outputs = [qkv, gradient], [qkv, table]
+  gradient, tables = _call(_backward_kernel, options, inputs, table, seeds, outputs, flops=10)
+  return gradient, tables.sum(0), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -155,35 +156,41 @@ def _call(kernel, options: _Options, inputs, table, seeds, outputs, *, flops: in
   """Calls a kernel for every group of heads and, inside a group, for every window.
 
   Args:
-    inputs: arrays `[windows, tokens, channels]`.
+    inputs: arrays `[windows, tokens, channels]` or `[3, windows, tokens, channels]`.
     table: of biases, see `tpu_bias.kernel_table`.
     seeds: int32 `[batch]`.
     outputs: arrays of the shapes of the results; the one like `table` is summed over the windows of
       each core, and gets an axis of cores.
     flops: operations per token pair and channel.
   """
-  windows, tokens, channels = inputs[0].shape
+  windows, tokens, channels = inputs[0].shape[-3:]
   crossed, axes = _axis_bits(options.layout)
   heads, lanes = table.shape[0], options.group * options.head_dim
   steps = windows // options.splits
-  tile = pl.BlockSpec(
-    (1, tokens, lanes), lambda group, core, step, *_: (core * steps + step, 0, group)
-  )
   tables = pl.BlockSpec((options.group, *table.shape[1:]), lambda group, *_: (group, 0, 0))
-  sums = pl.BlockSpec((1, *tables.block_shape), lambda group, core, *_: (core, group, 0, 0))
+  sums = pl.BlockSpec((None, *tables.block_shape), lambda group, core, *_: (core, group, 0, 0))
   whole = [pl.BlockSpec(axis.shape, lambda *_: (0, 0)) for axis in axes]
   shapes = [(options.splits, *x.shape) if x is table else x.shape for x in outputs]
-  # The bias, and in the backward pass its gradient.
-  pairs = [pltpu.VMEM((options.group, tokens, tokens), jnp.float32)] * min(len(outputs), 2)
-  rows = [pltpu.VMEM((tokens, lanes), jnp.float32) for x in outputs if x is not table]
+
+  def tile(x):
+    def index(group, core, step, *_):
+      return (*[0] * (x.ndim - 3), core * steps + step, 0, group)
+
+    return pl.BlockSpec((*x.shape[:-3], None, tokens, lanes), index)
+
+  # The bias, and in the backward pass its gradient; and sums over heads.
+  pairs = [pltpu.VMEM((options.group, tokens, tokens), jnp.float32)] * len(outputs)
+  totals = [
+    pltpu.VMEM((*x.shape[:-3], tokens, lanes), jnp.float32) for x in outputs if x is not table
+  ]
   return pl.pallas_call(
     functools.partial(kernel, options),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=(heads // options.group, options.splits, steps),
-      in_specs=[tile] * len(inputs) + [tables] + whole,
-      out_specs=[sums if x is table else tile for x in outputs],
-      scratch_shapes=[*tpu_bias.scratch(options.layout, table.shape[2]), *pairs, *rows],
+      in_specs=[*map(tile, inputs), tables, *whole],
+      out_specs=[sums if x is table else tile(x) for x in outputs],
+      scratch_shapes=[*tpu_bias.scratch(options.layout, table.shape[2]), *pairs, *totals],
     ),
     out_shape=[jax.ShapeDtypeStruct(shape, x.dtype) for shape, x in zip(shapes, outputs)],
     compiler_params=pltpu.CompilerParams(
@@ -223,74 +230,72 @@ def _axis_bits(layout: WindowLayout) -> tuple[jax.Array, list[jax.Array]]:
 
 
 def _forward_kernel(
-  options, crossed_ref, seeds_ref, query_ref, key_ref, value_ref, table_ref, queries_ref, keys_ref,
-  output_ref, times_ref, strip_ref, bias_ref, output_sum,
+  options, crossed_ref, seeds_ref, qkv_ref, table_ref, queries_ref, keys_ref, output_ref, times_ref,
+  strip_ref, bias_ref, output_sum,
 ):  # fmt: skip
   @pl.when(pl.program_id(2) == 0)
   def _():
     tpu_bias.expand_table(options.layout, table_ref, times_ref, strip_ref, bias_ref)
 
-  query, key, value = _scaled(options, query_ref), key_ref[0], value_ref[0]
+  query, key, value = _scaled_qkv(options, qkv_ref)
   mask = _mask(options, crossed_ref, queries_ref, keys_ref)
+  dropout = _dropout(options, seeds_ref)
   output_sum[...] = jnp.zeros_like(output_sum)
 
-  @pl.loop(0, options.group)
+  @pl.loop(0, options.group, unroll=math.gcd(options.group, _HEADS_AT_ONCE))
   def _(head):
     weights, total = _weights(options, query, key, bias_ref, mask, head)
-    weights *= _dropout_factors(options, seeds_ref, head, weights)
+    weights *= dropout(head)
     heads_value = _only(options, value, head)
     output_sum[...] += product(weights.astype(value.dtype), heads_value) * (1.0 / total)
 
-  output_ref[0] = output_sum[...].astype(output_ref.dtype)
+  output_ref[...] = output_sum[...].astype(output_ref.dtype)
 
 
 def _backward_kernel(
-  options, crossed_ref, seeds_ref, query_ref, key_ref, value_ref, gradient_ref, table_ref,
-  queries_ref, keys_ref, query_gradient_ref, key_gradient_ref, value_gradient_ref,
-  table_gradient_ref, times_ref, strip_ref, bias_ref, bias_gradient_ref, query_sum, key_sum,
-  value_sum,
+  options, crossed_ref, seeds_ref, qkv_ref, gradient_ref, table_ref, queries_ref, keys_ref,
+  qkv_gradient_ref, table_gradient_ref, times_ref, strip_ref, bias_ref, bias_gradient_ref, qkv_sum,
 ):  # fmt: skip
   @pl.when(pl.program_id(2) == 0)
   def _():
     tpu_bias.expand_table(options.layout, table_ref, times_ref, strip_ref, bias_ref)
     bias_gradient_ref[...] = jnp.zeros_like(bias_gradient_ref)
 
-  query, key, value = _scaled(options, query_ref), key_ref[0], value_ref[0]
-  gradient, dtype = gradient_ref[0], query.dtype
+  query, key, value = _scaled_qkv(options, qkv_ref)
+  gradient, dtype = gradient_ref[...], query.dtype
   mask = _mask(options, crossed_ref, queries_ref, keys_ref)
-  for ref in (query_sum, key_sum, value_sum):
-    ref[...] = jnp.zeros_like(ref)
+  dropout = _dropout(options, seeds_ref)
+  qkv_sum[...] = jnp.zeros_like(qkv_sum)
 
-  @pl.loop(0, options.group)
+  @pl.loop(0, options.group, unroll=math.gcd(options.group, _HEADS_AT_ONCE))
   def _(head):
     weights, total = _weights(options, query, key, bias_ref, mask, head)
     weights *= 1.0 / total
-    factors = _dropout_factors(options, seeds_ref, head, weights)
+    factors = dropout(head)
     heads_gradient = _only(options, gradient, head)
     weights_gradient = product(heads_gradient, value, transpose=(False, True)) * factors
     expected = jnp.sum(weights * weights_gradient, axis=1, keepdims=True)
     logits_gradient = weights * (weights_gradient - expected)
     bias_gradient_ref[head] += logits_gradient
     logits_gradient = logits_gradient.astype(dtype)
-    query_sum[...] += product(logits_gradient, _only(options, key, head))
-    key_sum[...] += product(logits_gradient, _only(options, query, head), transpose=(True, False))
+    qkv_sum[0] += product(logits_gradient, _only(options, key, head))
+    qkv_sum[1] += product(logits_gradient, _only(options, query, head), transpose=(True, False))
     weights = (weights * factors).astype(dtype)
-    value_sum[...] += product(weights, heads_gradient, transpose=(True, False))
+    qkv_sum[2] += product(weights, heads_gradient, transpose=(True, False))
 
-  query_gradient_ref[0] = (query_sum[...] * options.head_dim**-0.5).astype(dtype)
-  key_gradient_ref[0] = key_sum[...].astype(dtype)
-  value_gradient_ref[0] = value_sum[...].astype(dtype)
+  qkv_sum[0] *= options.head_dim**-0.5
+  qkv_gradient_ref[...] = qkv_sum[...].astype(dtype)
 
   @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
   def _():
     tpu_bias.reduce_to_table(
-      options.layout, bias_gradient_ref, strip_ref, times_ref, table_gradient_ref.at[0]
+      options.layout, bias_gradient_ref, strip_ref, times_ref, table_gradient_ref
     )
 
 
-def _scaled(options, query_ref):
-  query = query_ref[0].astype(jnp.float32) * options.head_dim**-0.5
-  return query.astype(query_ref.dtype)
+def _scaled_qkv(options, qkv_ref):
+  query = qkv_ref[0].astype(jnp.float32) * options.head_dim**-0.5
+  return query.astype(qkv_ref.dtype), qkv_ref[1], qkv_ref[2]
 
 
 def _only(options, x, head):
@@ -323,13 +328,17 @@ def _mask(options, crossed_ref, queries_ref, keys_ref):
   return jnp.where(differ != 0, OTHER_REGION_LOGIT, 0.0)
 
 
-def _dropout_factors(options, seeds_ref, head, weights):
-  """Returns the factors of the probabilities of a head; 1 without dropout."""
+def _dropout(options, seeds_ref):
+  """Returns a function: head -> factors of its probabilities; 1 without dropout."""
   if not options.dropout_rate:
-    return 1.0
-  windows = jnp.int32(options.layout.windows)
-  example = jax.lax.div(_window(options), windows)
-  heads = pl.num_programs(0) * options.group
-  matrix = jax.lax.rem(_window(options), windows) * heads + pl.program_id(0) * options.group + head
-  start, shape = (matrix * len(weights), 0), weights.shape
-  return dropout_factors(seeds_ref[example], start, shape, shape[1], options.dropout_rate)
+    return lambda head: 1.0
+  tokens, windows = options.layout.tokens, jnp.int32(options.layout.windows)
+  # Loops can't ask where the kernel is on its grid.
+  seed = seeds_ref[jax.lax.div(_window(options), windows)]
+  first = jax.lax.rem(_window(options), windows) * pl.num_programs(0) + pl.program_id(0)
+
+  def factors(head):
+    start = (first * options.group + head) * tokens, 0
+    return dropout_factors(seed, start, (tokens, tokens), tokens, options.dropout_rate)
+
+  return factors

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention.relative_position import offset_grid
 from vswin_jax.attention.tpu_core import LANES, SUBLANES, round_up
 from vswin_jax.attention.windows import Size3D, WindowLayout
 
@@ -19,15 +18,25 @@ def kernel_table(bias_table: jax.Array, window: Size3D, time: int) -> jax.Array:
 
   The offsets in height and width are descending, and each is there for every key in time.
   """
-  offsets = offset_grid(bias_table, window, time)
-  heads, columns = offsets.shape[3], offsets.shape[1] * offsets.shape[2]
-  table = jnp.flip(offsets, (1, 2)).transpose(3, 0, 1, 2).reshape(-1, columns)
-  # As a product, since an axis of `time` elements would be padded to a tile.
+  heads = bias_table.shape[1]
+  offsets = bias_table.astype(jnp.float32).reshape(2 * window[0] - 1, -1, heads)
+  offsets = offsets[window[0] - time : window[0] + time - 1]
+  # Reversed and repeated by a product: an axis of `time` elements would be padded to a tile.
+  columns = offsets.shape[1]
   width = round_up(columns * time, LANES)
-  repeat = jnp.arange(width)[None, :] // time == jnp.arange(columns)[:, None]
-  table = jnp.dot(table, repeat.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-  table = table.reshape(heads, -1, width)
+  source = columns - 1 - jnp.arange(width) // time
+  repeat = source[None, :] == jnp.arange(columns)[:, None]
+  table = jnp.einsum(
+    "tch,cw->htw", offsets, repeat.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+  )
   return jnp.pad(table, [(0, 0), (0, -table.shape[1] % SUBLANES), (0, 0)])
+
+
+def table_size(layout: WindowLayout) -> int:
+  """Returns the numbers of a head in `kernel_table`."""
+  time, height, width = layout.window
+  columns = round_up((2 * height - 1) * (2 * width - 1) * time, LANES)
+  return round_up(2 * time - 1, SUBLANES) * columns
 
 
 def scratch(layout: WindowLayout, table_columns: int) -> list:

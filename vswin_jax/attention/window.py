@@ -134,7 +134,7 @@ def _pallas_tpu(
   def attend(qkv, seeds, bias_table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
     output = tpu.attend(
-      *parts,
+      jnp.stack(parts),
       bias_table,
       window,
       layout,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from vswin_jax.attention import tpu, tpu_windows
 from vswin_jax.attention.windows import Size3D, WindowLayout
 from vswin_jax.models import tpu_layers
-from vswin_jax.models.tpu_layers import Options, ProjectMLP, norm_qkv, project_mlp
+from vswin_jax.models.tpu_layers import ProjectMLP, norm_qkv, project_mlp
+from vswin_jax.models.tpu_rows import Options
 
 # Dropout of probabilities, of the projection, and in the MLP after both layers.
 DROPOUTS = 4
@@ -69,9 +70,9 @@ def run_block(
   count, itemsize = layout.windows * layout.tokens, x.dtype.itemsize
   step = tpu_layers.norm_qkv_step(count, x.shape[-1], itemsize)
   options = Options(epsilon, layout, step, interpret=interpret)
-  *qkv, rows = norm_qkv(options, rows, tuple(flatten(parameters["norm1"], attention["qkv"])))
+  qkv, rows = norm_qkv(options, rows, tuple(flatten(parameters["norm1"], attention["qkv"])))
   attended = tpu.attend(
-    *[part.reshape(-1, *windows.shape[2:]) for part in qkv],
+    qkv.reshape(3, -1, *windows.shape[2:]),
     attention["relative_position_bias_table"],
     window,
     layout,

@@ -13,7 +13,8 @@ from vswin_jax.attention import tpu_dense
 from vswin_jax.attention.windows import window_layout
 from vswin_jax.models import tpu_layers
 from vswin_jax.models.tpu_block import flatten
-from vswin_jax.models.tpu_layers import Options, ProjectMLP, norm_qkv, project_mlp
+from vswin_jax.models.tpu_layers import ProjectMLP, norm_qkv, project_mlp
+from vswin_jax.models.tpu_rows import Options
 
 # Dropout of the projection, and in the MLP after both layers.
 DROPOUTS = 3
@@ -72,13 +73,13 @@ def run_block(
     step = tpu_layers.norm_qkv_step(count, channels, itemsize)
     return Options(epsilon, one_window, step, interpret=interpret)
 
-  norm_options, flat = options(x.shape[1]), x.reshape(-1, channels)
-  *qkv, flat = norm_qkv(norm_options, flat, tuple(flatten(parameters["norm1"], attention["qkv"])))
-  query, key, value, x = map(images_of, (*qkv, flat))
-  query, x = (array[:, : tpu_dense.padded(kept)] for array in (query, x))
-  attended = tpu_dense.attend(query, key, value, heads, tokens, interpret=interpret)
+  before = tuple(flatten(parameters["norm1"], attention["qkv"]))
+  qkv, rows = norm_qkv(options(x.shape[1]), x.reshape(-1, channels), before)
+  kept = tpu_dense.padded(kept)
+  attended = tpu_dense.attend(qkv.reshape(3, *x.shape), heads, tokens, kept, interpret=interpret)
+  x = images_of(rows)[:, :kept]
   after = ProjectMLP(*flatten(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"]))
-  mlp_options = options(x.shape[1])
+  mlp_options = options(kept)
   step, parts = tpu_layers.project_mlp_step(
     mlp_options.rows, channels, after.kernel1.shape[1], itemsize
   )
