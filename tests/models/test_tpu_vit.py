@@ -50,7 +50,6 @@ def random_images(count=4):
 @pytest.mark.parametrize(
   ("options", "tolerance"),
   [
-    ({}, 1e-5),
     ({"drop_path_rate": 0.5, "distilled": True, "rematerialization": "block"}, 1e-5),
     ({"dtype": "bfloat16"}, 5e-2),
   ],
@@ -69,7 +68,7 @@ def test_dropout_is_drawn_per_image_and_layer():
     "vit_b_16", **SMALL, attention="pallas_tpu_interpret", dropout_rate=0.5, drop_path_rate=0.0
   )
   block = Block(0.0, config, rngs=nnx.Rngs(0))
-  x = jnp.broadcast_to(random_images(1).reshape(1, -1, 32)[:, :32], (2, 32, 32))
+  x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 32, 32)), (2, 32, 32))
 
   @jax.jit
   def run(key):
@@ -83,7 +82,7 @@ def test_dropout_is_drawn_per_image_and_layer():
 
 
 def test_kernels_equal_xla_on_two_devices():
-  check(random_images(), 1e-5, make_mesh(1, jax.devices()[:2]), drop_path_rate=0.5)
+  check(random_images(), 1e-5, make_mesh(1, jax.devices()[:2]))
 
 
 def test_a_vtn_passes_the_option_to_its_backbone(monkeypatch):

@@ -4,8 +4,6 @@ The tokens of an image are padded to whole tiles of rows once, before the first 
 attends to padding, so its gradients are zero.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -60,32 +58,36 @@ def run_block(
     The rows that hold the first `kept` tokens.
   """
   attention, mlp = parameters["attention"], parameters["mlp"]
-  images, channels, itemsize = len(x), x.shape[2], x.dtype.itemsize
-  # Without factors of their own, all images are one example, of which a step takes more rows.
-  examples = 1 if factors is None else images
+  (images, rows, channels), kept = x.shape, tpu_dense.padded(kept)
+  after = ProjectMLP(*flatten(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"]))
+  hidden, itemsize = after.kernel1.shape[1], x.dtype.itemsize
+  rate = 0.0 if seeds is None else dropout_rate
 
-  def images_of(rows):
-    return rows.reshape(images, -1, channels)
+  def norm_step(count):
+    return tpu_layers.norm_qkv_step(count, channels, itemsize), 1
 
-  def options(rows):
-    count = images * rows // examples
+  def mlp_step(count):
+    return tpu_layers.project_mlp_step(count, channels, hidden, itemsize) or (None, 1)
+
+  def options(rows, step_of):
+    # Images without factors of their own can be one example, of which a step takes more rows.
+    counts = [images * rows, rows] if factors is None else [rows]
+    count = next(count for count in counts if step_of(count)[0])
     one_window = window_layout((1, 1, count), (1, 1, count), shifted=False)
-    step = tpu_layers.norm_qkv_step(count, channels, itemsize)
-    return Options(epsilon, one_window, step, interpret=interpret)
+    return Options(epsilon, one_window, *step_of(count), rate, interpret)
 
   before = tuple(flatten(parameters["norm1"], attention["qkv"]))
-  qkv, rows = norm_qkv(options(x.shape[1]), x.reshape(-1, channels), before)
-  kept = tpu_dense.padded(kept)
+  qkv, passed = norm_qkv(options(rows, norm_step), x.reshape(-1, channels), before)
   attended = tpu_dense.attend(qkv.reshape(3, *x.shape), heads, tokens, kept, interpret=interpret)
-  x = images_of(rows)[:, :kept]
-  after = ProjectMLP(*flatten(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"]))
-  mlp_options = options(kept)
-  step, parts = tpu_layers.project_mlp_step(
-    mlp_options.rows, channels, after.kernel1.shape[1], itemsize
+  x = passed.reshape(x.shape)[:, :kept]
+  mlp_options = options(kept, mlp_step)
+  examples = images * kept // mlp_options.rows
+  output = project_mlp(
+    mlp_options,
+    attended.reshape(-1, channels),
+    x.reshape(-1, channels),
+    jnp.ones((examples, 2), jnp.float32) if factors is None else factors,
+    jnp.zeros((examples, DROPOUTS), jnp.int32) if seeds is None else seeds,
+    after,
   )
-  rate = 0.0 if seeds is None else dropout_rate
-  mlp_options = dataclasses.replace(mlp_options, step=step, parts=parts, dropout_rate=rate)
-  factors = jnp.ones((examples, 2), jnp.float32) if factors is None else factors
-  seeds = jnp.zeros((examples, DROPOUTS), jnp.int32) if seeds is None else seeds
-  rows = [array.reshape(-1, channels) for array in (attended, x)]
-  return images_of(project_mlp(mlp_options, *rows, factors, seeds, after))
+  return output.reshape(x.shape)
