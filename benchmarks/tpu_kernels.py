@@ -62,6 +62,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--chips", nargs="+", default=["v5e"])
   parser.add_argument("--models", nargs="+", default=["video_swin_b"])
+  parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4])
   parser.add_argument("--window", nargs=3, type=int, default=[8, 7, 7])
   parser.add_argument("--frames", type=int, default=32)
   parser.add_argument("--size", type=int, default=224)
@@ -85,8 +86,9 @@ def main() -> None:
     mesh = make_mesh(1, devices_of_chip(chip))
     for name in arguments.models:
       base = model_config(name, window_size=window, dtype="bfloat16", attention="pallas_tpu")
-      for stage, heads in enumerate(base.num_heads):
-        channels, size = base.embed_dim * 2**stage, -(-arguments.size // (4 * 2**stage))
+      for stage in arguments.stages:
+        heads, scale = base.num_heads[stage - 1], 2 ** (stage - 1)
+        channels, size = base.embed_dim * scale, -(-arguments.size // (4 * scale))
         grid = (arguments.frames // 2, size, size)
         layout = window_layout(grid, window, shifted=True)
         shape = (layout, window, channels, heads)
@@ -107,7 +109,7 @@ def main() -> None:
         except jax.errors.JaxRuntimeError as error:
           result = f"does not compile: {str(error)[:300]}"
         seconds = time.process_time() - start
-        stage_name = f"{name} {stage + 1}: {channels} channels"
+        stage_name = f"{name} {stage}: {channels} channels"
         print(
           f"| {chip} | {stage_name} | {step} | {result} | {seconds:.0f} | {instead or ''} |",
           flush=True,

@@ -1,6 +1,7 @@
 """Transformer blocks for TPUs as Pallas kernels: windows, attention, and the layers around it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,13 @@ def why_not(
   return None
 
 
+# Blocks of equal shapes are traced once.
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "window", "layout", "epsilon", "dropout_rate", "attention_dropout_rate", "interpret"
+  ),
+)  # fmt: skip
 def run_block(
   x: jax.Array,
   factors: jax.Array,

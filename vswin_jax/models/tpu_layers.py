@@ -31,6 +31,9 @@ from vswin_jax.models.tpu_rows import (
 )
 
 _MOST_PARTS = 4
+# Inputs and outputs of a kernel, twice, and what is between them, in numbers per channel: measured
+# with the compiler.
+_PER_ROW = 22
 
 
 def norm_qkv_step(rows: int, channels: int, itemsize: int) -> int | None:
@@ -41,7 +44,7 @@ def norm_qkv_step(rows: int, channels: int, itemsize: int) -> int | None:
     channels: of a row.
     itemsize: bytes per number.
   """
-  return largest_step(rows, 3 * channels**2, channels, itemsize)
+  return largest_step(rows, 3 * channels**2 * (itemsize + 4), _PER_ROW * channels * itemsize)
 
 
 def project_mlp_step(
@@ -53,8 +56,10 @@ def project_mlp_step(
   """
   for parts in range(1, _MOST_PARTS + 1):
     if parts == 1 or hidden % (parts * LANES) == 0:
-      weights = channels * (channels + 2 * hidden // parts)
-      step = largest_step(rows, weights, channels, itemsize, chunk(hidden // parts, channels))
+      weights = channels * (channels + 2 * hidden // parts) * (itemsize + 4)
+      per_row = (_PER_ROW * channels + 5 * chunk(hidden // parts, channels)) * itemsize
+      # Twice the float32 sum of the parts before.
+      step = largest_step(rows, weights, per_row + (8 * channels if parts > 1 else 0))
       if step:
         return step, parts
   return None
@@ -218,7 +223,7 @@ def project_mlp(
       [attended, x, *partial],
       parameters_part,
       [jax.ShapeDtypeStruct(x.shape, x.dtype if is_last else jnp.float32)],
-      scalars=[factors, seeds],
+      scalars=[factors.reshape(-1), seeds.reshape(-1)],
       flops=2 * x.size * (x.shape[1] + 2 * parameters_part.kernel1.shape[1]),
     )
   return partial[0]
@@ -239,7 +244,7 @@ def _project_mlp_backward(options, residuals, gradient):
       parameters_part,
       [jax.ShapeDtypeStruct(x.shape, dtype) for dtype in outputs],
       sums=sums,
-      scalars=[factors, seeds],
+      scalars=[factors.reshape(-1), seeds.reshape(-1)],
       flops=2 * x.size * (3 * x.shape[1] + 5 * parameters_part.kernel1.shape[1]),
     )
 
@@ -347,7 +352,7 @@ def _attention_residual(options, scalars, attended_ref, x_ref, weights):
 
   def factor(index: int, layer: int):
     dropped = _dropout(options, scalars, layer, x_ref.shape[1])
-    return scalars[0][example, index] * dropped(0, x_ref.shape[1])
+    return scalars[0][2 * example + index] * dropped(0, x_ref.shape[1])
 
   attention_factor = factor(0, 0)
   projected = product(attended_ref[...], weights.projection[...]) + weights.projection_bias[...]
@@ -361,7 +366,7 @@ def _dropout(options, scalars, layer: int, columns: int):
     return lambda first, size: 1.0
   # Loops can't ask where the kernel is on its grid.
   example, row = first_row(options)
-  seed = scalars[1][example, layer]
+  seed = scalars[1][3 * example + layer]
 
   def factors(first, size: int):
     shape = (options.step, size)

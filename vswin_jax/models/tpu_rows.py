@@ -13,6 +13,8 @@ from vswin_jax.attention.windows import WindowLayout
 
 _MOST_ROWS = 512
 _MOST_COLUMNS = 512
+# Bytes of biases, scales and their gradients.
+_SMALL_ARRAYS = 2**19
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +43,18 @@ class Options:
     return self.layout.windows * self.layout.tokens
 
 
-def largest_step(
-  rows: int, weights: int, channels: int, itemsize: int, hidden: int = 0
-) -> int | None:
+def largest_step(rows: int, fixed: int, per_row: int) -> int | None:
   """Returns the largest divisor of a number of rows that fits; None: none of a useful size does.
 
   Args:
     rows: rows of an example.
-    weights: parameters of a kernel, which it keeps with their gradients.
-    channels: of a row.
-    itemsize: bytes per number.
-    hidden: hidden channels that are computed at a time.
+    fixed: bytes of memory that a kernel needs for parameters and their gradients.
+    per_row: bytes that it needs for each row of a step.
   """
-  # Measured with the compiler: inputs and outputs, twice, and what is between them.
-  per_row = itemsize * (22 * channels + 5 * hidden)
-  most = min(_MOST_ROWS, (memory_limit() - weights * (itemsize + 4)) // per_row)
+  most = min(_MOST_ROWS, (memory_limit() - fixed - _SMALL_ARRAYS) // per_row)
   step = max((size for size in range(SUBLANES, most + 1, SUBLANES) if rows % size == 0), default=0)
   # The matrix unit would wait for weights if there were far fewer rows than it has.
-  return step if step >= min(rows, LANES // 2) else None
+  return step if step >= min(rows, 3 * LANES // 4) else None
 
 
 def chunk(outputs: int, inputs: int) -> int:
@@ -117,10 +113,15 @@ def call_kernel(
 
     return pl.BlockSpec((*leading, options.step, channels), index)
 
-  # The parameters stay the same, so one buffer is enough.
-  whole = [
-    pl.BlockSpec(x.shape, lambda *_: (0, 0), pipeline_mode=pl.Buffered(1)) for x in parameters
-  ]
+  # What stays the same needs one buffer.
+  once = pl.Buffered(1)
+
+  def whole(x):
+    return pl.BlockSpec(x.shape, lambda *_: (0, 0), pipeline_mode=once)
+
+  def summed(x):
+    return pl.BlockSpec((None, *x.shape), lambda core, *_: (core, 0, 0), pipeline_mode=once)
+
   shapes = [
     *outputs, *[jax.ShapeDtypeStruct((splits, *x.shape), jnp.float32) for x in sums]
   ]  # fmt: skip
@@ -130,11 +131,8 @@ def call_kernel(
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=len(scalars),
       grid=(splits, steps),
-      in_specs=[*map(tile, rows), *whole],
-      out_specs=[
-        *map(tile, outputs),
-        *[pl.BlockSpec((None, *x.shape), lambda core, *_: (core, 0, 0)) for x in sums],
-      ],
+      in_specs=[*map(tile, rows), *map(whole, parameters)],
+      out_specs=[*map(tile, outputs), *map(summed, sums)],
       scratch_shapes=[pltpu.VMEM((options.step, channels), jnp.float32)],
     ),
     out_shape=shapes,

@@ -4,6 +4,8 @@ The tokens of an image are padded to whole tiles of rows once, before the first 
 attends to padding, so its gradients are zero.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -27,6 +29,10 @@ def why_not(tokens: int, channels: int, hidden: int, dtype: str) -> str | None:
   return tpu_dense.why_not(tokens, channels)
 
 
+# Blocks of equal shapes are traced once.
+@functools.partial(
+  jax.jit, static_argnames=("heads", "tokens", "kept", "epsilon", "dropout_rate", "interpret")
+)
 def run_block(
   x: jax.Array,
   factors: jax.Array | None,
