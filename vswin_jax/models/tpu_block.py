@@ -68,11 +68,6 @@ def run_block(
   """
   attention, mlp = parameters["attention"], parameters["mlp"]
 
-  def flat(*layers: dict) -> list:
-    names = ("scale", "kernel", "bias")
-    values = [layer[name] for layer in layers for name in names if name in layer]
-    return [jnp.atleast_2d(value.astype(jnp.float32)) for value in values]
-
   padding = [(0, layout.padded_grid[axis] - layout.grid[axis]) for axis in (1, 2, 0)]
   whole = dataclasses.replace(layout, grid=layout.padded_grid)
   if whole != layout:
@@ -83,7 +78,7 @@ def run_block(
   count, itemsize = layout.windows * layout.tokens, x.dtype.itemsize
   step = tpu_layers.norm_qkv_step(count, x.shape[-1], itemsize)
   options = Options(epsilon, layout, step, interpret=interpret)
-  qkv, rows = norm_qkv(options, rows, tuple(flat(parameters["norm1"], attention["qkv"])))
+  qkv, rows = norm_qkv(options, rows, tuple(flatten(parameters["norm1"], attention["qkv"])))
   attended = tpu.attend(
     qkv.reshape(3, -1, *windows.shape[2:]),
     attention["relative_position_bias_table"],
@@ -93,7 +88,7 @@ def run_block(
     dropout_rate=attention_dropout_rate,
     interpret=interpret,
   )
-  after = ProjectMLP(*flat(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"]))
+  after = ProjectMLP(*flatten(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"]))
   step, parts = tpu_layers.project_mlp_step(count, x.shape[-1], after.kernel1.shape[1], itemsize)
   rate = 0.0 if seeds is None else dropout_rate
   options = dataclasses.replace(options, step=step, parts=parts, dropout_rate=rate)
@@ -102,3 +97,10 @@ def run_block(
   x = tpu_windows.from_windows(rows.reshape(windows.shape), whole, interpret)
   time, height, width = layout.grid
   return x[:, :height, :width, :time]
+
+
+def flatten(*layers: dict) -> list[jax.Array]:
+  """Returns the parameters of layers as float32 matrices, in the order that the kernels take."""
+  names = ("scale", "kernel", "bias")
+  values = [layer[name] for layer in layers for name in names if name in layer]
+  return [jnp.atleast_2d(value.astype(jnp.float32)) for value in values]
