@@ -124,9 +124,11 @@ def choose(flags: argparse.Namespace, platform: str) -> cases.Choice:
   from vswin_jax.attention.window import IMPLEMENTATIONS
 
   on_cpu = platform == "cpu"
-  implementations = flags.implementations or cases.default_implementations(
-    platform, IMPLEMENTATIONS
-  )
+  known = {model: IMPLEMENTATIONS for model in flags.models if cases.has_window_attention(model)}
+  implementations = {
+    model: flags.implementations or cases.default_implementations(platform, names)
+    for model, names in known.items()
+  }
   wanted = {"on": True, "off": False}
   return cases.Choice(
     platform=platform,
@@ -190,7 +192,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
   add("models", "video_swin_t,video_swin_b,vtn_vit_b", "of the main table")
   add("modes", "inference,training", "passes to measure")
   add("precisions", None, "float32, bfloat16 or both")
-  add("implementations", None, "of window attention (default: all that the platform can run)")
+  add("implementations", None, "of attention (default: all that the platform can run)")
   add("peers", "eager,compiled", "ways to run PyTorch")
   add("huge-pages", "on,off", "huge pages, where the CPU computes")
   add("batch", None, "clips per call (default: 1 on a CPU, else 8)", int)

@@ -1,7 +1,7 @@
 """Cases of the benchmark: what is measured, and what is compared with what."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SWIN_FRAMES, VTN_FRAMES, SIZE = 32, 16, 224
 # Frames of a VTN video in evaluation, and of the temporal encoder's curve.
@@ -30,7 +30,7 @@ class Case:
     model: a name in the catalog; `TEMPORAL_ENCODER`, that of `vtn_vit_b` over features of frames;
       `BLOCK`, a shifted block of the first stage of `video_swin_t`; or one of `CONV_NETS`.
     library: `OURS` or `TORCH`.
-    variant: for `OURS` an implementation of window attention, for `TORCH` "eager" or "compiled".
+    variant: for `OURS` an implementation of attention, for `TORCH` "eager" or "compiled".
     mode: `INFERENCE` (a forward pass), `TRAINING` (a step with AdamW; of `BLOCK` the gradient),
       `LIMITS` (rates of the machine), `DECODING` (of the views of a video) or `AGREEMENT` (of the
       outputs of both libraries).
@@ -60,8 +60,7 @@ class Case:
   def label(self) -> str:
     """Name of the implementation in tables and pictures."""
     if self.library == OURS:
-      name = self.variant if has_window_attention(self.model) else "JAX"
-      name = f"vswin_jax {name}"
+      name = "vswin_jax" if self.model == TEMPORAL_ENCODER else f"vswin_jax {self.variant}"
     else:
       packages = {"vtn_vit_b": "timm + HF", TEMPORAL_ENCODER: "Hugging Face"}
       name = f"{packages.get(self.model, 'torchvision')} {self.variant}"
@@ -121,7 +120,7 @@ class Choice:
     models: names for the main table.
     modes: `INFERENCE` and `TRAINING`.
     precisions: dtypes.
-    implementations: of window attention.
+    implementations: of attention, by model; a model without an entry has "auto" only.
     peers: "eager" and "compiled".
     huge_pages: whether to use huge pages; both values are compared.
     batch: clips per call.
@@ -136,7 +135,7 @@ class Choice:
   models: Sequence[str]
   modes: Sequence[str]
   precisions: Sequence[str]
-  implementations: Sequence[str]
+  implementations: Mapping[str, Sequence[str]]
   peers: Sequence[str]
   huge_pages: Sequence[bool]
   batch: int
@@ -152,7 +151,7 @@ def has_window_attention(model: str) -> bool:
 
 
 def default_implementations(platform: str, known: Iterable[str]) -> list[str]:
-  """Returns "auto" and the implementations of window attention that a platform can run."""
+  """Returns "auto" and those of the known implementations of attention that a platform runs."""
   others = {"cpu": ("tpu", "gpu", "cudnn"), "gpu": ("tpu",), "tpu": ("gpu", "cudnn")}[platform]
   excluded = (*others, "interpret")
   return ["auto", *(name for name in known if not any(word in name for word in excluded))]
@@ -170,7 +169,8 @@ def main_table(choice: Choice) -> Iterator[list[Case]]:
     for mode in choice.modes:
       for precision in choice.precisions:
         shared = {"mode": mode, "precision": precision, "batch": choice.batch, "frames": frames}
-        yield list(_variants(choice, model, choice.implementations, choice.peers, **shared))
+        implementations = choice.implementations.get(model, ["auto"])
+        yield list(_variants(choice, model, implementations, choice.peers, **shared))
 
 
 def agreement(choice: Choice) -> list[Case]:
@@ -222,8 +222,6 @@ def curves(choice: Choice) -> Iterator[list[Case]]:
 
 
 def _variants(choice: Choice, model: str, implementations, peers, **shared) -> Iterator[Case]:
-  if not has_window_attention(model):
-    implementations = ["auto"]
   if model not in PEERS or choice.platform == "tpu":
     peers = []
   names = [(OURS, name) for name in implementations] + [(TORCH, name) for name in peers]

@@ -5,8 +5,11 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from benchmarks.models.cases import (
   AGREEMENT,
+  BLOCK,
   DECODING,
   INFERENCE,
   LIMITS,
@@ -20,6 +23,7 @@ from benchmarks.models.cases import (
   VTN_FRAMES,
   Case,
   Protocol,
+  has_window_attention,
 )
 from vswin_jax.models import CATALOG
 
@@ -140,11 +144,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def speed_table(measurements: Measurements) -> str:
-  """Returns times, memory and shares of the limits of all cases, by group."""
+  """Returns times, memory and shares of the limits of the main cases, by group."""
   summaries, rates = summarize(measurements), limit_rates(measurements)
   groups: dict[tuple, list[Case]] = {}
   for case in summaries:
-    if case.mode in (INFERENCE, TRAINING):
+    if is_main(case):
       groups.setdefault(case.group, []).append(case)
   rows = []
   for group in groups.values():
@@ -167,6 +171,22 @@ def speed_table(measurements: Measurements) -> str:
   header = ("model, batch x frames x pixels", "implementation", "ms, median (range)")
   header += ("speed, best peer = 1", "peak GiB", "model GFLOP/s", "share of matrix rate")
   return markdown((*header, "share of bandwidth"), rows)
+
+
+def curve_table(measurements: Measurements) -> str:
+  """Returns the times of Video Swin over frames, sizes and batches, or "" without any."""
+  summaries = summarize(measurements)
+  shapes: dict[tuple, dict[str, float]] = {}
+  for case, one in summaries.items():
+    if case.mode == INFERENCE and has_window_attention(case.model) and not one.error:
+      best = shapes.setdefault((title(case), _shape(case)), {OURS: math.nan, TORCH: math.nan})
+      best[case.library] = np.fmin(best[case.library], 1e3 * one.seconds)
+  rows = [
+    (name, _number(best[OURS]), _number(best[TORCH]), _number(best[TORCH] / best[OURS]))
+    for (name, _), best in sorted(shapes.items(), key=lambda item: item[0][1])
+  ]
+  header = ("model, batch x frames x pixels", "ours, ms", "torchvision, ms", "ratio")
+  return markdown(header, rows) if len(rows) > 1 else ""
 
 
 def headline_table(measurements: Measurements) -> str:
@@ -269,6 +289,7 @@ def all_tables(measurements: Measurements) -> str:
     describe_machine(measurements),
     agreement_lines(measurements),
     speed_table(measurements),
+    curve_table(measurements),
     headline_table(measurements),
     temporal_table(measurements),
   )
@@ -288,5 +309,5 @@ def _number(value: float) -> str:
 def is_main(case: Case) -> bool:
   """Returns whether a case belongs to the main table, not only to a curve or a headline."""
   frames = VTN_FRAMES if case.model.startswith("vtn") else SWIN_FRAMES
-  in_table = case.mode in (INFERENCE, TRAINING) and case.model in CATALOG
+  in_table = case.mode in (INFERENCE, TRAINING) and case.model in (*CATALOG, BLOCK)
   return in_table and (case.size, case.frames) == (SIZE, frames)

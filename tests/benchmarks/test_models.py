@@ -61,6 +61,13 @@ def test_speed_and_shares(measurements):
   assert "| vswin_jax xla | 2,000 (2,000-2,000) | - | 1.00 | 180 | 0.900 | 0.750 |" in table
 
 
+def test_curves(measurements):
+  table = tables.curve_table(measurements)
+  assert "| `video_swin_t`, 1 x 8 x 224², float32 | 250 | 250 | 1.00 |" in table
+  assert "| `video_swin_t`, 1 x 32 x 224², float32 | 600 | 1,200 | 2.00 |" in table
+  assert "x 250" not in table
+
+
 def test_all_tables(measurements):
   text = tables.all_tables(measurements)
   assert "200 GFLOP/s in float32, 100 GFLOP/s in bfloat16, 20 GB/s" in text
@@ -123,9 +130,10 @@ def test_peers_that_are_not_installed_are_skipped(monkeypatch, capsys):
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_implementations_fit_the_platform(platform):
   choice = command.choose(flags_for("x"), platform)
-  assert choice.implementations[:2] == ["auto", "xla"]
-  assert not any("interpret" in name for name in choice.implementations)
-  assert ("pallas_tpu" in choice.implementations) == (platform == "tpu")
+  implementations = choice.implementations["video_swin_t"]
+  assert implementations[:2] == ["auto", "xla"]
+  assert not any("interpret" in name for name in implementations)
+  assert ("pallas_tpu" in implementations) == (platform == "tpu")
   groups = [*cases.main_table(choice), *cases.headlines(choice), *cases.curves(choice)]
   libraries = {case.library for group in groups for case in group if case.model in cases.PEERS}
   assert libraries == ({OURS} if platform == "tpu" else {OURS, TORCH})
