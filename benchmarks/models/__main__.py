@@ -151,12 +151,18 @@ def measure_all(flags: argparse.Namespace) -> None:
   """Measures what is missing in the folder of results."""
   deadline = time.monotonic() + 60 * (flags.minutes or float("inf"))
   flags.results.mkdir(parents=True, exist_ok=True)
-  known = read_measurements(flags.results).get(cases.MACHINE)
-  result = known[0] if known else visit(cases.MACHINE, flags.seconds, flags.results)
-  if "error" in result:
-    raise SystemExit(f"JAX does not compute here: {result['error']}")
-  choice = choose(flags, result["platform"])
-  groups = [cases.limits(choice)]
+  machine = available([cases.MACHINE, cases.PEERS_MACHINE])
+  run_groups([machine], flags, deadline)
+  found = read_measurements(flags.results)
+  ours, peers = (found.get(case, [{}])[0] for case in (cases.MACHINE, cases.PEERS_MACHINE))
+  if "platform" not in ours:
+    raise SystemExit(f"JAX does not compute here: {ours.get('error')}")
+  choice = choose(flags, ours["platform"])
+  if peers.get("platform") != choice.platform:
+    problem = peers.get("error", f"it computes on: {peers.get('platform', 'nothing')}")
+    print(f"PyTorch is not measured beside JAX on {choice.platform}; {problem}", file=sys.stderr)
+    choice = dataclasses.replace(choice, peers=[])
+  groups = []
   if "main" in flags.sections:
     groups += [cases.agreement(choice), *cases.main_table(choice)]
   if "headlines" in flags.sections:

@@ -67,6 +67,7 @@ class Case:
     return f"{name}, huge pages" if self.huge_pages else name
 
 
+# Rates of the machine, as each library reaches them; the best counts.
 MACHINE = Case("", OURS, "", LIMITS, huge_pages=True)
 PEERS_MACHINE = dataclasses.replace(MACHINE, library=TORCH)
 
@@ -121,7 +122,7 @@ class Choice:
     modes: `INFERENCE` and `TRAINING`.
     precisions: dtypes.
     implementations: of attention, by model; a model without an entry has "auto" only.
-    peers: "eager" and "compiled".
+    peers: "eager" and "compiled"; none: this library alone.
     huge_pages: whether to use huge pages; both values are compared.
     batch: clips per call.
     protocols: names of models of `PROTOCOLS`.
@@ -157,11 +158,6 @@ def default_implementations(platform: str, known: Iterable[str]) -> list[str]:
   return ["auto", *(name for name in known if not any(word in name for word in excluded))]
 
 
-def limits(choice: Choice) -> list[Case]:
-  """Returns the cases that measure the machine; both libraries, since the best counts."""
-  return [MACHINE] + ([] if choice.platform == "tpu" else [PEERS_MACHINE])
-
-
 def main_table(choice: Choice) -> Iterator[list[Case]]:
   """Yields the groups of the main table."""
   for model in choice.models:
@@ -183,9 +179,9 @@ def headlines(choice: Choice) -> Iterator[list[Case]]:
   """Yields the groups of the papers' protocols, at the best settings of each library."""
   precision = choice.precisions[-1]
   for protocol in PROTOCOLS:
-    if protocol.model not in choice.protocols:
-      continue
     library = TORCH if protocol.model in CONV_NETS else OURS
+    if protocol.model not in choice.protocols or (library == TORCH and not choice.peers):
+      continue
     peer = "eager" if choice.platform == "cpu" else "compiled"
     shared = {
       "model": protocol.model,
@@ -222,7 +218,7 @@ def curves(choice: Choice) -> Iterator[list[Case]]:
 
 
 def _variants(choice: Choice, model: str, implementations, peers, **shared) -> Iterator[Case]:
-  if model not in PEERS or choice.platform == "tpu":
+  if model not in PEERS:
     peers = []
   names = [(OURS, name) for name in implementations] + [(TORCH, name) for name in peers]
   for library, variant in names:

@@ -195,4 +195,5 @@ def measure_limits() -> dict:
   for package in packages:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       software.append(f"{package} {importlib.metadata.version(package)}")
-  return {"rates": rates, "software": ", ".join(software)}
+  platform = "gpu" if device == "cuda" else device
+  return {"rates": rates, "platform": platform, "software": ", ".join(software)}

@@ -127,6 +127,25 @@ def test_peers_that_are_not_installed_are_skipped(monkeypatch, capsys):
   assert "pip install timm torch torchvision transformers" in capsys.readouterr().err
 
 
+def test_peers_on_another_platform_are_skipped(tmp_path, monkeypatch, capsys):
+  rows = {OURS: "tpu", TORCH: "cpu"}
+  visited = []
+
+  def visit(case, seconds, results):
+    visited.append(case)
+    row = {"platform": rows[case.library]} if case.mode == cases.LIMITS else measured([1.0])[0]
+    with open(results / command.MEASUREMENTS, "a") as file:
+      file.write(json.dumps(dataclasses.asdict(case) | row) + "\n")
+    return row
+
+  monkeypatch.setattr(command, "visit", visit)
+  monkeypatch.setattr(command, "available", list)
+  command.measure_all(flags_for(tmp_path, "--rounds=1"))
+  libraries = {case.library for case in visited if case.mode != cases.LIMITS}
+  assert libraries == {OURS}
+  assert "PyTorch is not measured beside JAX on tpu" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_implementations_fit_the_platform(platform):
   choice = command.choose(flags_for("x"), platform)
@@ -135,8 +154,7 @@ def test_implementations_fit_the_platform(platform):
   assert not any("interpret" in name for name in implementations)
   assert ("pallas_tpu" in implementations) == (platform == "tpu")
   groups = [*cases.main_table(choice), *cases.headlines(choice), *cases.curves(choice)]
-  libraries = {case.library for group in groups for case in group if case.model in cases.PEERS}
-  assert libraries == ({OURS} if platform == "tpu" else {OURS, TORCH})
+  assert {case.library for group in groups for case in group} == {OURS, TORCH}
   for group in groups:
     assert len({case.group for case in group}) == 1
 
