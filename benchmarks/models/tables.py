@@ -62,35 +62,36 @@ class Summary:
 def summarize(measurements: Measurements) -> dict[Case, Summary]:
   """Returns the summary of each case that has calls to time, or an error."""
   # Implementations of a model have one number of operations, whoever counted them.
-  macs = {}
-  for case, rows in measurements.items():
-    for row in rows:
-      if row.get("macs"):
-        macs[_shape(case)] = row["macs"]
+  macs = {
+    _shape(case): row["macs"]
+    for case, rows in measurements.items()
+    for row in rows
+    if row.get("macs")
+  }
   summaries = {}
   for case, rows in measurements.items():
-    rows, errors = (
-      [row for row in rows if "seconds" in row],
-      [row["error"] for row in rows if "error" in row],
-    )
-    if not rows:
-      if errors:
-        summaries[case] = Summary(error=errors[0])
-      continue
-    times = [seconds for row in rows for seconds in row["seconds"]]
-    idle = [row["peak_bytes"] - row["idle_bytes"] for row in rows if row["idle_bytes"] is not None]
-    passes = 3 if case.mode == TRAINING else 1
-    summaries[case] = Summary(
-      seconds=median(times),
-      low=min(times),
-      high=max(times),
-      peak=min(row["peak_bytes"] for row in rows),
-      working=min(idle, default=math.nan),
-      parameters=rows[0]["parameters"],
-      flops=2 * passes * macs.get(_shape(case), math.nan),
-      bytes_moved=rows[0].get("bytes_moved") or math.nan,
-    )
+    timed = [row for row in rows if "seconds" in row]
+    errors = [row["error"] for row in rows if "error" in row]
+    if timed:
+      summaries[case] = _summary(timed, macs.get(_shape(case), math.nan), case.mode == TRAINING)
+    elif errors:
+      summaries[case] = Summary(error=errors[0])
   return summaries
+
+
+def _summary(rows: Sequence[dict], macs: float, is_training: bool) -> Summary:
+  times = [seconds for row in rows for seconds in row["seconds"]]
+  working = [row["peak_bytes"] - row["idle_bytes"] for row in rows if row["idle_bytes"] is not None]
+  return Summary(
+    seconds=median(times),
+    low=min(times),
+    high=max(times),
+    peak=min(row["peak_bytes"] for row in rows),
+    working=min(working, default=math.nan),
+    parameters=rows[0]["parameters"],
+    flops=2 * macs * (3 if is_training else 1),
+    bytes_moved=rows[0].get("bytes_moved") or math.nan,
+  )
 
 
 def _shape(case: Case) -> tuple:
