@@ -85,6 +85,8 @@ def visit(case: Case, seconds: float, results: pathlib.Path) -> dict:
     code, output, messages = 1, "", f"no result after {_TIMEOUT_SECONDS} s"
   if code == 0:
     result = json.loads(output.splitlines()[-1])
+  elif code < 0:
+    result = {"error": f"killed by signal {-code}"}
   else:
     result = {"error": (messages.strip().splitlines() or [f"exit status {code}"])[-1][:200]}
   with open(results / MEASUREMENTS, "a", encoding="utf-8") as file:
@@ -121,13 +123,21 @@ def run_groups(groups: Iterable[list[Case]], flags: argparse.Namespace, deadline
 
 def choose(flags: argparse.Namespace, platform: str) -> cases.Choice:
   """Returns the choice that the flags and, where they say nothing, the platform make."""
-  from vswin_jax.attention.window import IMPLEMENTATIONS
+  from vswin_jax.attention import dense, window
 
   on_cpu = platform == "cpu"
-  known = {model: IMPLEMENTATIONS for model in flags.models if cases.has_window_attention(model)}
+  kinds = {
+    model: window if cases.has_window_attention(model) else dense
+    for model in flags.models
+    if model != cases.TEMPORAL_ENCODER
+  }
   implementations = {
-    model: flags.implementations or cases.default_implementations(platform, names)
-    for model, names in known.items()
+    model: [
+      name
+      for name in cases.default_implementations(platform, kind.IMPLEMENTATIONS)
+      if not flags.implementations or name in flags.implementations
+    ]
+    for model, kind in kinds.items()
   }
   wanted = {"on": True, "off": False}
   return cases.Choice(

@@ -54,7 +54,7 @@ def make_module(model: str, variant: str, precision: str, frames: int):
     if has_window_attention(model):
       return create_model(model, dtype=precision, attention=variant)
     chunk = _FRAMES_PER_CHUNK if frames > 4 * _FRAMES_PER_CHUNK else 0
-    return create_model(model, dtype=precision, frames_per_chunk=chunk)
+    return create_model(model, dtype=precision, attention=variant, frames_per_chunk=chunk)
 
   return nnx.eval_shape(make)
 
