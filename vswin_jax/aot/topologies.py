@@ -3,8 +3,8 @@
 Sources: for TPUs Google Cloud's pages docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e (peak in
 bfloat16, memory bandwidth, interconnect of a chip in both directions, network cards of a host); for
 v4's interconnect arXiv 2304.01433 (six links of 50 GB/s), with v5e's network assumed; for the H100
-SXM NVIDIA's data sheet (dense bfloat16, NVLink in both directions) and a network card of 400 Gbit/s
-for each GPU. Memory is what the compilers report as available.
+SXM and the A100 SXM of 80 GB NVIDIA's data sheets (dense bfloat16, NVLink in both directions) and a
+network card of 400 or 200 Gbit/s for each GPU. Memory is what the compilers report as available.
 """
 
 import dataclasses
@@ -75,6 +75,7 @@ CHIPS = {
     Chip("v6e", "tpu", int(31.25 * _GIB), 918e12, 1638e9, 400e9, 12.5e9, 2, 256, 16),
     # JAX uses three quarters of a GPU's memory by default.
     Chip("h100", "cuda", int(0.75 * 84942979072), 989e12, 3352e9, 450e9, 50e9, 3, 2**20, 0),
+    Chip("a100", "cuda", int(0.75 * 85100068864), 312e12, 2039e9, 300e9, 25e9, 3, 2**20, 0),
   )
 }
 

@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vswin_jax.attention import chunked, tpu
+from vswin_jax.attention import chunked, cudnn, gpu, tpu
 from vswin_jax.attention.chunked import split_heads
-from vswin_jax.attention.operations import current_platform, dropout, on_each_device, product
+from vswin_jax.attention.operations import dropout, on_each_device, product, resolve_implementation
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import (
   OTHER_REGION_LOGIT,
@@ -39,10 +39,12 @@ def window_attention(
     layout: partition of the grid into windows, which may have shrunk.
     dropout_rate: on the attention probabilities, applied if `dropout_key` is given; each
       implementation draws in its own order.
-    implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
+    implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "chunked" computes a few windows at a time and
       recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
-      as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly.
+      as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly;
+      "pallas_gpu" and "pallas_gpu_interpret" are the same for NVIDIA GPUs (`gpu`); "cudnn" is
+      NVIDIA's library (`cudnn`), or XLA for what it can't compute.
 
   Returns:
     `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
@@ -51,14 +53,7 @@ def window_attention(
   Raises:
     ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
-  if implementation == "auto":
-    implementation = choose_implementation(current_platform())
-    log_once(f"window attention: {implementation}, on {current_platform()}")
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"unknown attention implementation {implementation!r}; choose one of "
-      f"{', '.join(sorted(IMPLEMENTATIONS))}"
-    )
+  implementation = resolve_implementation(implementation, IMPLEMENTATIONS, qkv.dtype)
   heads = bias_table.shape[1]
   fits = all(size <= limit for size, limit in zip(layout.window, window))
   if bias_table.shape[0] != table_rows(window) or not fits:
@@ -87,10 +82,7 @@ def _pallas_tpu(
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
   reason = tpu.why_not(layout, window, channels, heads)
-  if dropout_rate > 0 and dropout_key is not None:
-    reason = "there is dropout on its probabilities"
-  if reason:
-    log_once(f"window attention of {channels} channels: xla, because {reason}")
+  if _falls_back(channels, reason, dropout_rate, dropout_key):
     return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
   def attend(qkv, bias_table):
@@ -99,6 +91,43 @@ def _pallas_tpu(
     return output.reshape(*qkv.shape[:3], -1)
 
   return on_each_device(attend, qkv, whole=bias_table)
+
+
+def _pallas_gpu(
+  qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
+):
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  reason = gpu.why_not(layout, channels, heads, qkv.dtype, interpret)
+  if _falls_back(channels, reason, dropout_rate, dropout_key):
+    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+
+  def attend(qkv, bias_table):
+    # Rounded once, after the multiplication.
+    scaled = (qkv.astype(jnp.float32) * gpu.qkv_factors(channels, heads)).astype(qkv.dtype)
+    return gpu.attend(scaled, bias_table, window, layout, in_windows=True, interpret=interpret)
+
+  return on_each_device(attend, qkv, whole=bias_table)
+
+
+def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  reason = cudnn.why_not(layout, channels, heads, qkv.dtype)
+  if _falls_back(channels, reason, dropout_rate, dropout_key):
+    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+
+  def attend(qkv, bias_table):
+    return cudnn.attend(qkv, bias_table, window, layout)
+
+  return on_each_device(attend, qkv, whole=bias_table)
+
+
+def _falls_back(channels: int, reason: str | None, dropout_rate, dropout_key) -> bool:
+  """Returns whether an attention is computed by XLA, and logs the reason."""
+  if dropout_rate > 0 and dropout_key is not None:
+    reason = "there is dropout on its probabilities"
+  if reason:
+    log_once(f"window attention of {channels} channels: xla, because {reason}")
+  return bool(reason)
 
 
 def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
@@ -120,10 +149,7 @@ IMPLEMENTATIONS = {
   "chunked": chunked.attend,
   "pallas_tpu": _pallas_tpu,
   "pallas_tpu_interpret": partial(_pallas_tpu, interpret=True),
+  "pallas_gpu": _pallas_gpu,
+  "pallas_gpu_interpret": partial(_pallas_gpu, interpret=True),
+  "cudnn": _cudnn,
 }
-
-
-def choose_implementation(platform: str) -> str:
-  """Returns the implementation for a platform, such as "cpu" or "tpu"."""
-  # Kernels have to be asked for until they have run on the hardware.
-  return "chunked" if platform == "cpu" else "xla"

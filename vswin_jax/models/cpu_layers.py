@@ -46,7 +46,8 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
   """Returns `x` times the normal distribution function of `x`; its backward pass keeps only `x`."""
-  return x * _normal_cdf(x)
+  wide = x.astype(jnp.float32)
+  return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
 def _normal_cdf(x):
@@ -58,8 +59,9 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(x, gradient):
-  density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
-  return (gradient * (_normal_cdf(x) + x * density),)
+  wide = x.astype(jnp.float32)
+  density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+  return ((gradient * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.attention.operations import current_platform, dropout
+from vswin_jax.attention.operations import current_platform, dropout, on_each_device
 from vswin_jax.models import cpu_layers
+from vswin_jax.models.gpu_layer_norm import norm_and_input
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Rematerialization of image backbones.
@@ -40,6 +41,22 @@ class LayerNorm(nnx.LayerNorm):
     tokens = cpu_layers.layer_norm(tokens, self.scale[...], self.bias[...], self.epsilon)
     return tokens.reshape(x.shape).astype(x.dtype)
 
+  @jax.named_scope("layer_norm")
+  def with_input(self, x: jax.Array, kernels: str | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the result, and `x` for a residual connection.
+
+    Args:
+      kernels: "gpu": the backward pass is a kernel, see `gpu_layer_norm`; "interpret": the same,
+        interpreted; None: all is left to XLA.
+    """
+    if kernels is None:
+      return self(x), x
+
+    def run(x, parameters):
+      return norm_and_input(x, parameters, self.epsilon, kernels == "interpret")
+
+    return on_each_device(run, x, whole=(self.scale[...], self.bias[...]))
+
 
 def layer_norm(channels: int, epsilon: float, config, rngs: nnx.Rngs) -> LayerNorm:
   return LayerNorm(
@@ -60,11 +77,19 @@ class TokenLinear(nnx.Linear):
   """
 
   @jax.named_scope("linear")
-  def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-    """Returns the outputs, or those of a range of output channels."""
+  def __call__(
+    self, x: jax.Array, columns: slice = slice(None), factors: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns the outputs, or those of a range of output channels.
+
+    Args:
+      factors: `[outputs]`, of the output channels; None: 1.
+    """
     tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-    bias = None if self.bias is None else self.bias[columns]
-    return _linear(tokens, self.kernel[:, columns], bias).reshape(*x.shape[:-1], -1)
+    kernel, bias = self.kernel[:, columns], None if self.bias is None else self.bias[columns]
+    if factors is not None:
+      kernel, bias = kernel * factors, None if bias is None else bias * factors
+    return _linear(tokens, kernel, bias).reshape(*x.shape[:-1], -1)
 
   def repeated(self, x: jax.Array, groups: int, count: int) -> jax.Array:
     """Applies the layer to several inputs that lie side by side, by a block diagonal kernel.
@@ -154,13 +179,6 @@ def normal_param(shape: tuple[int, ...], std: float, config, rngs: nnx.Rngs) -> 
   return nnx.Param(draw(rngs.params(), shape, jnp.dtype(config.param_dtype)))
 
 
-def gelu(x: jax.Array) -> jax.Array:
-  """Returns the exact (erf) GELU."""
-  if current_platform() == "cpu":
-    return cpu_layers.gelu(x)
-  return jax.nn.gelu(x, approximate=False)
-
-
 def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """Zeros `x` for a random share `rate` of the examples (stochastic depth)."""
   return dropout(x, rate, key, broadcast_axes=tuple(range(1, x.ndim)))
@@ -196,6 +214,28 @@ def map_chunks(
   if length % size:
     parts.append(function(x[:, count * size :], count))
   return jnp.concatenate(parts, axis=1)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """Returns the exact (erf) GELU."""
+  if current_platform() == "cpu":
+    return cpu_layers.gelu(x)
+  return _gelu(x) if current_platform() == "gpu" else jax.nn.gelu(x, approximate=False)
+
+
+@jax.custom_vjp
+def _gelu(x: jax.Array) -> jax.Array:
+  """Computes GELU; keeps only its input for the backward pass."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x, gradient):
+  # Otherwise XLA finds what the forward pass has computed as well, and keeps that in memory.
+  x, gradient = jax.lax.optimization_barrier((x, gradient))
+  return jax.vjp(partial(jax.nn.gelu, approximate=False), x)[1](gradient)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 class MLP(nnx.Module):
