@@ -2,14 +2,16 @@
 
 Nothing runs: the bytes are the operands and results of the program's top-level operations, padded
 as the compiler lays them out in the device's memory. Values that it keeps in faster memory do not
-count.
+count. An operation of a GPU is a kernel that is launched.
 
   python -m benchmarks.traffic --config=configs/k400_swin_b.py --topology=v5e-16 --clips=1
   python -m benchmarks.traffic --config=configs/k400_swin_b.py --topology=h100:1x1x1 --clips=8
 """
 
 import argparse
+import ast
 import collections
+import contextlib
 import importlib.util
 import math
 import re
@@ -23,6 +25,7 @@ PARTS = {
   "window_attention": "logits, softmax, values",
   "banded_attention": "logits, softmax, values",
   "global_attention": "logits, softmax, values",
+  "dense_attention": "logits, softmax, values",
   "attention/linear": "qkv, projection",
   "attention": "copies around attention",
   "mlp": "MLP",
@@ -31,6 +34,11 @@ PARTS = {
   "layer_norm": "LayerNorm",
   "forward_kernel": "kernels of attention",
   "backward_kernel": "kernels of attention",
+  "dense_kernel": "kernels of attention",
+  "dense_gradient_kernel": "kernels of attention",
+  "keys_kernel": "kernels of attention",
+  "queries_kernel": "kernels of attention",
+  "norm_gradient_kernel": "LayerNorm",
   "norm_qkv_kernel": "kernels of blocks",
   "norm_qkv_gradient_kernel": "kernels of blocks",
   "project_mlp_kernel": "kernels of blocks",
@@ -40,9 +48,12 @@ PARTS = {
   "patch_embed": "patch embedding",
   "patch_merging": "patch merging",
   "block": "residual",
+  "head": "head",
   "optimizer": "optimizer",
 }
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+# Memory that cuBLAS may use, at the end of its results.
+_WORKSPACE = re.compile(r", s8\[\d+\]\S*\)$")
 _NO_TRAFFIC = re.compile(
   r"parameter|constant|get-tuple-element|tuple|bitcast|partition-id|after-all|.*-(done|update)"
 )
@@ -73,7 +84,7 @@ def traffic(operation) -> int:
     return 0
   if operation.opcode.endswith("-start"):  # its result names the source and the destination
     return operation.count * sum(array_bytes(operation.result)[:2])
-  types = (operation.result, *operation.operands)
+  types = (_WORKSPACE.sub(")", operation.result), *operation.operands)
   return operation.count * sum(sum(array_bytes(one)) for one in types)
 
 
@@ -86,6 +97,8 @@ def part_of(operation) -> tuple[str, str]:
     return "collectives", ""
   if position < 0:
     part = "other"
+  if "/temporal_encoder/" in scope:
+    part = "temporal encoder: attention" if part.startswith("logits") else "temporal encoder: rest"
   if part == "optimizer":
     return part, ""
   return part, "backward" if "transpose(" in operation.scope else "forward"
@@ -103,6 +116,8 @@ def compile_step(config_path: str, topology: str, clips: int, overrides: list[st
   config = module.get_config()
   for override in overrides:
     key, _, value = override.partition("=")
+    with contextlib.suppress(ValueError, SyntaxError):  # names of options are not quoted
+      value = ast.literal_eval(value)
     config.update_from_flattened_dict({key: value})
   dataset, _ = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   plan = plan_for_target(config, parse_target(topology), dataset, clips)

@@ -32,6 +32,7 @@ from vswin_jax.common.chips import CHIPS
     ("V4-128", (4, 4, 4), 1, 64),
     ("h100:1x1x8", (1, 8), 1, 8),
     ("h100:2x4x8", (4, 8), 2, 64),
+    ("a100:1x1x8", (1, 8), 1, 8),
   ],
 )
 def test_names(name, grid, slices, devices):

@@ -25,21 +25,28 @@ _COMPILERS = {
   "cuda": f"'jax-cuda13-plugin=={jax.__version__}' 'jax-cuda13-pjrt=={jax.__version__}'",
 }
 
-# XLA's descriptions of GPUs by chip; the compiler needs all fields.
-_GPUS = {
-  "h100": """
+# XLA's descriptions of GPUs, of which the compiler needs all fields.
+_GPU = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472 registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  shared_memory_per_block: 49152 registers_per_core_limit: 65536 registers_per_block_limit: 65536
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84942979072
-  cuda_compute_capability { major: 9 }
+  %s
 }
-platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 }
+device_description_str:
 """
+_GPUS = {
+  "h100": _GPU
+  % """core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 cuda_compute_capability { major: 9 }
+  shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472 l2_cache_size: 52428800
+  memory_bandwidth: 3352320000000 device_memory_size: 84942979072"""
+  + '"NVIDIA H100 80GB HBM3"',
+  "a100": _GPU
+  % """core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 cuda_compute_capability { major: 8 }
+  shared_memory_per_block_optin: 166912 shared_memory_per_core: 167936 l2_cache_size: 41943040
+  memory_bandwidth: 2039040000000 device_memory_size: 85100068864"""
+  + '"NVIDIA A100-SXM4-80GB"',
 }
 
 

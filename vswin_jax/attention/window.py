@@ -5,8 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vswin_jax.attention import tpu
-from vswin_jax.attention.operations import current_platform, dropout, on_each_device, product
+from vswin_jax.attention import chunked, cudnn, gpu, tpu
+from vswin_jax.attention.chunked import split_heads
+from vswin_jax.attention.operations import dropout, on_each_device, product, resolve_implementation
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import (
   OTHER_REGION_LOGIT,
@@ -16,8 +17,8 @@ from vswin_jax.attention.windows import (
 )
 from vswin_jax.common.logging import log_once
 
-# Maximum number of logits per chunk and example in "chunked": 8 MiB.
-_CHUNK_LOGITS = 2**21
+# Maximum number of logits of an example in "xla" where kernels can't compute them: 512 MiB.
+_MOST_LOGITS = 2**27
 
 
 @jax.named_scope("window_attention")
@@ -41,10 +42,12 @@ def window_attention(
     layout: partition of the grid into windows, which may have shrunk.
     dropout_rate: on the attention probabilities, applied if `dropout_key` is given; each
       implementation draws in its own order.
-    implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
+    implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "chunked" computes a few windows at a time and
-      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
-      as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly.
+      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`);
+      "pallas_tpu_interpret" runs these kernels anywhere, slowly; "pallas_gpu" and
+      "pallas_gpu_interpret" are the same for NVIDIA GPUs (`gpu`); "cudnn" is NVIDIA's library
+      (`cudnn`). What kernels can't compute is left to "xla" or, with large windows, to "chunked".
 
   Returns:
     `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
@@ -53,14 +56,7 @@ def window_attention(
   Raises:
     ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
-  if implementation == "auto":
-    implementation = choose_implementation(current_platform())
-    log_once(f"window attention: {implementation}, on {current_platform()}")
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"unknown attention implementation {implementation!r}; choose one of "
-      f"{', '.join(sorted(IMPLEMENTATIONS))}"
-    )
+  implementation = resolve_implementation(implementation, IMPLEMENTATIONS, qkv.dtype)
   heads = bias_table.shape[1]
   fits = all(size <= limit for size, limit in zip(layout.window, window))
   if bias_table.shape[0] != table_rows(window) or not fits:
@@ -78,71 +74,79 @@ def window_attention(
 
 def _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   """Attends with all logits in memory at once."""
-  query, key, value = _split_heads(qkv, bias_table.shape[1])
+  query, key, value = split_heads(qkv, bias_table.shape[1])
   bias = batched_bias(bias_table, window, layout.window, len(qkv))
   output = _attend(query, key, value, bias, region_ids(layout), dropout_rate, dropout_key)
   return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
-
-
-def _chunked(qkv, bias_table, window, layout, dropout_rate, dropout_key):
-  """Attends in a few windows of each example at a time; keeps only the inputs for backward."""
-  batch, heads, regions = qkv.shape[0], bias_table.shape[1], region_ids(layout)
-  size = _chunk_size(layout.windows, heads * layout.tokens**2)
-  chunks = layout.windows // size
-
-  def split(x, axis):
-    x = x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
-
-  @jax.checkpoint
-  def attend(qkv, bias_table, dropout_keys):
-    bias = batched_bias(bias_table, window, layout.window, batch)
-
-    @jax.checkpoint
-    def attend_chunk(chunk):
-      qkv, regions, dropout_key = chunk
-      query, key, value = _split_heads(qkv, heads)
-      output = _attend(query, key, value, bias, regions, dropout_rate, dropout_key)
-      return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
-
-    chunked_regions = None if regions is None else split(jnp.asarray(regions), 0)
-    output = jax.lax.map(attend_chunk, (split(qkv, 1), chunked_regions, dropout_keys))
-    return jnp.moveaxis(output, 0, 1).reshape(*qkv.shape[:3], -1)
-
-  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
-  return attend(qkv, bias_table, dropout_keys)
 
 
 def _pallas_tpu(
   qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  reason = tpu.why_not(layout, window, channels, heads)
+  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype)
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  has_dropout = dropout_rate > 0 and dropout_key is not None
+  seeds = jnp.zeros(len(qkv), jnp.int32)
+  if has_dropout:
+    seeds = jax.random.bits(dropout_key, seeds.shape).astype(jnp.int32)
+
+  def attend(qkv, seeds, bias_table):
+    parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
+    output = tpu.attend(
+      jnp.stack(parts),
+      bias_table,
+      window,
+      layout,
+      seeds=seeds if has_dropout else None,
+      dropout_rate=dropout_rate,
+      interpret=interpret,
+    )
+    return output.reshape(*qkv.shape[:3], -1)
+
+  return on_each_device(attend, qkv, seeds, whole=bias_table)
+
+
+def _pallas_gpu(
+  qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
+):
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  reason = gpu.why_not(layout, channels, heads, qkv.dtype, interpret)
   if dropout_rate > 0 and dropout_key is not None:
     reason = "there is dropout on its probabilities"
   if reason:
-    log_once(f"window attention of {channels} channels: xla, because {reason}")
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
   def attend(qkv, bias_table):
-    parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
-    output = tpu.attend(*parts, bias_table, window, layout, interpret=interpret)
-    return output.reshape(*qkv.shape[:3], -1)
+    # Rounded once, after the multiplication.
+    scaled = (qkv.astype(jnp.float32) * gpu.qkv_factors(channels, heads)).astype(qkv.dtype)
+    return gpu.attend(scaled, bias_table, window, layout, in_windows=True, interpret=interpret)
 
   return on_each_device(attend, qkv, whole=bias_table)
 
 
-def _split_heads(qkv, heads: int):
-  """Returns queries (scaled), keys and values `[batch, windows, heads, tokens, head_dim]`."""
-  query, key, value = qkv.reshape(*qkv.shape[:3], 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
-  # Rounded once, after scaling, because the scale is not a bfloat16 number.
-  return (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype), key, value
+def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  reason = cudnn.why_not(layout, channels, heads, qkv.dtype)
+  if dropout_rate > 0 and dropout_key is not None:
+    reason = "there is dropout on its probabilities"
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
+
+  def attend(qkv, bias_table):
+    return cudnn.attend(qkv, bias_table, window, layout)
+
+  return on_each_device(attend, qkv, whole=bias_table)
 
 
-def _chunk_size(windows: int, logits_per_window: int) -> int:
-  """Returns the largest divisor of `windows` whose logits fit `_CHUNK_LOGITS`, at least 1."""
-  sizes = [size for size in range(1, windows + 1) if windows % size == 0]
-  return max([size for size in sizes if size * logits_per_window <= _CHUNK_LOGITS], default=1)
+def _fall_back(reason: str, qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  """Leaves an attention to XLA, and logs why."""
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  name = "chunked" if layout.windows * heads * layout.tokens**2 > _MOST_LOGITS else "xla"
+  log_once(f"window attention of {channels} channels: {name}, because {reason}")
+  fallback = IMPLEMENTATIONS[name]
+  return fallback(qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
 
 def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
@@ -161,13 +165,10 @@ def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
 
 IMPLEMENTATIONS = {
   "xla": _xla,
-  "chunked": _chunked,
+  "chunked": chunked.attend,
   "pallas_tpu": _pallas_tpu,
   "pallas_tpu_interpret": partial(_pallas_tpu, interpret=True),
+  "pallas_gpu": _pallas_gpu,
+  "pallas_gpu_interpret": partial(_pallas_gpu, interpret=True),
+  "cudnn": _cudnn,
 }
-
-
-def choose_implementation(platform: str) -> str:
-  """Returns the implementation for a platform, such as "cpu" or "tpu"."""
-  # Kernels have to be asked for until they have run on the hardware.
-  return "chunked" if platform == "cpu" else "xla"

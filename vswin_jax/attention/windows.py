@@ -17,6 +17,8 @@ Size3D = tuple[int, int, int]
 
 # The reference adds it between tokens that are neighbors only through the cyclic shift.
 OTHER_REGION_LOGIT = -100.0
+# A window mixes at most two regions along each axis.
+REGIONS_PER_WINDOW = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,10 @@ class WindowLayout:
   @property
   def tokens(self) -> int:
     return math.prod(self.window)
+
+  def without_padding(self) -> "WindowLayout":
+    """Returns the same partition for a grid that is padded already."""
+    return dataclasses.replace(self, grid=self.padded_grid)
 
 
 @functools.cache
@@ -75,6 +81,30 @@ def region_ids(layout: WindowLayout) -> np.ndarray | None:
   return ids
 
 
+def token_regions(layout: WindowLayout) -> jax.Array:
+  """Returns the regions of a shifted grid, numbered from 0 in each window.
+
+  It is computed on the device: as a constant for each block it would be much of the program.
+
+  Returns:
+    int32 `[1, height, width, time, 1]`, for the tokens of the padded grid.
+  """
+  time, height, width = layout.padded_grid
+  regions = jnp.zeros((1, height, width, time, 1), jnp.int32)
+  for axis, shift in zip((3, 1, 2), layout.shift):
+    # The last window along an axis holds its first tokens too, and no other window holds them.
+    position = jax.lax.broadcasted_iota(jnp.int32, regions.shape, axis)
+    regions = 2 * regions + (position < shift)
+  return regions
+
+
+def pad_grid(x: jax.Array, layout: WindowLayout) -> jax.Array:
+  """Pads `[batch, height, width, time, channels]` with zeros to the padded grid."""
+  grid, padded_grid, *_ = _time_last(layout)
+  padding = [(0, after - before) for before, after in zip(grid, padded_grid)]
+  return jnp.pad(x, [(0, 0), *padding, (0, 0)]) if any(after for _, after in padding) else x
+
+
 @jax.named_scope("to_windows")
 def to_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
   """Pads, shifts and cuts tokens into windows.
@@ -87,10 +117,8 @@ def to_windows(x: jax.Array, layout: WindowLayout) -> jax.Array:
   Returns:
     `[batch, windows, tokens, channels]`.
   """
-  grid, padded_grid, window, shift = _time_last(layout)
-  padding = [(0, after - before) for before, after in zip(grid, padded_grid)]
-  if any(after for _, after in padding):
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+  _, _, window, shift = _time_last(layout)
+  x = pad_grid(x, layout)
   if any(shift):
     x = jnp.roll(x, [-size for size in shift], axis=(1, 2, 3))
   # One axis per reshape: the partitioner follows shardings through each of these.

@@ -5,12 +5,15 @@ Modules hold parameters only. Random keys are arguments; a call without a key is
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vswin_jax.attention.operations import dropout
+from vswin_jax.attention.operations import current_platform, dropout, on_each_device
+from vswin_jax.models import cpu_layers
+from vswin_jax.models.gpu_layer_norm import norm_and_input
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Rematerialization of image backbones.
@@ -32,7 +35,27 @@ class LayerNorm(nnx.LayerNorm):
 
   @jax.named_scope("layer_norm")
   def __call__(self, x: jax.Array) -> jax.Array:
-    return super().__call__(x).astype(x.dtype)
+    if current_platform() != "cpu":
+      return super().__call__(x).astype(x.dtype)
+    tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    tokens = cpu_layers.layer_norm(tokens, self.scale[...], self.bias[...], self.epsilon)
+    return tokens.reshape(x.shape).astype(x.dtype)
+
+  @jax.named_scope("layer_norm")
+  def with_input(self, x: jax.Array, kernels: str | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the result, and `x` for a residual connection.
+
+    Args:
+      kernels: "gpu": the backward pass is a kernel, see `gpu_layer_norm`; "interpret": the same,
+        interpreted; None: all is left to XLA.
+    """
+    if kernels is None:
+      return self(x), x
+
+    def run(x, parameters):
+      return norm_and_input(x, parameters, self.epsilon, kernels == "interpret")
+
+    return on_each_device(run, x, whole=(self.scale[...], self.bias[...]))
 
 
 def layer_norm(channels: int, epsilon: float, config, rngs: nnx.Rngs) -> LayerNorm:
@@ -54,11 +77,19 @@ class TokenLinear(nnx.Linear):
   """
 
   @jax.named_scope("linear")
-  def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-    """Returns the outputs, or those of a range of output channels."""
+  def __call__(
+    self, x: jax.Array, columns: slice = slice(None), factors: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns the outputs, or those of a range of output channels.
+
+    Args:
+      factors: `[outputs]`, of the output channels; None: 1.
+    """
     tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-    bias = None if self.bias is None else self.bias[columns]
-    return _linear(tokens, self.kernel[:, columns], bias).reshape(*x.shape[:-1], -1)
+    kernel, bias = self.kernel[:, columns], None if self.bias is None else self.bias[columns]
+    if factors is not None:
+      kernel, bias = kernel * factors, None if bias is None else bias * factors
+    return _linear(tokens, kernel, bias).reshape(*x.shape[:-1], -1)
 
   def repeated(self, x: jax.Array, groups: int, count: int) -> jax.Array:
     """Applies the layer to several inputs that lie side by side, by a block diagonal kernel.
@@ -95,7 +126,12 @@ def _linear_forward(x, kernel, bias):
 
 def _linear_backward(residuals, gradient):
   x, kernel, bias = residuals
-  kernel_gradient = jnp.einsum("ni,no->io", x, gradient, preferred_element_type=jnp.float32)
+  product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+  if current_platform() == "cpu" and x.shape[1] > gradient.shape[1]:
+    # On CPUs results that are wider than high take up to half the time.
+    kernel_gradient = product("no,ni->oi", gradient, x).T
+  else:
+    kernel_gradient = product("ni,no->io", x, gradient)
   return (
     gradient @ kernel.astype(x.dtype).T,
     kernel_gradient.astype(kernel.dtype),
@@ -180,6 +216,29 @@ def map_chunks(
   return jnp.concatenate(parts, axis=1)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """Returns the exact (erf) GELU."""
+  platform = current_platform()
+  if platform == "cpu":
+    return cpu_layers.gelu(x)
+  return _gelu(x) if platform == "gpu" else jax.nn.gelu(x, approximate=False)
+
+
+@jax.custom_vjp
+def _gelu(x: jax.Array) -> jax.Array:
+  """Computes GELU; keeps only its input for the backward pass."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x, gradient):
+  # Otherwise XLA finds what the forward pass has computed as well, and keeps that in memory.
+  x, gradient = jax.lax.optimization_barrier((x, gradient))
+  return jax.vjp(partial(jax.nn.gelu, approximate=False), x)[1](gradient)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+
+
 class MLP(nnx.Module):
   """Two linear layers with the exact (erf) GELU in between, and dropout after each."""
 
@@ -193,6 +252,6 @@ class MLP(nnx.Module):
   @jax.named_scope("mlp")
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     hidden_key, output_key = split_key(key, 2)
-    x = jax.nn.gelu(self.fc1(x), approximate=False)
+    x = gelu(self.fc1(x))
     x = dropout(x, self.dropout_rate, hidden_key)
     return dropout(self.fc2(x), self.dropout_rate, output_key)

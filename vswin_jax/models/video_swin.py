@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.attention import window_attention
-from vswin_jax.attention.operations import dropout, on_each_device
+from vswin_jax.attention import gpu, window_attention
+from vswin_jax.attention.operations import dropout, on_each_device, resolve_implementation
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
 from vswin_jax.attention.windows import (
   Size3D,
   WindowLayout,
   from_windows,
+  pad_grid,
   to_windows,
   window_layout,
 )
@@ -71,8 +72,9 @@ class VideoSwinConfig:
     param_dtype: dtype of the parameters.
     rematerialization: recomputation in the backward pass: "none", "block" (all but the input of
       each block) or "attention" (logits and probabilities).
-    attention: implementation of `window_attention`. With "pallas_tpu" blocks without dropout are
-      kernels as a whole (`tpu_block`).
+    attention: implementation of `window_attention`. With "pallas_tpu" blocks are kernels as a
+      whole (`tpu_block`) where these can compute them. With "pallas_gpu" the backward pass of
+      LayerNorm is a kernel too, and windows are not copied.
     init_std: standard deviation of the initial linear layers and bias tables. Narrow models may
       need more than the default, which is the reference's.
   """
@@ -114,6 +116,10 @@ class VideoSwinConfig:
       check_heads(self.embed_dim * 2**stage, heads, f"stage {stage}")
 
 
+def _implementation(config: VideoSwinConfig) -> str:
+  return resolve_implementation(config.attention, IMPLEMENTATIONS, config.dtype)
+
+
 class PatchEmbed(nnx.Module):
   """Linear embedding of non-overlapping patches, then LayerNorm (section 3.1).
 
@@ -150,7 +156,7 @@ class PatchEmbed(nnx.Module):
     TPUs pad the last axis to 128 elements, and a row of a patch has only 12. A product over a block
     diagonal kernel costs more operations, but far fewer bytes.
     """
-    if not self.config.attention.startswith("pallas_tpu"):
+    if not _implementation(self.config).startswith("pallas_tpu"):
       return 1
     most = 128 // (3 * self.config.patch_size[2])
     return max(count for count in range(1, max(most, 1) + 1) if columns % count == 0)
@@ -189,6 +195,36 @@ class WindowAttention(nnx.Module):
     x = attend(self.qkv(x), self.relative_position_bias_table[...])
     return dropout(self.proj(x), self.config.dropout_rate, proj_key)
 
+  def kernels(self, layout: WindowLayout, key: jax.Array | None) -> str | None:
+    """Returns which kernels `on_grid` can be computed by, "gpu" or "interpret"; None: by none."""
+    config, heads = self.config, self.relative_position_bias_table.shape[1]
+    implementation = _implementation(config)
+    if not implementation.startswith("pallas_gpu"):
+      return None
+    interpret = implementation == "pallas_gpu_interpret"
+    reason = gpu.why_not(layout, self.qkv.kernel.shape[0], heads, config.dtype, interpret)
+    if reason or (config.attention_dropout_rate and key is not None):
+      return None
+    return "interpret" if interpret else "gpu"
+
+  @jax.named_scope("attention")
+  def on_grid(
+    self, x: jax.Array, layout: WindowLayout, kernels: str, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns the same for `[batch, height, width, time, channels]`, without cutting windows."""
+    _, proj_key = split_key(key, 2)
+    (height, width, time), channels = x.shape[1:4], x.shape[4]
+    table = self.relative_position_bias_table[...]
+    qkv = self.qkv(pad_grid(x, layout), factors=gpu.qkv_factors(channels, table.shape[1]))
+
+    def attend(qkv, table):
+      interpret = kernels == "interpret"
+      return gpu.attend(qkv, table, self.config.window_size, layout, interpret=interpret)
+
+    with jax.named_scope("window_attention"):
+      x = on_each_device(attend, qkv, whole=table)
+    return dropout(self.proj(x[:, :height, :width, :time]), self.config.dropout_rate, proj_key)
+
 
 class Block(nnx.Module):
   """Pre-norm block: (shifted) window attention, then an MLP, each residual (section 3.1)."""
@@ -215,43 +251,55 @@ class Block(nnx.Module):
     attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
     height, width, time = x.shape[1:4]
     layout = window_layout((time, height, width), self.config.window_size, shifted=self.shifted)
-    if self._fits_kernels(layout, key):
-      return self._run_kernels(x, layout, path1_key, path2_key)
-    windows = to_windows(self.norm1(x), layout)
-    windows = self.attention(windows, layout, key=attention_key)
-    x = x + drop_path(from_windows(windows, layout), self.drop_path_rate, path1_key)
-    return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
+    if self._fits_kernels(layout):
+      return self._run_kernels(x, layout, attention_key, path1_key, path2_key)
+    kernels = self.attention.kernels(layout, key)
+    normal, x = self.norm1.with_input(x, kernels)
+    if kernels:
+      attended = self.attention.on_grid(normal, layout, kernels, key=attention_key)
+    else:
+      windows = self.attention(to_windows(normal, layout), layout, key=attention_key)
+      attended = from_windows(windows, layout)
+    x = x + drop_path(attended, self.drop_path_rate, path1_key)
+    normal, x = self.norm2.with_input(x, kernels)
+    return x + drop_path(self.mlp(normal, key=mlp_key), self.drop_path_rate, path2_key)
 
-  def _fits_kernels(self, layout: WindowLayout, key: jax.Array | None) -> bool:
+  def _fits_kernels(self, layout: WindowLayout) -> bool:
     """Returns whether the block is computed by `tpu_block`."""
-    config, kernel = self.config, self.attention.qkv.kernel
-    if not config.attention.startswith("pallas_tpu"):
+    config, (channels, hidden) = self.config, self.mlp.fc1.kernel.shape
+    if not _implementation(config).startswith("pallas_tpu"):
       return False
-    channels, heads = kernel.shape[0], self.attention.relative_position_bias_table.shape[1]
-    reason = tpu_block.why_not(layout, config.window_size, channels, heads, config.mlp_ratio)
-    if key is not None and (config.dropout_rate or config.attention_dropout_rate):
-      reason = "there is dropout"
+    heads = self.attention.relative_position_bias_table.shape[1]
+    reason = tpu_block.why_not(layout, config.window_size, channels, heads, hidden, config.dtype)
     if reason:
-      log_once(f"blocks of {channels} channels: only attention as a kernel, because {reason}")
+      log_once(f"blocks of {channels} channels: not as kernels, because {reason}")
     return not reason
 
-  def _run_kernels(self, x: jax.Array, layout: WindowLayout, *path_keys) -> jax.Array:
-    one = jnp.ones((x.shape[0], 1), jnp.float32)
+  def _run_kernels(self, x: jax.Array, layout: WindowLayout, dropout_key, *path_keys) -> jax.Array:
+    config = self.config
+    one = jnp.ones((len(x), 1), jnp.float32)
     factors = [drop_path(one, self.drop_path_rate, key) for key in path_keys]
-    parameters = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    seeds = jnp.zeros((len(x), tpu_block.DROPOUTS), jnp.int32)
+    has_dropout = dropout_key is not None and (config.dropout_rate or config.attention_dropout_rate)
+    if has_dropout:
+      seeds = jax.random.bits(dropout_key, seeds.shape).astype(jnp.int32)
 
-    def run(x, factors, parameters):
+    def run(x, factors, seeds, parameters):
       return tpu_block.run_block(
         x,
         factors,
         parameters,
-        self.config.window_size,
+        config.window_size,
         layout,
         LAYER_NORM_EPSILON,
-        interpret=self.config.attention == "pallas_tpu_interpret",
+        seeds=seeds if has_dropout else None,
+        dropout_rate=config.dropout_rate,
+        attention_dropout_rate=config.attention_dropout_rate,
+        interpret=_implementation(config) == "pallas_tpu_interpret",
       )
 
-    return on_each_device(run, x, jnp.concatenate(factors, axis=1), whole=parameters)
+    parameters = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    return on_each_device(run, x, jnp.concatenate(factors, axis=1), seeds, whole=parameters)
 
 
 class PatchMerging(nnx.Module):
