@@ -2,14 +2,16 @@
 
 Nothing runs: the bytes are the operands and results of the program's top-level operations, padded
 as the compiler lays them out in the device's memory. Values that it keeps in faster memory do not
-count.
+count. An operation of a GPU is a kernel that is launched.
 
   python -m benchmarks.traffic --config=configs/k400_swin_b.py --topology=v5e-16 --clips=1
   python -m benchmarks.traffic --config=configs/k400_swin_b.py --topology=h100:1x1x1 --clips=8
 """
 
 import argparse
+import ast
 import collections
+import contextlib
 import importlib.util
 import math
 import re
@@ -34,6 +36,9 @@ PARTS = {
   "backward_kernel": "kernels of attention",
   "dense_kernel": "kernels of attention",
   "dense_gradient_kernel": "kernels of attention",
+  "keys_kernel": "kernels of attention",
+  "queries_kernel": "kernels of attention",
+  "norm_gradient_kernel": "LayerNorm",
   "norm_qkv_kernel": "kernels of blocks",
   "norm_qkv_gradient_kernel": "kernels of blocks",
   "project_mlp_kernel": "kernels of blocks",
@@ -47,6 +52,8 @@ PARTS = {
   "optimizer": "optimizer",
 }
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+# Memory that cuBLAS may use, at the end of its results.
+_WORKSPACE = re.compile(r", s8\[\d+\]\S*\)$")
 _NO_TRAFFIC = re.compile(
   r"parameter|constant|get-tuple-element|tuple|bitcast|partition-id|after-all|.*-(done|update)"
 )
@@ -77,7 +84,7 @@ def traffic(operation) -> int:
     return 0
   if operation.opcode.endswith("-start"):  # its result names the source and the destination
     return operation.count * sum(array_bytes(operation.result)[:2])
-  types = (operation.result, *operation.operands)
+  types = (_WORKSPACE.sub(")", operation.result), *operation.operands)
   return operation.count * sum(sum(array_bytes(one)) for one in types)
 
 
@@ -109,6 +116,8 @@ def compile_step(config_path: str, topology: str, clips: int, overrides: list[st
   config = module.get_config()
   for override in overrides:
     key, _, value = override.partition("=")
+    with contextlib.suppress(ValueError, SyntaxError):  # names of options are not quoted
+      value = ast.literal_eval(value)
     config.update_from_flattened_dict({key: value})
   dataset, _ = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   plan = plan_for_target(config, parse_target(topology), dataset, clips)

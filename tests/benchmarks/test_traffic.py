@@ -42,6 +42,13 @@ def test_operations_of_loops_count_once_an_iteration():
   assert part_of(products[0]) == ("MLP", "forward")
 
 
+def test_workspaces_are_no_traffic():
+  operation = Operation(
+    "cublas-lt-matmul.1", "custom-call", "", "(bf16[4,8]{1,0}, s8[4194304]{0})", ("f32[2]{0}",), 1
+  )
+  assert traffic(operation) == 64 + 8
+
+
 @pytest.mark.parametrize(
   ("scope", "part"),
   [
@@ -54,6 +61,14 @@ def test_operations_of_loops_count_once_an_iteration():
     (
       "jit(step)/transpose(jvp(stage0))/block1/shard_map/norm_qkv_gradient_kernel/pallas_call",
       ("kernels of blocks", "backward"),
+    ),
+    (
+      "jit(step)/transpose(jvp(stage0))/block1/attention/window_attention/keys_kernel/pallas_call",
+      ("kernels of attention", "backward"),
+    ),
+    (
+      "jit(step)/transpose(jvp(stage0))/block1/layer_norm/norm_gradient_kernel/pallas_call",
+      ("LayerNorm", "backward"),
     ),
     ("jit(step)/optimizer/mul", ("optimizer", "")),
     ("jit(step)/broadcast", ("other", "forward")),

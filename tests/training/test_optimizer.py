@@ -8,8 +8,10 @@ import pytest
 
 from vswin_jax.models.parameters import batch_statistics, split_model
 from vswin_jax.models.resnet import FrozenBatchNorm, ResNetConfig
+from vswin_jax.training import optimizer as optimizers
 from vswin_jax.training.optimizer import (
   OptimizerOptions,
+  global_norm,
   group_values,
   make_optimizer,
   update_ema,
@@ -160,3 +162,13 @@ def test_statistics_of_batch_normalization_are_not_updated(name):
   for path in frozen:
     np.testing.assert_array_equal(updates[path], 0.0)
   assert (updates["scale"] < -0.05).all()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_global_norm(platform, monkeypatch):
+  monkeypatch.setattr(optimizers, "current_platform", lambda: platform)
+  random = np.random.default_rng(0)
+  tree = {"a": random.normal(size=(3, 4, 5)), "b": {"c": random.normal(size=7), "d": 2.0}}
+  tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+  expected = np.linalg.norm(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]))
+  np.testing.assert_allclose(jax.jit(global_norm)(tree), expected, rtol=1e-6)

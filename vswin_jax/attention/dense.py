@@ -85,14 +85,19 @@ def _pallas_tpu(query, key, value, tokens, interpret: bool = False):
     log_once(f"attention of images of {tokens} tokens: xla, because {reason}")
     return _xla(query, key, value, tokens)
 
-  def rows(x):
-    return _pad(x.reshape(*x.shape[:2], channels), "pallas_tpu")
+  # The kernels take as many rows of queries as of keys, and compute the first ones.
+  rows, kept = padded(key.shape[1], "pallas_tpu"), query.shape[1]
+
+  def flatten(x):
+    return jnp.pad(x.reshape(*x.shape[:2], channels), [(0, 0), (0, rows - x.shape[1]), (0, 0)])
 
   def attend(query, key, value, _):
-    return tpu_dense.attend(query, key, value, heads, tokens, interpret=interpret)
+    queries = padded(kept, "pallas_tpu")
+    qkv = jnp.stack([query, key, value])
+    return tpu_dense.attend(qkv, heads, tokens, queries, interpret=interpret)
 
-  output = on_each_device(attend, rows(query), rows(key), rows(value), whole=())
-  return output[:, : query.shape[1]].reshape(query.shape)
+  output = on_each_device(attend, flatten(query), flatten(key), flatten(value), whole=())
+  return output[:, :kept].reshape(query.shape)
 
 
 IMPLEMENTATIONS = {

@@ -182,14 +182,13 @@ def _attend_backward(sizes, residuals, gradient):
   arrays = [
     qkv,
     gradient,
-    _query_columns(-logsums, regions),
-    _query_columns(-expected, jnp.zeros_like(regions)),
+    _query_columns(-logsums, -expected, regions),
     bias,
     rows,
     _key_columns(regions),
   ]
   gradients = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
-  transposed = [*arrays[:4], bias.swapaxes(1, 2), *arrays[5:]]
+  transposed = [*arrays[:3], bias.swapaxes(1, 2), *arrays[4:]]
   (partial,) = _call(keys_kernel, sizes, transposed, [gradients], _group(sizes, qkv, _WINDOWS))
   # The kernel of the queries writes its columns between those of the other.
   group = _group(sizes, qkv, _WINDOWS_OF_SUM)
@@ -211,27 +210,24 @@ def _pad_bias(sizes, bias, dtype):
   return jnp.pad(bias * _LOG2_E, padding, constant_values=PADDING_LOGIT).astype(dtype)
 
 
-def _query_columns(x: jax.Array, regions: jax.Array) -> jax.Array:
-  """Returns the extra columns of queries: `[heads, batch * rows, 16]`.
+def _query_columns(logsums: jax.Array, expected: jax.Array, regions: jax.Array) -> jax.Array:
+  """Returns the extra columns of queries, for s and for dp: `[heads, batch * rows, 2 * 16]`.
 
   Args:
-    x: float32 `[heads, batch * rows]`.
+    logsums: float32 `[heads, batch * rows]`, -l.
+    expected: the same, -e.
     regions: `[rows, 16]`; its dtype is that of the columns.
   """
-  parts, rest = [], x
-  for _ in range(_PARTS):
-    # An explicit rounding: XLA may drop a conversion and its inverse.
-    info = jnp.finfo(regions.dtype)
-    part = jax.lax.reduce_precision(rest, info.nexp, info.nmant)
-    parts.append(part)
-    rest = rest - part
-  column = jnp.arange(EXTRA_COLUMNS)
-  columns = sum(
-    jnp.where(column == REGIONS_PER_WINDOW + index, part[..., None], 0.0)
-    for index, part in enumerate(parts)
-  )
-  examples = x.shape[1] // len(regions)
-  return columns.astype(regions.dtype) + jnp.tile(regions, (examples, 1))
+  info, column, columns = jnp.finfo(regions.dtype), jnp.arange(2 * EXTRA_COLUMNS), 0.0
+  for first, rest in ((0, logsums), (EXTRA_COLUMNS, expected)):
+    for index in range(first + REGIONS_PER_WINDOW, first + REGIONS_PER_WINDOW + _PARTS):
+      # An explicit rounding: XLA may drop a conversion and its inverse.
+      part = jax.lax.reduce_precision(rest, info.nexp, info.nmant)
+      columns += jnp.where(column == index, part[..., None], 0.0)
+      rest = rest - part
+  examples = logsums.shape[1] // len(regions)
+  regions = jnp.tile(jnp.pad(regions, [(0, 0), (0, EXTRA_COLUMNS)]), (examples, 1))
+  return columns.astype(regions.dtype) + regions
 
 
 def _key_columns(regions: jax.Array) -> jax.Array:

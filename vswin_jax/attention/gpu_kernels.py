@@ -7,9 +7,9 @@ arrays are
   gradient    [batch * rows, channels]              of the output
   bias        [heads, padded_tokens, padded_tokens]
   rows        [windows, padded_tokens]              rows of the tokens of the windows of an example
-  regions     [rows, 16]                            extra columns of keys, and of queries forward
-  logsums     [heads, batch * rows, 16]             extra columns of queries with -l backward
-  expected    [heads, batch * rows, 16]             the same with -e
+  regions     [rows, 16]                            extra columns of both, forward
+  keys        [rows, 16]                            extra columns of keys backward
+  queries     [heads, batch * rows, 2 * 16]         those of queries, with -l and with -e
 
 Tokens that pad a window to whole tiles have the row of its last token, and biases so small that
 their probabilities are zero.
@@ -114,7 +114,7 @@ def forward_kernel(sizes, group, qkv_ref, bias_ref, rows_ref, *refs):
 
 
 def keys_kernel(
-  sizes, group, qkv_ref, gradient_ref, logsums_ref, expected_ref, bias_ref, rows_ref, keys_ref,
+  sizes, group, qkv_ref, gradient_ref, queries_ref, bias_ref, rows_ref, keys_ref,
   qkv_gradient_ref,
 ):  # fmt: skip
   """Computes dk and dv. All arrays of token pairs, the bias among them, are transposed."""
@@ -133,10 +133,10 @@ def keys_kernel(
       query = _take(sizes, qkv_ref, query_rows, q)
       gradient = _take(sizes, gradient_ref, query_rows, q)
       logits = _pairs(bias_ref, head, start, _TILE, query_start, size)
-      logits += _product(key_columns, _extra(logsums_ref, query_rows, head).T)
+      logits += _product(key_columns, _extra(queries_ref, query_rows, head).T)
       weights = _exp2(sizes, logits + _product(key, query.T))
       value_gradient += _product(weights.astype(gradient.dtype), gradient)
-      excess = _product(key_columns, _extra(expected_ref, query_rows, head).T)
+      excess = _product(key_columns, _extra(queries_ref, query_rows, head, EXTRA_COLUMNS).T)
       logits_gradient = weights * (excess + _product(value, gradient.T))
       key_gradient += _product(logits_gradient.astype(query.dtype), query)
       return key_gradient, value_gradient
@@ -152,7 +152,7 @@ def keys_kernel(
 
 
 def queries_kernel(
-  sizes, group, qkv_ref, gradient_ref, logsums_ref, expected_ref, bias_ref, rows_ref, keys_ref, _,
+  sizes, group, qkv_ref, gradient_ref, queries_ref, bias_ref, rows_ref, keys_ref, _,
   qkv_gradient_ref, bias_gradient_ref,
 ):  # fmt: skip
   """Computes dq and db. As many tiles of keys at a time as have their part of db in registers."""
@@ -165,8 +165,8 @@ def queries_kernel(
       window = first + index
       _, rows = _rows(sizes, rows_ref, window, start, _TILE)
       query, gradient = _take(sizes, qkv_ref, rows, q), _take(sizes, gradient_ref, rows, q)
-      logsums = _extra(logsums_ref, rows, head)
-      expected = _extra(expected_ref, rows, head)
+      logsums = _extra(queries_ref, rows, head)
+      expected = _extra(queries_ref, rows, head, EXTRA_COLUMNS)
       query_gradient, sums = jnp.zeros((_TILE, sizes.head_dim), jnp.float32), []
       for (key_start, size), bias_gradient in zip(tiles, bias_gradients):
         key_local, key_rows = _rows(sizes, rows_ref, window, key_start, size)
@@ -256,9 +256,9 @@ def _put(sizes, ref, rows, column, x):
   plgpu.store(ref.at[cells], x.astype(ref.dtype), mask=cells[0] < _NOWHERE)
 
 
-def _extra(ref, rows, head=None):
+def _extra(ref, rows, head=None, first: int = 0):
   """Returns the extra columns of rows, of a head if there are some for each."""
-  cells = _cells(rows, 0, EXTRA_COLUMNS)
+  cells = _cells(rows, first, EXTRA_COLUMNS)
   return plgpu.load(ref.at[cells if head is None else (_same(head, cells[0]), *cells)])
 
 

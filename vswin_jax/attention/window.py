@@ -17,6 +17,9 @@ from vswin_jax.attention.windows import (
 )
 from vswin_jax.common.logging import log_once
 
+# Maximum number of logits of an example in "xla" where kernels can't compute them: 512 MiB.
+_MOST_LOGITS = 2**27
+
 
 @jax.named_scope("window_attention")
 def window_attention(
@@ -41,10 +44,10 @@ def window_attention(
       implementation draws in its own order.
     implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "chunked" computes a few windows at a time and
-      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
-      as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly;
-      "pallas_gpu" and "pallas_gpu_interpret" are the same for NVIDIA GPUs (`gpu`); "cudnn" is
-      NVIDIA's library (`cudnn`), or XLA for what it can't compute.
+      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`);
+      "pallas_tpu_interpret" runs these kernels anywhere, slowly; "pallas_gpu" and
+      "pallas_gpu_interpret" are the same for NVIDIA GPUs (`gpu`); "cudnn" is NVIDIA's library
+      (`cudnn`). What kernels can't compute is left to "xla" or, with large windows, to "chunked".
 
   Returns:
     `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
@@ -81,16 +84,28 @@ def _pallas_tpu(
   qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  reason = tpu.why_not(layout, window, channels, heads)
-  if _falls_back(channels, reason, dropout_rate, dropout_key):
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype)
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  has_dropout = dropout_rate > 0 and dropout_key is not None
+  seeds = jnp.zeros(len(qkv), jnp.int32)
+  if has_dropout:
+    seeds = jax.random.bits(dropout_key, seeds.shape).astype(jnp.int32)
 
-  def attend(qkv, bias_table):
+  def attend(qkv, seeds, bias_table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
-    output = tpu.attend(*parts, bias_table, window, layout, interpret=interpret)
+    output = tpu.attend(
+      jnp.stack(parts),
+      bias_table,
+      window,
+      layout,
+      seeds=seeds if has_dropout else None,
+      dropout_rate=dropout_rate,
+      interpret=interpret,
+    )
     return output.reshape(*qkv.shape[:3], -1)
 
-  return on_each_device(attend, qkv, whole=bias_table)
+  return on_each_device(attend, qkv, seeds, whole=bias_table)
 
 
 def _pallas_gpu(
@@ -98,8 +113,10 @@ def _pallas_gpu(
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
   reason = gpu.why_not(layout, channels, heads, qkv.dtype, interpret)
-  if _falls_back(channels, reason, dropout_rate, dropout_key):
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  if dropout_rate > 0 and dropout_key is not None:
+    reason = "there is dropout on its probabilities"
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
   def attend(qkv, bias_table):
     # Rounded once, after the multiplication.
@@ -112,8 +129,10 @@ def _pallas_gpu(
 def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
   reason = cudnn.why_not(layout, channels, heads, qkv.dtype)
-  if _falls_back(channels, reason, dropout_rate, dropout_key):
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  if dropout_rate > 0 and dropout_key is not None:
+    reason = "there is dropout on its probabilities"
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
   def attend(qkv, bias_table):
     return cudnn.attend(qkv, bias_table, window, layout)
@@ -121,13 +140,13 @@ def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   return on_each_device(attend, qkv, whole=bias_table)
 
 
-def _falls_back(channels: int, reason: str | None, dropout_rate, dropout_key) -> bool:
-  """Returns whether an attention is computed by XLA, and logs the reason."""
-  if dropout_rate > 0 and dropout_key is not None:
-    reason = "there is dropout on its probabilities"
-  if reason:
-    log_once(f"window attention of {channels} channels: xla, because {reason}")
-  return bool(reason)
+def _fall_back(reason: str, qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  """Leaves an attention to XLA, and logs why."""
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  name = "chunked" if layout.windows * heads * layout.tokens**2 > _MOST_LOGITS else "xla"
+  log_once(f"window attention of {channels} channels: {name}, because {reason}")
+  fallback = IMPLEMENTATIONS[name]
+  return fallback(qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
 
 def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):

@@ -49,20 +49,19 @@ def _backward(epsilon, interpret, residuals, gradients):
   rows, width = x.size // channels, pl.next_power_of_2(channels)
   step = _divisor(rows, _ELEMENTS // width, powers_of_2=True)
   programs = _divisor(rows // step, _PROGRAMS)
-  sums = jax.ShapeDtypeStruct((programs, width), jnp.float32)
-  x_gradient, scale_sums, bias_sums = pl.pallas_call(
+  x_gradient, sums = pl.pallas_call(
     functools.partial(norm_gradient_kernel, channels, epsilon, step, rows // step // programs),
     grid=(programs,),
-    out_shape=[jax.ShapeDtypeStruct((rows, channels), x.dtype), sums, sums],
+    out_shape=[
+      jax.ShapeDtypeStruct((rows, channels), x.dtype),
+      jax.ShapeDtypeStruct((programs, 2, width), jnp.float32),
+    ],
     compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
     interpret=interpret,
     name="norm_gradient_kernel",
   )(*(array.reshape(rows, channels) for array in (x, *gradients)), scale.reshape(1, -1))
-  parameters = (
-    scale_sums.sum(0)[:channels].astype(scale.dtype),
-    bias_sums.sum(0)[:channels].astype(bias.dtype),
-  )
-  return x_gradient.reshape(x.shape), parameters
+  sums = sums.sum(0)[:, :channels]
+  return x_gradient.reshape(x.shape), (sums[0].astype(scale.dtype), sums[1].astype(bias.dtype))
 
 
 norm_and_input.defvjp(_forward, _backward)
@@ -78,10 +77,10 @@ def _divisor(number: int, limit: int, powers_of_2: bool = False) -> int:
 
 def norm_gradient_kernel(
   channels, epsilon, step, steps, x_ref, gradient_ref, residual_ref, scale_ref, x_gradient_ref,
-  scale_sum_ref, bias_sum_ref,
+  sums_ref,
 ):  # fmt: skip
   """Takes `steps` times `step` rows; the channels are padded to a power of two."""
-  width = scale_sum_ref.shape[1]
+  width = sums_ref.shape[2]
   program = pl.program_id(0)
   scale = _load(scale_ref, 0, 1, width, channels)
 
@@ -102,8 +101,8 @@ def norm_gradient_kernel(
 
   zero = jnp.zeros(width, jnp.float32)
   scale_sum, bias_sum = jax.lax.fori_loop(0, steps, add_rows, (zero, zero))
-  plgpu.store(scale_sum_ref.at[program, pl.ds(0, width)], scale_sum)
-  plgpu.store(bias_sum_ref.at[program, pl.ds(0, width)], bias_sum)
+  for index, total in enumerate((scale_sum, bias_sum)):
+    plgpu.store(sums_ref.at[program, jnp.int32(index), pl.ds(0, width)], total)
 
 
 def _normalize(x, channels: int, epsilon: float):

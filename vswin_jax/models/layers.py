@@ -218,9 +218,10 @@ def map_chunks(
 
 def gelu(x: jax.Array) -> jax.Array:
   """Returns the exact (erf) GELU."""
-  if current_platform() == "cpu":
+  platform = current_platform()
+  if platform == "cpu":
     return cpu_layers.gelu(x)
-  return _gelu(x) if current_platform() == "gpu" else jax.nn.gelu(x, approximate=False)
+  return _gelu(x) if platform == "gpu" else jax.nn.gelu(x, approximate=False)
 
 
 @jax.custom_vjp

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vswin_jax.attention.operations import current_platform
 from vswin_jax.models.parameters import flatten, unflatten
 
 Rules = Sequence[tuple[str, float]]
@@ -116,6 +117,17 @@ def make_optimizer(
   return optax.chain(
     *clip, *rule, optax.stateless(multiply), optax.scale_by_learning_rate(schedule)
   )
+
+
+def global_norm(tree) -> jax.Array:
+  """Returns the Euclidean norm of all arrays of a tree together: float32."""
+  if current_platform() != "gpu":
+    return optax.tree.norm(tree)
+  # XLA would launch one or two kernels for each array. Rows are summed along with the update, and
+  # what is left is one array, which the barrier keeps together.
+  squares = [jnp.square(x).sum(-1) if x.ndim > 1 else jnp.square(x) for x in jax.tree.leaves(tree)]
+  rows = jnp.concatenate([x.reshape(-1) for x in squares])
+  return jnp.sqrt(jax.lax.optimization_barrier(rows).sum())
 
 
 def update_ema(ema_params, params, decay: float, step: jax.Array):

@@ -11,7 +11,7 @@ from flax import nnx
 from vswin_jax.augmentation.augmentation import Augmentation
 from vswin_jax.models.parameters import merge_model
 from vswin_jax.training.inputs import augment_batch, model_inputs
-from vswin_jax.training.optimizer import update_ema
+from vswin_jax.training.optimizer import global_norm, update_ema
 
 _NO_AUGMENTATION = Augmentation()
 
@@ -152,7 +152,7 @@ def make_train_step(
       if ema_decay:
         ema_params = update_ema(ema_params, params, ema_decay, state.step + 1)
 
-    now = {"steps": 1.0, "loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
+    now = {"steps": 1.0, "loss": loss, "top1": top1, "grad_norm": global_norm(grads)}
     starts_anew = state.step % log_every == 0
     totals = {
       name: jnp.where(starts_anew, 0.0, state.totals[name]) + value for name, value in now.items()
