@@ -23,6 +23,7 @@ PARTS = {
   "window_attention": "logits, softmax, values",
   "banded_attention": "logits, softmax, values",
   "global_attention": "logits, softmax, values",
+  "dense_attention": "logits, softmax, values",
   "attention/linear": "qkv, projection",
   "attention": "copies around attention",
   "mlp": "MLP",
@@ -34,6 +35,8 @@ PARTS = {
   "keys_kernel": "kernels of attention",
   "queries_kernel": "kernels of attention",
   "norm_gradient_kernel": "LayerNorm",
+  "dense_kernel": "kernels of attention",
+  "dense_gradient_kernel": "kernels of attention",
   "norm_qkv_kernel": "kernels of blocks",
   "norm_qkv_gradient_kernel": "kernels of blocks",
   "project_mlp_kernel": "kernels of blocks",
@@ -43,6 +46,7 @@ PARTS = {
   "patch_embed": "patch embedding",
   "patch_merging": "patch merging",
   "block": "residual",
+  "head": "head",
   "optimizer": "optimizer",
 }
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -91,6 +95,8 @@ def part_of(operation) -> tuple[str, str]:
     return "collectives", ""
   if position < 0:
     part = "other"
+  if "/temporal_encoder/" in scope:
+    part = "temporal encoder: attention" if part.startswith("logits") else "temporal encoder: rest"
   if part == "optimizer":
     return part, ""
   return part, "backward" if "transpose(" in operation.scope else "forward"

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from vswin_jax.common.cli import one_line_errors
 from vswin_jax.common.logging import set_up_logging
-from vswin_jax.common.paths import local_path
+from vswin_jax.common.paths import cache_folder, local_path
 from vswin_jax.conversion import download, released
 from vswin_jax.conversion.convert import convert_file, describe
 from vswin_jax.conversion.families import ARCHITECTURES, ConversionOptions
@@ -81,7 +81,7 @@ def _find_source(source: str) -> pathlib.Path:
   path = local_path(source)
   if os.path.lexists(path) or os.sep in source:
     return path
-  return download.fetch(released.find(source), download.default_cache())
+  return download.fetch(released.find(source), cache_folder())
 
 
 def _window(sizes: list[str] | None) -> tuple[int, ...] | None:

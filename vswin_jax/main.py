@@ -29,9 +29,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "eval", "compile"],
+  ["train", "eval", "compile", "selfcheck"],
   "train: train or resume, then evaluate; eval: only evaluate; compile: estimate memory and time "
-  "of the training step on a slice you don't have.",
+  "of the training step on a slice you don't have; selfcheck: compare the kernels of this machine "
+  "with XLA, for the model of --config or, without one, for a few.",
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "For --mode=eval: a run, or converted weights, to evaluate in --workdir."
@@ -69,6 +70,11 @@ _STOP_STATUS = flags.DEFINE_integer(
 
 def main(arguments: list[str]) -> None:
   refuse_arguments(arguments)
+  if _MODE.value == "selfcheck":
+    _self_check()
+    return
+  if _CONFIG.value is None:
+    sys.exit("error: give --config=FILE, such as configs/quickstart.py")
   if _WORKDIR.value is None and _MODE.value != "compile":
     sys.exit("error: give --workdir=DIR, the folder for checkpoints, logs and report")
   if _TOPOLOGY.value and _MODE.value != "compile":
@@ -107,6 +113,25 @@ def _compile(overridden_keys: list[str]) -> None:
     sys.exit(UNEXPECTED)
 
 
+def _self_check() -> None:
+  from vswin_jax.common.logging import set_up_logging
+  from vswin_jax.experiment.config import read_settings
+  from vswin_jax.experiment.run import USER_ERRORS
+  from vswin_jax.inference import self_check
+
+  set_up_logging()
+  with unexpected_errors(), one_line_errors("nothing was written", USER_ERRORS):
+    models = self_check.examples()
+    if _CONFIG.value is not None:
+      settings = read_settings(_CONFIG.value)
+      models = [(settings.model, settings.clip.num_frames, settings.clip.size)]
+    print(self_check.describe_machine())
+    agreements = [one for model in models for one in self_check.check_all(*model)]
+    print(self_check.table(agreements))
+  if not all(one.agrees for one in agreements):
+    sys.exit("error: not all kernels agree with XLA; runs compute these models with XLA")
+
+
 def _run(overridden_keys: list[str]) -> None:
   from vswin_jax.distributed import clusters, processes
   from vswin_jax.experiment.config import shared_flags
@@ -143,5 +168,4 @@ def _run(overridden_keys: list[str]) -> None:
 
 if __name__ == "__main__":
   restart_with_huge_pages()
-  flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse_config_flags)

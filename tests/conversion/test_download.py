@@ -5,8 +5,6 @@ import dataclasses
 import errno
 import hashlib
 import http.server
-import pathlib
-import re
 import socket
 import threading
 import time
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 
 from vswin_jax.conversion import download
-from vswin_jax.conversion.download import DownloadError, default_cache, fetch
+from vswin_jax.conversion.download import DownloadError, fetch
 from vswin_jax.conversion.released import find
 
 _CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -257,10 +255,3 @@ def test_a_file_that_was_put_there_is_verified_and_kept(server, tmp_path):
   with _error(str(path), "is a file of 5 bytes instead of"):
     fetch(_released(server), tmp_path)
   assert path.read_bytes() == b"other"
-
-
-def test_default_cache(monkeypatch):
-  monkeypatch.setenv("VSWIN_JAX_CACHE", "/some/where")
-  assert default_cache() == pathlib.Path("/some/where")
-  monkeypatch.setenv("VSWIN_JAX_CACHE", "")
-  assert re.search(r"[^~]/\.cache/vswin_jax$", str(default_cache()))

@@ -1,11 +1,16 @@
-"""Operations that attention functions and models share: matrix products and dropout."""
+"""What attention functions share: products, dropout, and the choice of an implementation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from vswin_jax.common.logging import log_once
+
+# Kernels by platform, the preferred one first. Each falls back to XLA for what it can't compute.
+KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu", "cudnn")}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -50,6 +55,40 @@ def current_platform() -> str:
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
+
+
+def kernels(known: Collection[str], dtype) -> list[str]:
+  """Returns the kernels for the platform, the preferred one first.
+
+  Args:
+    known: implementations of an attention function.
+    dtype: of the computation. On GPUs, kernels compute in 16 bits.
+  """
+  platform = current_platform()
+  if platform == "gpu" and jnp.dtype(dtype).itemsize != 2:
+    return []
+  return [name for name in KERNELS.get(platform, ()) if name in known]
+
+
+def resolve_implementation(name: str, known: Collection[str], dtype) -> str:
+  """Returns the implementation that a name stands for: "auto" is the best one for the platform.
+
+  Args:
+    known: implementations of an attention function.
+    dtype: of the computation.
+
+  Raises:
+    ValueError: unknown name.
+  """
+  if name == "auto":
+    on_cpu = current_platform() == "cpu" and "chunked" in known
+    name = (*kernels(known, dtype), "chunked" if on_cpu else "xla")[0]
+    log_once(f"attention: {name}, for {jnp.dtype(dtype).name} on {current_platform()}")
+  if name not in known:
+    raise ValueError(
+      f"unknown attention implementation {name!r}; choose one of {', '.join(sorted(known))}"
+    )
+  return name
 
 
 def on_each_device(function: Callable, *shared: jax.Array, whole) -> jax.Array:

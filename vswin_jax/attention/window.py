@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention import cudnn, gpu, tpu
-from vswin_jax.attention.operations import current_platform, dropout, on_each_device, product
+from vswin_jax.attention.operations import dropout, on_each_device, product, resolve_implementation
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import (
   OTHER_REGION_LOGIT,
@@ -41,7 +41,7 @@ def window_attention(
     layout: partition of the grid into windows, which may have shrunk.
     dropout_rate: on the attention probabilities, applied if `dropout_key` is given; each
       implementation draws in its own order.
-    implementation: "auto", see `choose_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
+    implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "chunked" computes a few windows at a time and
       recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
       as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly;
@@ -55,14 +55,7 @@ def window_attention(
   Raises:
     ValueError: unknown implementation, or a table or tokens that do not fit the windows.
   """
-  if implementation == "auto":
-    implementation = choose_implementation(current_platform())
-    log_once(f"window attention: {implementation}, on {current_platform()}")
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"unknown attention implementation {implementation!r}; choose one of "
-      f"{', '.join(sorted(IMPLEMENTATIONS))}"
-    )
+  implementation = resolve_implementation(implementation, IMPLEMENTATIONS, qkv.dtype)
   heads = bias_table.shape[1]
   fits = all(size <= limit for size, limit in zip(layout.window, window))
   if bias_table.shape[0] != table_rows(window) or not fits:
@@ -204,9 +197,3 @@ IMPLEMENTATIONS = {
   "pallas_gpu_interpret": partial(_pallas_gpu, interpret=True),
   "cudnn": _cudnn,
 }
-
-
-def choose_implementation(platform: str) -> str:
-  """Returns the implementation for a platform, such as "cpu" or "tpu"."""
-  # Kernels have to be asked for until they have run on the hardware.
-  return "chunked" if platform == "cpu" else "xla"

@@ -60,6 +60,18 @@ def local_path(name: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(name)).absolute()
 
 
+def cache_folder() -> pathlib.Path:
+  """Returns the folder of files that can be made again: downloads, compiled programs.
+
+  It is `$VSWIN_JAX_CACHE`, `$XDG_CACHE_HOME/vswin_jax` or ~/.cache/vswin_jax; without a home
+  directory it is relative.
+  """
+  folder = os.environ.get("VSWIN_JAX_CACHE")
+  if not folder:
+    folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vswin_jax")
+  return pathlib.Path(os.path.expanduser(folder))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Replaces a file atomically: yields a temporary path to write to, which is renamed at the end.

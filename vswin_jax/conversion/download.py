@@ -23,11 +23,6 @@ class DownloadError(ValueError):
   """Raised when a file can't be downloaded; the message says where to get it and put it."""
 
 
-def default_cache() -> pathlib.Path:
-  """Returns the folder of downloaded files: `$VSWIN_JAX_CACHE`, or ~/.cache/vswin_jax."""
-  return pathlib.Path(os.environ.get("VSWIN_JAX_CACHE") or "~/.cache/vswin_jax").expanduser()
-
-
 def fetch(released: Released, cache: str | os.PathLike) -> pathlib.Path:
   """Returns the path of a released file in the cache folder; downloads it if it is missing.
 

@@ -27,6 +27,11 @@ def broadcast_from_first(number: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def holds_everywhere(condition: bool) -> bool:
+  """Returns whether all processes passed True."""
+  return bool(multihost_utils.process_allgather(np.bool_(condition)).all())
+
+
 def check_same(metadata: Mapping[str, str]) -> None:
   """Checks that values are the same in all processes.
 

@@ -3,14 +3,17 @@
 import dataclasses
 import zlib
 
+from vswin_jax.attention.window import IMPLEMENTATIONS
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.checkpoints.selection import newest_step
 from vswin_jax.data import generated
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import VideoRecords, open_records
+from vswin_jax.distributed.consistency import broadcast_from_first, holds_everywhere
 from vswin_jax.experiment.config import Settings
 from vswin_jax.experiment.plan import Plan, make_mesh, make_plan
 from vswin_jax.experiment.workdir import RunFolder
+from vswin_jax.inference.self_check import trusted_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,5 +92,17 @@ def open_experiment(settings: Settings, folder: RunFolder, mode: str) -> Experim
     num_classes=len(train_records.class_names),
     num_videos=len(train_records),
     multi_label=train_records.multi_label,
+    attention=_choose_attention(settings),
   )
   return Experiment(plan, folder, train_records, eval_records)
+
+
+def _choose_attention(settings: Settings) -> str | None:
+  """Returns the implementation of attention that all processes trust; None: the configured one."""
+  clip = settings.clip
+  trusted = trusted_kernels(settings.model, clip.num_frames, clip.size)
+  if trusted is None:
+    return None
+  names = sorted(IMPLEMENTATIONS)
+  choice = names[broadcast_from_first(names.index((*trusted, "xla")[0]))]
+  return choice if holds_everywhere(choice in trusted) else "xla"

@@ -110,12 +110,14 @@ def make_plan(
   num_classes: int,
   num_videos: int,
   multi_label: bool,
+  attention: str | None = None,
 ) -> Plan:
   """Builds the plan of a training on a data set.
 
   Args:
     num_videos: videos of the training split.
     multi_label: whether videos have any number of labels.
+    attention: implementation to use in place of the configured one; None: that one.
 
   Raises:
     ConfigError: values do not fit the data or the model.
@@ -138,7 +140,8 @@ def make_plan(
     schedule = make_schedule(
       settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch
     )
-    model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **options))
+    computed = options | ({"attention": attention} if attention else {})
+    model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **computed))
     graph, param_shapes = split_model(model)
     optimizer = make_optimizer(param_shapes, schedule, settings.optimizer, batch_statistics(model))
   return Plan(

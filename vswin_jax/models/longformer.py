@@ -134,6 +134,7 @@ class TemporalEncoder(nnx.Module):
     self.norm = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
     self.layers = nnx.List([LongformerLayer(config, rngs=rngs) for _ in range(config.num_layers)])
 
+  @jax.named_scope("temporal_encoder")
   def __call__(
     self,
     features: jax.Array,

@@ -57,11 +57,16 @@ def why_not(
     return f"a grid {layout.grid} that is padded to {layout.padded_grid} has rows to leave out"
   if rows_per_step(layout.windows * layout.tokens) is None:
     return f"{layout.windows * layout.tokens} tokens are no multiple of {_ROW_MULTIPLE}"
+  return lacks_memory(channels, mlp_ratio) or tpu.why_not(layout, window, channels, heads)
+
+
+def lacks_memory(channels: int, mlp_ratio: float) -> str | None:
+  """Returns that a core has too little memory for the kernels of a width; None if it has not."""
   # Kernels of the projection and the MLP in bfloat16, and their gradients in float32; in between
   # arrays of the rows of a step.
   kernels = (1 + 2 * mlp_ratio) * channels**2
   needed = (2 + 4) * kernels + 4 * _MAX_ROWS * (8 * channels + 6 * _HIDDEN_CHUNK)
-  return tpu.lacks_memory(int(needed)) or tpu.why_not(layout, window, channels, heads)
+  return tpu.lacks_memory(int(needed))
 
 
 def run_block(
@@ -86,16 +91,10 @@ def run_block(
     interpret: whether to interpret the kernels, for tests on a CPU.
   """
   attention, mlp = parameters["attention"], parameters["mlp"]
-
-  def flat(*layers: dict) -> tuple:
-    names = ("scale", "kernel", "bias")
-    values = [layer[name] for layer in layers for name in names if name in layer]
-    return tuple(jnp.atleast_2d(value.astype(jnp.float32)) for value in values)
-
   windows = tpu_windows.to_windows(x, layout, interpret)
   rows = windows.reshape(-1, x.shape[-1])
   options = Options(epsilon, layout.windows * layout.tokens, interpret)
-  *qkv, rows = norm_qkv(options, rows, flat(parameters["norm1"], attention["qkv"]))
+  *qkv, rows = norm_qkv(options, rows, flatten_parameters(parameters["norm1"], attention["qkv"]))
   attended = tpu.attend(
     *[part.reshape(-1, *windows.shape[2:]) for part in qkv],
     attention["relative_position_bias_table"],
@@ -103,9 +102,16 @@ def run_block(
     layout,
     interpret=interpret,
   )
-  after = flat(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"])
+  after = flatten_parameters(attention["proj"], parameters["norm2"], mlp["fc1"], mlp["fc2"])
   rows = project_mlp(options, attended.reshape(rows.shape), rows, factors, after)
   return tpu_windows.from_windows(rows.reshape(windows.shape), layout, interpret)
+
+
+def flatten_parameters(*layers: dict) -> tuple[jax.Array, ...]:
+  """Returns the parameters of layers as float32 matrices, in the order that the kernels take."""
+  names = ("scale", "kernel", "bias")
+  values = [layer[name] for layer in layers for name in names if name in layer]
+  return tuple(jnp.atleast_2d(value.astype(jnp.float32)) for value in values)
 
 
 # Before attention.

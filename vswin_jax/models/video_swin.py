@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from vswin_jax.attention import gpu, window_attention
-from vswin_jax.attention.operations import dropout, on_each_device
+from vswin_jax.attention.operations import dropout, on_each_device, resolve_implementation
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.window import IMPLEMENTATIONS
 from vswin_jax.attention.windows import (
@@ -116,6 +116,10 @@ class VideoSwinConfig:
       check_heads(self.embed_dim * 2**stage, heads, f"stage {stage}")
 
 
+def _implementation(config: VideoSwinConfig) -> str:
+  return resolve_implementation(config.attention, IMPLEMENTATIONS, config.dtype)
+
+
 class PatchEmbed(nnx.Module):
   """Linear embedding of non-overlapping patches, then LayerNorm (section 3.1).
 
@@ -152,7 +156,7 @@ class PatchEmbed(nnx.Module):
     TPUs pad the last axis to 128 elements, and a row of a patch has only 12. A product over a block
     diagonal kernel costs more operations, but far fewer bytes.
     """
-    if not self.config.attention.startswith("pallas_tpu"):
+    if not _implementation(self.config).startswith("pallas_tpu"):
       return 1
     most = 128 // (3 * self.config.patch_size[2])
     return max(count for count in range(1, max(most, 1) + 1) if columns % count == 0)
@@ -194,9 +198,10 @@ class WindowAttention(nnx.Module):
   def kernels(self, layout: WindowLayout, key: jax.Array | None) -> str | None:
     """Returns which kernels `on_grid` can be computed by, "gpu" or "interpret"; None: by none."""
     config, heads = self.config, self.relative_position_bias_table.shape[1]
-    if not config.attention.startswith("pallas_gpu"):
+    implementation = _implementation(config)
+    if not implementation.startswith("pallas_gpu"):
       return None
-    interpret = config.attention == "pallas_gpu_interpret"
+    interpret = implementation == "pallas_gpu_interpret"
     reason = gpu.why_not(layout, self.qkv.kernel.shape[0], heads, config.dtype, interpret)
     if reason or (config.attention_dropout_rate and key is not None):
       return None
@@ -262,7 +267,7 @@ class Block(nnx.Module):
   def _fits_kernels(self, layout: WindowLayout, key: jax.Array | None) -> bool:
     """Returns whether the block is computed by `tpu_block`."""
     config, kernel = self.config, self.attention.qkv.kernel
-    if not config.attention.startswith("pallas_tpu"):
+    if not _implementation(config).startswith("pallas_tpu"):
       return False
     channels, heads = kernel.shape[0], self.attention.relative_position_bias_table.shape[1]
     reason = tpu_block.why_not(layout, config.window_size, channels, heads, config.mlp_ratio)
@@ -285,7 +290,7 @@ class Block(nnx.Module):
         self.config.window_size,
         layout,
         LAYER_NORM_EPSILON,
-        interpret=self.config.attention == "pallas_tpu_interpret",
+        interpret=_implementation(self.config) == "pallas_tpu_interpret",
       )
 
     return on_each_device(run, x, jnp.concatenate(factors, axis=1), whole=parameters)

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vswin_jax.attention.operations import dropout
+from vswin_jax.attention.dense import IMPLEMENTATIONS, dense_attention, padded
+from vswin_jax.attention.operations import dropout, on_each_device, resolve_implementation
 from vswin_jax.common.checks import check_at_least, check_choices, check_heads, check_rates, fields
+from vswin_jax.common.logging import log_once
+from vswin_jax.models import tpu_vit
 from vswin_jax.models.layers import (
   BLOCK_REMATERIALIZATIONS,
   DTYPES,
@@ -43,6 +46,8 @@ class ViTConfig:
     dtype: dtype of the computation; LayerNorm and softmax are float32.
     param_dtype: dtype of the parameters.
     rematerialization: recomputation in the backward pass: "none" or "block".
+    attention: implementation of `dense_attention`. With "pallas_tpu" blocks without dropout are
+      kernels as a whole (`tpu_vit`).
     init_std: standard deviation of the initial linear layers.
     embedding_std: standard deviation of the initial class tokens and position embeddings.
   """
@@ -59,6 +64,7 @@ class ViTConfig:
   dtype: str = "float32"
   param_dtype: str = "float32"
   rematerialization: str = "none"
+  attention: str = "auto"
   init_std: float = 0.02
   embedding_std: float = 0.02
 
@@ -68,6 +74,7 @@ class ViTConfig:
     check_rates(**fields(self, "dropout_rate", "drop_path_rate"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
     check_choices(BLOCK_REMATERIALIZATIONS, **fields(self, "rematerialization"))
+    check_choices(("auto", *IMPLEMENTATIONS), **fields(self, "attention"))
     check_heads(self.width, self.num_heads, "the image backbone")
     if self.image_size % self.patch_size:
       raise ValueError(
@@ -76,14 +83,15 @@ class ViTConfig:
 
 
 class SelfAttention(nnx.Module):
-  """Multi-head attention from the first `queries` tokens to all `[batch, tokens, channels]`."""
+  """Multi-head attention from the first `queries` of `[batch, rows, channels]` to all tokens."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.qkv = linear(config.width, 3 * config.width, config, rngs)
     self.proj = linear(config.width, config.width, config, rngs)
 
-  def __call__(self, x: jax.Array, queries: int) -> jax.Array:
+  @jax.named_scope("attention")
+  def __call__(self, x: jax.Array, queries: int, tokens: int, implementation: str) -> jax.Array:
     width, heads = self.config.width, self.config.num_heads
 
     def split(y):
@@ -91,8 +99,12 @@ class SelfAttention(nnx.Module):
 
     query = split(self.qkv(x[:, :queries], slice(0, width)))
     key_and_value = split(self.qkv(x, slice(width, None)))
-    attended = jax.nn.dot_product_attention(
-      query[:, :, 0], key_and_value[:, :, 0], key_and_value[:, :, 1]
+    attended = dense_attention(
+      query[:, :, 0],
+      key_and_value[:, :, 0],
+      key_and_value[:, :, 1],
+      tokens,
+      implementation=implementation,
     )
     return self.proj(attended.reshape(x.shape[0], queries, -1))
 
@@ -108,13 +120,69 @@ class Block(nnx.Module):
     self.norm2 = layer_norm(config.width, LAYER_NORM_EPSILON, config, rngs)
     self.mlp = MLP(config.width, config, rngs=rngs)
 
-  def __call__(self, x: jax.Array, kept: int, *, key: jax.Array | None = None) -> jax.Array:
-    """Returns the first `kept` tokens; the others serve as keys and values only."""
+  def __call__(
+    self,
+    x: jax.Array,
+    kept: int,
+    tokens: int,
+    implementation: str,
+    *,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Computes the first `kept` rows of images; the others serve as keys and values only.
+
+    Args:
+      x: `[images, rows, channels]`.
+      kept: rows to compute.
+      tokens: rows that are not padding, the first ones.
+      implementation: of attention, not "auto".
+      key: random key for dropout; None for a deterministic call.
+
+    Returns:
+      `[images, kept, channels]`; kernels return some more rows.
+    """
+    if self._fits_kernels(implementation, tokens, key):
+      return self._run_kernels(x, kept, tokens, implementation.endswith("interpret"), key)
     proj_key, path1_key, mlp_key, path2_key = split_key(key, 4)
-    attended = self.attention(self.norm1(x), kept)
+    attended = self.attention(self.norm1(x), kept, tokens, implementation)
     attended = dropout(attended, self.config.dropout_rate, proj_key)
     x = x[:, :kept] + drop_path(attended, self.drop_path_rate, path1_key)
     return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
+
+  def _fits_kernels(self, implementation: str, tokens: int, key: jax.Array | None) -> bool:
+    """Returns whether the block is computed by `tpu_vit`."""
+    if not implementation.startswith("pallas_tpu"):
+      return False
+    width = self.config.width
+    reason = tpu_vit.why_not(tokens, width, self.config.mlp_ratio)
+    if key is not None and self.config.dropout_rate:
+      reason = "there is dropout"
+    if reason:
+      log_once(f"blocks of {width} channels: only attention as a kernel, because {reason}")
+    return not reason
+
+  def _run_kernels(self, x, kept: int, tokens: int, interpret: bool, key) -> jax.Array:
+    path_keys = split_key(key, 4)[1::2]
+    shared = [x]
+    if self.drop_path_rate and key is not None:
+      one = jnp.ones((len(x), 1), jnp.float32)
+      factors = [drop_path(one, self.drop_path_rate, path_key) for path_key in path_keys]
+      shared.append(jnp.concatenate(factors, axis=1))
+
+    def run(x, *rest):
+      *factors, parameters = rest
+      return tpu_vit.run_block(
+        x,
+        factors[0] if factors else None,
+        parameters,
+        self.config.num_heads,
+        tokens,
+        kept,
+        LAYER_NORM_EPSILON,
+        interpret=interpret,
+      )
+
+    return on_each_device(run, *shared, whole=nnx.to_pure_dict(nnx.state(self, nnx.Param)))
 
 
 class ViT(nnx.Module):
@@ -169,21 +237,30 @@ class ViT(nnx.Module):
     x = self._embed(images.astype(self.config.dtype))
     x = dropout(x, self.config.dropout_rate, embed_key)
 
+    tokens = x.shape[1]
+    implementation = resolve_implementation(self.config.attention, IMPLEMENTATIONS, x.dtype)
+    rows = padded(tokens, implementation)
+    # No token attends to padding, and features do not contain it.
+    x = jnp.pad(x, [(0, 0), (0, rows - tokens), (0, 0)])
+
     def run(block, x, key, kept):
-      return block(x, kept, key=key)
+      return block(x, kept, tokens, implementation, key=key)
 
     if self.config.rematerialization == "block":
       run = jax.checkpoint(run, static_argnums=3)
-    kept = [x.shape[1]] * (len(self.blocks) - 1) + [self.class_tokens]
-    for block, block_key, tokens in zip(self.blocks, block_keys, kept):
-      x = run(block, x, block_key, tokens)
-    return self.norm(x).mean(1, dtype=jnp.float32)
+    for index, block_key in enumerate(block_keys):
+      is_last = index == len(self.blocks) - 1
+      with jax.named_scope(f"block{index}"):
+        x = run(self.blocks[index], x, block_key, self.class_tokens if is_last else rows)
+    return self.norm(x[:, : self.class_tokens]).mean(1, dtype=jnp.float32)
 
+  @jax.named_scope("patch_embed")
   def _embed(self, images: jax.Array) -> jax.Array:
     """Returns class tokens and embedded patches, with position embeddings."""
     patch = self.config.patch_size
     grid = images.shape[1] // patch
-    patches = images.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3)
+    # A row of a patch stays one axis: TPUs would pad an axis of three colors to 128.
+    patches = images.reshape(-1, grid, patch, grid, patch * 3).swapaxes(2, 3)
     patches = self.patch_embed(patches.reshape(-1, grid * grid, patch * patch * 3))
     class_tokens = [
       jnp.broadcast_to(token[...], (len(patches), 1, patches.shape[-1]))

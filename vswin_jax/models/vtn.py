@@ -40,7 +40,7 @@ class VTNConfig:
       height, width, 3]` to features `[batch, width]`. If it has a parameter `key`, it gets a
       random key in training.
     backbone_options: fields of a named backbone's configuration to replace. Its dtypes default to
-      those of the model.
+      those of the model, and so does its attention.
     width: channels of the temporal encoder and of the backbone's features.
     num_layers: layers of the temporal encoder.
     num_heads: attention heads of the temporal encoder.
@@ -58,6 +58,8 @@ class VTNConfig:
     param_dtype: dtype of the parameters.
     rematerialization: recomputation in the backward pass: "none" or "chunk" (the backbone, chunk
       by chunk).
+    attention: implementation of a named backbone's attention, see its configuration; ResNets have
+      none. That of the temporal encoder is always `banded_attention`.
     init_std: standard deviation of the temporal encoder's initial linear layers.
     embedding_std: standard deviation of its initial embeddings of positions and token types. The
       default, which is the reference's, is small beside the features of a random backbone.
@@ -80,6 +82,7 @@ class VTNConfig:
   dtype: str = "float32"
   param_dtype: str = "float32"
   rematerialization: str = "none"
+  attention: str = "auto"
   init_std: float = 0.02
   embedding_std: float = 0.02
 
@@ -113,8 +116,10 @@ class VTNConfig:
 
   def named_backbone(self):
     """Returns the configuration of a backbone that is given by name."""
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    return backbone_config(self.backbone, **dtypes | dict(self.backbone_options))
+    options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "attention": self.attention}
+    if not hasattr(backbone_config(self.backbone), "attention"):
+      del options["attention"]
+    return backbone_config(self.backbone, **options | dict(self.backbone_options))
 
 
 class Head(nnx.Module):
@@ -127,6 +132,7 @@ class Head(nnx.Module):
     self.fc1 = _uniform_linear(config.width, hidden, config, rngs)
     self.fc2 = _uniform_linear(hidden, config.num_classes, config, rngs)
 
+  @jax.named_scope("head")
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     x = jax.nn.gelu(self.fc1(self.norm(x)), approximate=False)
     return self.fc2(dropout(x, self.config.head_dropout_rate, key))

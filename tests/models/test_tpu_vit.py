@@ -1,0 +1,96 @@
+"""A ViT of TPU kernels, interpreted, against the ViT by XLA: values and all gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vswin_jax.attention import dense
+from vswin_jax.models import create_model, model_config, tpu_vit
+from vswin_jax.models.backbones import backbone_config, create_backbone
+from vswin_jax.models.parameters import merge_model, split_model
+from vswin_jax.training.sharding import batch_sharding, in_context, make_mesh
+
+# 26 tokens, or 27 with a distillation token.
+SMALL = {
+  "image_size": 20, "patch_size": 4, "width": 32, "depth": 2, "num_heads": 2, "init_std": 0.2
+}  # fmt: skip
+
+
+def values_and_gradients(images, mesh=None, **options):
+  model = create_backbone(backbone_config("vit_b_16", **SMALL | options), rngs=nnx.Rngs(0))
+  graph, params = split_model(model)
+  # Biases and scales that matter.
+  keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+
+  def loss(params, images):
+    features = merge_model(graph, params)(images, key=jax.random.key(2))
+    return (features * jnp.sin(jnp.arange(features.size).reshape(features.shape))).sum(), features
+
+  step = jax.value_and_grad(loss, (0, 1), has_aux=True)
+  if mesh is not None:
+    images, step = jax.device_put(images, batch_sharding(mesh)), in_context(mesh, step)
+  return jax.tree.leaves(jax.jit(step)(params, images))
+
+
+def check(images, tolerance, mesh=None, **options):
+  actual = values_and_gradients(images, mesh, attention="pallas_tpu_interpret", **options)
+  expected = values_and_gradients(images, attention="xla", **options | {"dtype": "float32"})
+  for one, other in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(np.abs(other).max(), 1e-2))
+
+
+def random_images(count=4):
+  return jax.random.normal(jax.random.key(0), (count, 20, 20, 3), jnp.float32)
+
+
+@pytest.mark.parametrize(
+  ("options", "tolerance"),
+  [
+    ({}, 1e-5),
+    ({"drop_path_rate": 0.5, "distilled": True, "rematerialization": "block"}, 1e-5),
+    ({"dtype": "bfloat16"}, 5e-2),
+  ],
+)
+def test_kernels_equal_xla(options, tolerance):
+  check(random_images(), tolerance, **options)
+
+
+def test_attention_alone_as_a_kernel_equals_xla(monkeypatch):
+  monkeypatch.setattr(tpu_vit, "why_not", lambda *_: "this test refuses")
+  check(random_images(2), 1e-5)
+  # Dropout draws for padding too.
+  values_and_gradients(random_images(2), attention="pallas_tpu_interpret", dropout_rate=0.1)
+
+
+def test_kernels_equal_xla_on_two_devices():
+  check(random_images(), 1e-5, make_mesh(1, jax.devices()[:2]), drop_path_rate=0.5)
+
+
+def test_a_vtn_passes_the_option_to_its_backbone(monkeypatch):
+  options = {
+    "backbone_options": SMALL, "width": 32, "num_heads": 2, "num_layers": 1,
+    "num_positions": 9, "intermediate_size": 32, "num_classes": 3, "frames_per_chunk": 2,
+    "rematerialization": "chunk",
+  }  # fmt: skip
+  video = jax.random.normal(jax.random.key(0), (1, 5, 20, 20, 3), jnp.float32)
+
+  def run(attention):
+    graph, params = split_model(create_model("vtn_vit_b", **options, attention=attention))
+
+    def loss(params):
+      return merge_model(graph, params)(video, key=jax.random.key(1)).sum()
+
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
+
+  for one, other in zip(run("pallas_tpu_interpret"), run("xla"), strict=True):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1e-2))
+  messages = []
+  monkeypatch.setattr(dense, "log_once", messages.append)
+  jax.eval_shape(create_model("vtn_vit_b", **options), video)
+  assert set(messages) == {"attention of images: xla, on cpu in float32"}
+  with pytest.raises(ValueError, match="attention"):
+    create_model("vtn_vit_b", attention="flash")
+  assert not hasattr(model_config("vtn_r50", attention="xla").named_backbone(), "attention")

@@ -1,0 +1,204 @@
+"""Attention among all tokens of an image for TPUs, as Pallas kernels.
+
+Logits and probabilities stay on the chip. For the queries q, keys k and values v of an image and a
+head of d channels:
+
+  forward    s = q kᵀ / √d     p = softmax(s)     o = p v
+  backward   dv = pᵀ do     dp = do vᵀ     ds = p (dp - Σ p dp) / √d     dq = ds k     dk = dsᵀ q
+
+The backward kernel computes p again. A kernel visits one image at a time, and in it one group of
+heads after the other: the heads that fill the 128 lanes of a tile, told apart by zeroing the lanes
+of the others. Rows of keys from `tokens` on are padding, which no query attends to.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from vswin_jax.attention import tpu
+from vswin_jax.attention.tpu import product
+
+# Rows of a bfloat16 tile.
+ROW_MULTIPLE = 16
+_LANES = 128
+_PADDING_LOGIT = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+  """Sizes of a call; hashable, so that it can be a static argument.
+
+  Attributes:
+    tokens: keys of an image that are not padding.
+    heads: attention heads.
+    head_dim: channels of a head.
+    interpret: whether to interpret the kernels on a CPU.
+  """
+
+  tokens: int
+  heads: int
+  head_dim: int
+  interpret: bool
+
+  @property
+  def group(self) -> int:
+    """Heads of a group: those of a tile, or all if heads do not fill tiles."""
+    if self.head_dim % _LANES == 0:
+      return 1
+    fills_tiles = _LANES % self.head_dim == 0 and self.heads * self.head_dim % _LANES == 0
+    return _LANES // self.head_dim if fills_tiles else self.heads
+
+  @property
+  def groups(self) -> list:
+    """Slices of the channels of each group."""
+    lanes = self.group * self.head_dim
+    return [pl.ds(start, lanes) for start in range(0, self.heads * self.head_dim, lanes)]
+
+
+def padded(tokens: int) -> int:
+  """Returns the number of rows that hold `tokens`, a multiple of the rows of a tile."""
+  return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def why_not(tokens: int, channels: int) -> str | None:
+  """Returns why the kernels can't compute an attention; None if they can."""
+  rows = padded(tokens)
+  # In the backward pass: seven arrays of an image, of which the next is fetched or the last is
+  # written, and some six arrays of the token pairs of a head.
+  needed = 4 * rows * (2 * 7 * channels + 6 * -(-rows // _LANES) * _LANES)
+  return tpu.lacks_memory(needed)
+
+
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  heads: int,
+  tokens: int,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
+  """Attends among all tokens of each image; see `why_not` for what it can't compute.
+
+  Args:
+    query: `[images, queries, channels]`, not scaled; `queries` is a multiple of `ROW_MULTIPLE`.
+    key: `[images, rows, channels]`; `rows` is a multiple of `ROW_MULTIPLE` too.
+    value: as `key`. Its padding must be finite.
+    heads: attention heads; the channels of a head are together.
+    tokens: tokens of an image; further rows are padding.
+    interpret: whether to interpret the kernels, for tests on a CPU.
+
+  Returns:
+    `[images, queries, channels]`, the dtype of `query`. Differentiable in reverse mode only.
+  """
+  return _attend(_Sizes(tokens, heads, query.shape[2] // heads, interpret), query, key, value)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(sizes, query, key, value):
+  return _call(_dense_kernel, sizes, (query, key, value), [query], products=2)[0]
+
+
+def _attend_forward(sizes, query, key, value):
+  return _attend(sizes, query, key, value), (query, key, value)
+
+
+def _attend_backward(sizes, residuals, gradient):
+  inputs = (*residuals, gradient)
+  return tuple(_call(_dense_gradient_kernel, sizes, inputs, residuals, products=5))
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _call(kernel, sizes: _Sizes, inputs, outputs, *, products: int) -> list[jax.Array]:
+  """Calls a kernel for every image.
+
+  Args:
+    inputs: arrays `[images, rows, channels]`.
+    outputs: arrays of the shapes of the results.
+    products: matrix products over all token pairs.
+  """
+  images, queries, channels = inputs[0].shape
+  pairs = images * queries * inputs[1].shape[1]
+
+  def image(x):
+    return pl.BlockSpec((1, *x.shape[1:]), lambda index: (index, 0, 0))
+
+  return pl.pallas_call(
+    functools.partial(kernel, sizes),
+    grid=(images,),
+    in_specs=[image(x) for x in inputs],
+    out_specs=[image(x) for x in outputs],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel",), vmem_limit_bytes=tpu.memory_limit()
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * products * pairs * channels,
+      transcendentals=pairs * sizes.heads,
+      bytes_accessed=sum(x.nbytes for x in (*inputs, *outputs)),
+    ),
+    interpret=sizes.interpret,
+    name=kernel.__name__.strip("_"),
+  )(*inputs)
+
+
+def _dense_kernel(sizes, query_ref, key_ref, value_ref, output_ref):
+  for lanes in sizes.groups:
+    query, key, value = (ref[0, :, lanes] for ref in (query_ref, key_ref, value_ref))
+    output = jnp.zeros(query.shape, jnp.float32)
+    for head in range(sizes.group):
+      weights, total = _weights(sizes, query, key, head)
+      heads_value = _only(sizes, value, head)
+      output += product(weights.astype(value.dtype), heads_value) * (1.0 / total)
+    output_ref[0, :, lanes] = output.astype(output_ref.dtype)
+
+
+def _dense_gradient_kernel(
+  sizes, query_ref, key_ref, value_ref, gradient_ref, query_gradient_ref, key_gradient_ref,
+  value_gradient_ref,
+):  # fmt: skip
+  for lanes in sizes.groups:
+    query, key, value = (ref[0, :, lanes] for ref in (query_ref, key_ref, value_ref))
+    gradient, dtype = gradient_ref[0, :, lanes], query.dtype
+    query_gradient = jnp.zeros(query.shape, jnp.float32)
+    key_gradient = value_gradient = jnp.zeros(key.shape, jnp.float32)
+    for head in range(sizes.group):
+      weights, total = _weights(sizes, query, key, head)
+      weights *= 1.0 / total
+      heads_gradient = _only(sizes, gradient, head)
+      weights_gradient = product(heads_gradient, value, transpose=(False, True))
+      expected = jnp.sum(weights * weights_gradient, axis=1, keepdims=True)
+      logits_gradient = weights * (weights_gradient - expected) * sizes.head_dim**-0.5
+      logits_gradient = logits_gradient.astype(dtype)
+      query_gradient += product(logits_gradient, _only(sizes, key, head))
+      key_gradient += product(logits_gradient, _only(sizes, query, head), transpose=(True, False))
+      value_gradient += product(weights.astype(dtype), heads_gradient, transpose=(True, False))
+    query_gradient_ref[0, :, lanes] = query_gradient.astype(dtype)
+    key_gradient_ref[0, :, lanes] = key_gradient.astype(dtype)
+    value_gradient_ref[0, :, lanes] = value_gradient.astype(dtype)
+
+
+def _weights(sizes, query, key, head: int):
+  """Returns probabilities `[queries, rows]` short of the division by their sums, and the sums."""
+  logits = product(_only(sizes, query, head), key, transpose=(False, True))
+  logits *= sizes.head_dim**-0.5
+  if sizes.tokens < len(key):
+    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    logits = jnp.where(column < sizes.tokens, logits, _PADDING_LOGIT)
+  weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
+  return weights, jnp.sum(weights, axis=1, keepdims=True)
+
+
+def _only(sizes, x, head: int):
+  """Returns `x` with zeros in the lanes of all heads of the group but one."""
+  if sizes.group == 1:
+    return x
+  lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[1]), 1)
+  own = (lane >= head * sizes.head_dim) & (lane < (head + 1) * sizes.head_dim)
+  return jnp.where(own, x, jnp.zeros_like(x))
