@@ -46,21 +46,23 @@ def _attend(qkv, bias_table, dropout_keys, window, layout, dropout_rate):
 
 
 def _attend_forward(qkv, bias_table, dropout_keys, window, layout, dropout_rate):
-  heads = bias_table.shape[1]
+  batch, heads = len(qkv), bias_table.shape[1]
   bias = expand_bias(bias_table, window, layout.window)
 
   def attend_chunk(chunk):
     qkv, regions, dropout_key = chunk
+    qkv = qkv.reshape(batch, -1, layout.tokens, qkv.shape[-1])
     query, key, value = split_heads(qkv, heads)
     weights, total = _softmax_parts(query, key, bias, regions)
     weights = dropout(weights, dropout_rate, dropout_key).astype(qkv.dtype)
     # The division by the sum is left to the end, where it costs head_dim instead of tokens.
     output = product("bwhnm,bwhmd->bwhnd", weights, value) / total
-    return _merge_heads(output).astype(qkv.dtype)
+    return _merge_heads(output).astype(qkv.dtype).reshape(-1, qkv.shape[-1] // 3)
 
-  split = partial(_split_windows, size=_chunk_size(layout.windows, bias.size))
-  output = jax.lax.map(attend_chunk, (split(qkv), _regions(layout, split), dropout_keys))
-  output = _join_windows(output)
+  size = _chunk_size(layout.windows, bias.size)
+  split = partial(_split_windows, size=size)
+  output = jax.lax.map(attend_chunk, (split(qkv), _regions(layout, size), dropout_keys))
+  output = _join_windows(output, layout, batch)
   return output, (qkv, bias_table, dropout_keys, output)
 
 
@@ -70,7 +72,10 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
   bias = expand_bias(bias_table, window, layout.window)
 
   def differentiate_chunk(bias_gradient, chunk):
-    qkv, regions, dropout_key, output, gradient = chunk
+    rows, regions, dropout_key, output, gradient = chunk
+    qkv, output, gradient = (
+      x.reshape(batch, -1, layout.tokens, x.shape[-1]) for x in (rows, output, gradient)
+    )
     query, key, value = split_heads(qkv, heads)
     drop = partial(dropout, rate=dropout_rate, key=dropout_key)
     row_sums = gradient.astype(jnp.float32) * output
@@ -92,16 +97,17 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
       product("bwhnd,bwhnm->bwhdm", gradient, drop(weights).astype(qkv.dtype)).swapaxes(3, 4),
     )
     parts = [_merge_heads(part) for part in parts]
-    return bias_gradient, jnp.concatenate(parts, axis=-1).astype(qkv.dtype)
+    return bias_gradient, jnp.concatenate(parts, axis=-1).astype(qkv.dtype).reshape(rows.shape)
 
-  split = partial(_split_windows, size=_chunk_size(layout.windows, bias.size))
+  size = _chunk_size(layout.windows, bias.size)
+  split = partial(_split_windows, size=size)
   bias_gradient, qkv_gradient = jax.lax.scan(
     differentiate_chunk,
     jnp.zeros((batch, *bias.shape), jnp.float32),
-    (split(qkv), _regions(layout, split), dropout_keys, split(output), split(gradient)),
+    (split(qkv), _regions(layout, size), dropout_keys, split(output), split(gradient)),
   )
   table_gradient = bias_table_gradient(bias_gradient, bias_table, window, layout.window)
-  return _join_windows(qkv_gradient), table_gradient, None
+  return _join_windows(qkv_gradient, layout, batch), table_gradient, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -114,22 +120,29 @@ def _chunk_size(windows: int, logits_per_window: int) -> int:
 
 
 def _split_windows(x: jax.Array, size: int) -> jax.Array:
-  """Splits `[batch, windows, ...]` into chunks: `[chunks, batch, size, ...]`."""
+  """Splits `[batch, windows, tokens, channels]` into chunks of `size` windows of every example.
+
+  Returns:
+    `[chunks, batch * size * tokens, channels]`. An axis of size 1 would make XLA copy the chunks.
+  """
   batch, windows, *rest = x.shape
-  if batch == 1:  # a reshape, where XLA would copy
-    return x.reshape(windows // size, 1, size, *rest)
-  return jnp.moveaxis(x.reshape(batch, windows // size, size, *rest), 1, 0)
+  if batch > 1:
+    x = jnp.moveaxis(x.reshape(batch, windows // size, size, *rest), 1, 0)
+  return x.reshape(windows // size, -1, x.shape[-1])
 
 
-def _join_windows(x: jax.Array) -> jax.Array:
+def _join_windows(x: jax.Array, layout: WindowLayout, batch: int) -> jax.Array:
   """Inverts `_split_windows`."""
-  chunks, batch, size, *rest = x.shape
-  return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * size, *rest)
+  shape = (batch, layout.windows, layout.tokens, x.shape[-1])
+  if batch > 1:
+    x = jnp.moveaxis(x.reshape(len(x), batch, -1, *shape[2:]), 0, 1)
+  return x.reshape(shape)
 
 
-def _regions(layout: WindowLayout, split) -> jax.Array | None:
+def _regions(layout: WindowLayout, size: int) -> jax.Array | None:
+  """Returns the regions of the tokens by chunk: `[chunks, size, tokens]`."""
   regions = region_ids(layout)
-  return None if regions is None else split(jnp.asarray(regions)[None])
+  return None if regions is None else jnp.asarray(regions).reshape(-1, size, layout.tokens)
 
 
 def split_heads(qkv: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -158,7 +171,7 @@ def _softmax_parts(query, key, bias, regions):
   """Returns the exponentials of the logits, minus their maximum, and the sums of these."""
   logits = product("bwhnd,bwhmd->bwhnm", query, key) + bias
   if regions is not None:
-    same_region = regions[:, :, None, :, None] == regions[:, :, None, None, :]
+    same_region = regions[:, None, :, None] == regions[:, None, None, :]
     logits = logits + jnp.where(same_region, 0.0, OTHER_REGION_LOGIT)
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   return weights, weights.sum(-1, keepdims=True)
