@@ -24,10 +24,19 @@ VTN = {"num_layers": 2, "num_heads": 2, "intermediate_size": 8}
       VTN | {"width": 32, "backbone_options": {"width": 1, "depths": (1, 1, 1, 2)}},
       (
         "backbone/stage3/block1",
-        "layer1/attention",
-        "layer0/attention/banded_attention",
-        "layer1/mlp",
+        "temporal_encoder/layer1/attention",
+        "temporal_encoder/layer0/attention/banded_attention",
+        "temporal_encoder/layer1/mlp",
       ),
+    ),
+    (
+      "vtn_deit_ti",
+      VTN
+      | {
+        "width": 8,
+        "backbone_options": {"width": 8, "depth": 2, "num_heads": 2, "image_size": 32},
+      },
+      ("backbone/patch_embed", "backbone/block1/attention", "backbone/block1/mlp"),
     ),
   ],
 )

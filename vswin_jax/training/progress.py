@@ -112,9 +112,12 @@ class Progress:
     memory = peak_memory(self._devices)
     if memory:
       metrics["speed/peak_memory_gib"] = memory[0] / _GIB
+    # Large models on a CPU take less than one clip a second.
+    clips = f"{speed:.{1 if speed >= 1 else 3}f} clips/s"
+    used = "-" if mfu is None else f"{mfu:.1%}"
     return metrics, (
-      f"  {speed:.1f} clips/s  {_in_tera(flops)} TFLOP/s  MFU {f'{mfu:.1%}' if mfu else '-'}  "
-      f"memory {describe_memory(memory)}  waiting for data {100 * waiting:.0f} %  {left} left"
+      f"  {clips}  {_in_tera(flops)} TFLOP/s  MFU {used}  memory {describe_memory(memory)}  "
+      f"waiting for data {100 * waiting:.0f} %  {left} left"
     )
 
 
