@@ -14,9 +14,12 @@ from vswin_jax.aot import devices
 from vswin_jax.aot.compile import compile_plan, lacks_memory, plan_for_target
 from vswin_jax.aot.dataset_metadata import dataset_metadata
 from vswin_jax.aot.devices import prepare_environment
-from vswin_jax.aot.hlo import read_collectives, read_loops
+from vswin_jax.aot.hlo import read_collectives, read_loops, read_operations
 from vswin_jax.aot.results import describe
 from vswin_jax.aot.topologies import TargetError, parse_target
+from vswin_jax.attention import gpu
+from vswin_jax.attention.relative_position import table_rows
+from vswin_jax.attention.windows import window_layout
 from vswin_jax.models.parameters import flatten
 
 
@@ -103,6 +106,29 @@ def test_a_lack_of_core_memory_is_no_lack_of_device_memory(environment):
     kernel.lower(x).compile()
   assert "vmem" in str(error.value)
   assert not lacks_memory(str(error.value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["h100:1x1x1", "a100:1x1x1"])
+def test_window_attention_for_gpus(environment, name):
+  """Windows of Video Swin, shifted: three kernels, and nothing as large as the logits."""
+  pytest.importorskip("jax_plugins.xla_cuda13")
+  (device,) = devices.devices_of(parse_target(name))
+  place = jax.sharding.SingleDeviceSharding(device)
+  heads, window, layout = 4, (8, 7, 7), window_layout((16, 14, 14), (8, 7, 7), shifted=True)
+  shapes = {"qkv": ((1, 14, 14, 16, 3 * 32 * heads), "bfloat16")}
+  shapes["table"] = ((table_rows(window), heads), "float32")
+  arguments = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes.values()]
+
+  def loss(qkv, table):
+    return gpu.attend(qkv, table, window, layout).astype(jnp.float32).sum()
+
+  compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
+  names = [one.scope for one in read_operations(compiled.as_text()) if one.opcode == "custom-call"]
+  for kernel in ("forward_kernel", "keys_kernel", "queries_kernel"):
+    assert sum(kernel in one for one in names) == 1
+  logits = layout.windows * heads * layout.tokens**2 * 4
+  assert compiled.memory_analysis().temp_size_in_bytes < logits
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vswin_jax.attention import dense
+from vswin_jax.attention import operations
 from vswin_jax.models import create_model, model_config, tpu_vit
 from vswin_jax.models.backbones import backbone_config, create_backbone
 from vswin_jax.models.parameters import merge_model, split_model
@@ -104,9 +104,9 @@ def test_a_vtn_passes_the_option_to_its_backbone(monkeypatch):
   for one, other in zip(run("pallas_tpu_interpret"), run("xla"), strict=True):
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1e-2))
   messages = []
-  monkeypatch.setattr(dense, "log_once", messages.append)
+  monkeypatch.setattr(operations, "log_once", messages.append)
   jax.eval_shape(create_model("vtn_vit_b", **options), video)
-  assert messages == ["attention of images: xla, on cpu in float32"]
+  assert messages == ["attention: xla, for float32 on cpu"]
   with pytest.raises(ValueError, match="attention"):
     create_model("vtn_vit_b", attention="flash")
   assert not hasattr(model_config("vtn_r50", attention="xla").named_backbone(), "attention")

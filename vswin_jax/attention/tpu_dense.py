@@ -65,8 +65,10 @@ def padded(tokens: int) -> int:
   return round_up(tokens, ROW_MULTIPLE)
 
 
-def why_not(tokens: int, channels: int) -> str | None:
+def why_not(tokens: int, channels: int, dtype) -> str | None:
   """Returns why the kernels can't compute an attention; None if they can."""
+  if jnp.dtype(dtype) == jnp.float16:
+    return "TPUs do not compute in float16"
   rows = padded(tokens)
   # In the backward pass: seven arrays of an image, of which the next is fetched or the last is
   # written, and some six arrays of the token pairs of a head.

@@ -26,7 +26,7 @@ def why_not(tokens: int, channels: int, hidden: int, dtype: str) -> str | None:
   norm_step = tpu_layers.norm_qkv_step(rows, channels, itemsize)
   if norm_step is None or tpu_layers.project_mlp_step(rows, channels, hidden, itemsize) is None:
     return f"the weights of {channels} channels do not fit the memory of a core"
-  return tpu_dense.why_not(tokens, channels)
+  return tpu_dense.why_not(tokens, channels, dtype)
 
 
 # Blocks of equal shapes are traced once.
