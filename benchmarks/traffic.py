@@ -9,7 +9,9 @@ count. An operation of a GPU is a kernel that is launched.
 """
 
 import argparse
+import ast
 import collections
+import contextlib
 import importlib.util
 import math
 import re
@@ -32,11 +34,11 @@ PARTS = {
   "layer_norm": "LayerNorm",
   "forward_kernel": "kernels of attention",
   "backward_kernel": "kernels of attention",
+  "dense_kernel": "kernels of attention",
+  "dense_gradient_kernel": "kernels of attention",
   "keys_kernel": "kernels of attention",
   "queries_kernel": "kernels of attention",
   "norm_gradient_kernel": "LayerNorm",
-  "dense_kernel": "kernels of attention",
-  "dense_gradient_kernel": "kernels of attention",
   "norm_qkv_kernel": "kernels of blocks",
   "norm_qkv_gradient_kernel": "kernels of blocks",
   "project_mlp_kernel": "kernels of blocks",
@@ -114,6 +116,8 @@ def compile_step(config_path: str, topology: str, clips: int, overrides: list[st
   config = module.get_config()
   for override in overrides:
     key, _, value = override.partition("=")
+    with contextlib.suppress(ValueError, SyntaxError):  # names of options are not quoted
+      value = ast.literal_eval(value)
     config.update_from_flattened_dict({key: value})
   dataset, _ = dataset_metadata(config.data.name, config.data.dir, config.data.train_split)
   plan = plan_for_target(config, parse_target(topology), dataset, clips)

@@ -12,5 +12,6 @@ def get_config():
   config.model.drop_path_rate = 0.0
   config.model.head_dropout_rate = 0.0
   config.model.init_std = 0.04
-  config.schedule.learning_rate = 1.5e-3
+  config.schedule.learning_rate = 2e-3
+  config.train.update(epochs=4.5, eval_every=288, save_every=288)
   return config

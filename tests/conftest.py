@@ -14,6 +14,9 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 
+# Only runs that are given a folder, see `helpers.runs`, keep compiled programs.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 
 import pathlib
 

@@ -48,6 +48,11 @@ _EFFORT = flags.DEFINE_enum(
 _SEARCH = flags.DEFINE_bool(
   "search", True, "For --mode=compile: search for the maximum batch size."
 )
+_PROFILE = flags.DEFINE_string(
+  "profile",
+  None,
+  "For --mode=train: FIRST:LAST, the steps to trace; the trace is written to WORKDIR/profile.",
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
@@ -81,6 +86,8 @@ def main(arguments: list[str]) -> None:
     sys.exit("error: --topology goes with --mode=compile")
   if _CHECKPOINT.value and _MODE.value != "eval":
     sys.exit("error: --checkpoint goes with --mode=eval; to start from weights: --config.init_from")
+  if _PROFILE.value is not None and _MODE.value != "train":
+    sys.exit("error: --profile goes with --mode=train")
 
   overridden_keys = list(config_flags.get_override_values(flags.FLAGS["config"]))
   if _MODE.value == "compile":
@@ -152,6 +159,7 @@ def _run(overridden_keys: list[str]) -> None:
         "--workdir": _WORKDIR.value,
         "--mode": _MODE.value,
         "--checkpoint": str(_CHECKPOINT.value),
+        "--profile": str(_PROFILE.value),
       },
     )
   with processes.ending_together(), one_line():
@@ -160,6 +168,7 @@ def _run(overridden_keys: list[str]) -> None:
       workdir=_WORKDIR.value,
       mode=_MODE.value,
       checkpoint=_CHECKPOINT.value,
+      profile=_PROFILE.value,
       overridden_keys=overridden_keys,
     )
   if result is None:

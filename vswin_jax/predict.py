@@ -54,11 +54,13 @@ def main(arguments: list[str]) -> None:
 
   from vswin_jax.common.logging import set_up_logging
   from vswin_jax.data.pipeline import LostWorkerError
+  from vswin_jax.distributed.compilation_cache import use_compilation_cache
   from vswin_jax.inference.output_files import predict_files
 
   set_up_logging()
   for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors="backslashreplace")
+  use_compilation_cache()
   with one_line_errors("files that were written are complete", (ValueError, LostWorkerError)):
     success = predict_files(
       _MODEL.value,

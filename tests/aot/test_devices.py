@@ -157,3 +157,10 @@ def test_quickstart_for_tpus(environment):
   # 207 GiB with jax 0.10.2.
   assert large.memory > 100 * 2**30
   assert f"{large.memory / 2**30:.2f} > 15.75" in describe(large)
+
+
+def test_a_gpu_that_the_compiler_has_no_description_of():
+  with pytest.raises(
+    TargetError, match="can't compile for 'a100:1x1x1'; GPUs to compile for: h100"
+  ):
+    devices.devices_of(parse_target("a100:1x1x1"))

@@ -7,7 +7,8 @@ import pytest
 
 from vswin_jax.aot.hlo import Collective
 from vswin_jax.aot.roofline import Estimate, estimate
-from vswin_jax.aot.topologies import Chip, Target
+from vswin_jax.aot.topologies import Target
+from vswin_jax.common.chips import Chip
 
 # 100 TFLOP/s, 1 TB/s of memory, 100 GB/s of links, 5 GB/s of network.
 CHIP = Chip("x", "tpu", 16 * 2**30, 100e12, 1e12, 100e9, 5e9, 2, 256, 16)

@@ -1,5 +1,7 @@
 """The TPU kernels, interpreted, against the implementation by XLA: values and all gradients."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from vswin_jax.attention import tpu, tpu_windows, window_attention
 from vswin_jax.attention.relative_position import table_rows
+from vswin_jax.attention.tpu_core import dropout_factors
 from vswin_jax.attention.windows import to_windows, window_layout
 
 # Grids, windows, channels and heads: whole windows, shifted along all axes; a window that shrank in
@@ -45,11 +48,11 @@ def values_and_gradients(attend, qkv, table):
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_equal_xla(case, dtype, tolerance):
   qkv, table, window, layout = inputs_of(case, dtype)
-  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1]) is None
+  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1], dtype) is None
 
   def kernels(qkv, table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
-    output = tpu.attend(*parts, table, window, layout, interpret=True)
+    output = tpu.attend(jnp.stack(parts), table, window, layout, interpret=True)
     return output.reshape(*qkv.shape[:3], -1)
 
   def xla(qkv, table):
@@ -76,3 +79,57 @@ def test_windows_equal_those_by_xla(grid, window, shifted):
   # Permutations: the gradient is the inverse.
   _, pull = jax.vjp(lambda x: tpu_windows.to_windows(x, layout, True), x)
   np.testing.assert_array_equal(pull(windows)[0], x)
+
+
+def test_dropout_is_even_and_differs_between_rows_and_seeds():
+  seeds = jax.random.bits(jax.random.key(0), (3,)).astype(jnp.int32)
+  draws = [dropout_factors(seed, (0, 0), (512, 128), 128, 0.25) for seed in seeds]
+  for one, other in itertools.pairwise(draws):
+    kept = np.stack([one > 0, other > 0, np.roll(one > 0, 1, 0), np.roll(one > 0, 1, 1)])
+    np.testing.assert_allclose(kept.mean((1, 2)), 0.75, atol=0.01)
+    correlations = np.corrcoef(kept.reshape(4, -1)) - np.eye(4)
+    assert np.abs(correlations).max() < 0.02
+  np.testing.assert_array_equal(
+    dropout_factors(seeds[0], (256, 64), (8, 64), 128, 0.25), draws[0][256:264, 64:]
+  )
+
+
+def test_dropout_is_on_the_probabilities_of_each_example():
+  qkv, table, window, layout = inputs_of("shifted", "float32")
+  key = jax.random.key(0)
+
+  def attend(rate, qkv):
+    return window_attention(
+      qkv, table, window, layout, dropout_rate=rate, dropout_key=key,
+      implementation="pallas_tpu_interpret",
+    )  # fmt: skip
+
+  same = jnp.broadcast_to(qkv[:1], qkv.shape)
+  dropped, whole = attend(0.5, same), attend(0.0, same)
+  assert np.abs(dropped[0] - dropped[1]).max() > 0.1
+  np.testing.assert_allclose(dropped.mean(), whole.mean(), atol=0.02)
+
+
+def test_what_kernels_cannot_compute_is_computed_by_the_next_best(monkeypatch):
+  messages = []
+  monkeypatch.setattr("vswin_jax.attention.window.log_once", messages.append)
+
+  def chosen(window, grid, dtype="float32"):
+    layout = window_layout(grid, window, shifted=True)
+    qkv = jax.ShapeDtypeStruct((1, layout.windows, layout.tokens, 3 * 128), dtype)
+    table = jax.ShapeDtypeStruct((table_rows(window), 4), "float32")
+    messages.clear()
+    jax.eval_shape(
+      lambda *x: window_attention(*x, window, layout, implementation="pallas_tpu_interpret"),
+      qkv,
+      table,
+    )
+    return messages[0] if messages else None
+
+  grid = (16, 56, 56)
+  for window in ((8, 7, 7), (16, 7, 7), (8, 12, 12)):
+    assert chosen(window, grid) is None
+  assert chosen((8, 7, 7), (5, 56, 56)) is None
+  assert "chunked, because a kernel needs about" in chosen((16, 16, 16), grid)
+  assert "xla, because a window (8, 7, 7) that shrank" in chosen((8, 7, 7), (8, 4, 4))
+  assert "xla, because TPUs do not compute in float16" in chosen((8, 7, 7), grid, "float16")

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.test_util import check_grads
 
 from vswin_jax.attention import window_attention
+from vswin_jax.attention.chunked import _chunk_size
 from vswin_jax.attention.relative_position import expand_bias, table_rows
-from vswin_jax.attention.window import _chunk_size
 from vswin_jax.attention.windows import region_ids, window_layout
 from vswin_jax.models.parameters import merge_model, split_model
 from vswin_jax.models.video_swin import Block, VideoSwinConfig
@@ -90,7 +91,7 @@ def test_bias_is_the_corner_of_the_reference_index(grid, window):
 @pytest.fixture
 def small_chunks(monkeypatch):
   """Chunks of 3 of the 18 windows of `random_inputs`, for 24 tokens and 3 heads."""
-  monkeypatch.setattr("vswin_jax.attention.window._CHUNK_LOGITS", 3 * 3 * 24**2)
+  monkeypatch.setattr("vswin_jax.attention.chunked._CHUNK_LOGITS", 3 * 3 * 24**2)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_dropout_keeps_the_expected_value(implementation):
 
 @pytest.mark.parametrize("implementation", XLA_IMPLEMENTATIONS)
 def test_every_window_draws_its_own_dropout(monkeypatch, implementation):
-  monkeypatch.setattr("vswin_jax.attention.window._CHUNK_LOGITS", 2 * 8**2)
+  monkeypatch.setattr("vswin_jax.attention.chunked._CHUNK_LOGITS", 2 * 8**2)
   window = (2, 2, 2)
   layout = window_layout((4, 4, 6), window, shifted=False)
   qkv, table = random_inputs(window, layout, batch=1, heads=1)
@@ -190,6 +191,24 @@ def test_every_window_draws_its_own_dropout(monkeypatch, implementation):
     implementation=implementation,
   )
   assert len({np.asarray(window).tobytes() for window in output[0]}) == 12
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_chunked_gradients_with_dropout_equal_finite_differences():
+  inputs = random_inputs(SMALL_WINDOW, SMALL)
+
+  def attend(qkv, table):
+    return window_attention(
+      qkv,
+      table,
+      SMALL_WINDOW,
+      SMALL,
+      dropout_rate=0.3,
+      dropout_key=jax.random.key(0),
+      implementation="chunked",
+    )
+
+  check_grads(jax.jit(attend), inputs, order=1, modes=["rev"], eps=1e-2, rtol=2e-3)
 
 
 def test_bfloat16_multiplies_in_bfloat16_in_both_directions():

@@ -12,6 +12,8 @@ from vswin_jax.common import huge_pages
 huge_pages._KERNEL_MODE = pathlib.Path(sys.argv[1])
 huge_pages._ACCELERATORS = (sys.argv[2],)
 print("start")
+for _ in range(2):
+  huge_pages.suggest_huge_pages()
 huge_pages.restart_with_huge_pages()
 print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[3:])
 """
@@ -31,6 +33,9 @@ def run(tmp_path, mode="always [madvise] never", accelerator="/nowhere", **envir
     text=True,
     check=True,
   )
+  suggestion = "set GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before Python starts"
+  restarts = result.stdout.count("start\n") - 1
+  assert result.stderr.count(suggestion) == restarts, "said once, where it would help"
   return result.stdout.splitlines()
 
 

@@ -5,10 +5,14 @@ the checks to FOLDER/PROCESS.json.
 """
 
 import json
+import os
 import pathlib
 import sys
 
+import jax
+
 from vswin_jax.distributed.clusters import Cluster
+from vswin_jax.distributed.compilation_cache import use_compilation_cache
 from vswin_jax.distributed.consistency import broadcast_from_first, check_same, check_shared
 from vswin_jax.distributed.errors import StartupError
 from vswin_jax.distributed.processes import ending_together, start
@@ -20,6 +24,13 @@ def message(check, argument) -> str:
   except StartupError as error:
     return str(error)
   return ""
+
+
+def cache_in(folder: pathlib.Path) -> str:
+  """Returns the folder of the compilation cache if its default is in a folder."""
+  os.environ["XDG_CACHE_HOME"] = str(folder)
+  use_compilation_cache()
+  return str(jax.config.jax_compilation_cache_dir)
 
 
 def main():
@@ -36,6 +47,8 @@ def main():
       "too long to show": message(check_same, {"files": process * 200}),
       "shared folder": message(check_shared, folder),
       "own folders": message(check_shared, own),
+      "own caches": cache_in(own),
+      "shared cache": cache_in(folder),
     }
   (folder / f"{process}.json").write_text(json.dumps(results))
 

@@ -22,6 +22,7 @@ def test_kernels_that_disagree_are_replaced_but_not_in_checkpoints(
     {
       "data.name": "tiny_motion",
       "data.dir": str(tiny_data_dir),
+      "model.dtype": "bfloat16",
       "model.embed_dim": 8,
       "model.depths": (1,),
       "model.num_heads": (1,),

@@ -42,6 +42,7 @@ def test_a_tiny_run_from_config_to_report(tiny_data_dir, tmp_path):
     "--config.train.epochs=0.5",
     "--config.train.log_every=1",
     "--config.train.eval_every=3",
+    "--profile=2:2",
   )
   result = run(tiny_data_dir, tmp_path, *options)
   assert result.returncode == 0, result.stderr
@@ -50,6 +51,18 @@ def test_a_tiny_run_from_config_to_report(tiny_data_dir, tmp_path):
   assert evaluation["step"] == 3 and 0 <= evaluation["top1"] <= evaluation["top5"] <= 1
   assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
   assert int(final_arrays(tmp_path)["step"]) == 3
+  cost = r"the training step .*in [\d.]+ s .*: [\d.e-]+ TFLOP a step, peak of the devices - TFLOP/s"
+  assert re.search(cost, result.stderr)
+  assert "TFLOP/s  MFU -  memory -  waiting for data" in result.stderr
+  (trace,) = (tmp_path / "profile/plugins/profile/steps_2_2").glob("*.xplane.pb")
+  names = trace.read_bytes()
+  for scope in (
+    rb"stage0\)*/block1/attention",
+    rb"stage1\)*/block0/mlp",
+    rb"patch_embed",
+    rb"optimizer",
+  ):
+    assert re.search(scope, names), scope
 
 
 @pytest.mark.slow
@@ -74,8 +87,9 @@ def test_a_run_leaves_all_it_promises(finished):
 def test_a_finished_run_is_only_evaluated_again(finished, tiny_data_dir):
   workdir, _ = finished
   before = metrics(workdir), final_arrays(workdir), (workdir / "evaluation.json").read_text()
-  result = run(tiny_data_dir, workdir)
+  result = run(tiny_data_dir, workdir, "--profile=2:3")
   assert result.returncode == 0, result.stderr
+  assert "no profile: it was to end with step 3, and this run is at step 24" in result.stderr
   assert f"training is complete at step 24 of {workdir}" in result.stderr
   assert "loss" not in result.stderr
   assert metrics(workdir) == before[0]
@@ -331,6 +345,9 @@ BAD_INPUT = [
     "rule 'x' matches no parameter",
   ),
   (["--mode=eval"], "there is no checkpoint in"),
+  (["--mode=eval", "--profile=1:2"], "--profile goes with --mode=train"),
+  (["--profile=3"], "--profile=3 must be FIRST:LAST"),
+  (["--profile=3:25"], "at most 24, the last step of this training"),
 ]
 
 

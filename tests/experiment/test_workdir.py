@@ -44,6 +44,18 @@ def test_a_folder_that_can_not_be_made_is_one_line(tmp_path):
       pass
 
 
+def test_traces_are_stored_with_the_run(bucket, tmp_path):
+  session = tmp_path / "trace/plugins/profile/steps_3_5"
+  session.mkdir(parents=True)
+  (session / "host.xplane.pb").write_bytes(b"trace")
+  for workdir in (str(tmp_path / "run"), "gs://first/runs/traced"):
+    with open_run_folder(workdir) as folder:
+      folder.store_profile(tmp_path / "trace")
+  name = "profile/plugins/profile/steps_3_5/host.xplane.pb"
+  assert (tmp_path / "run" / name).read_bytes() == b"trace"
+  assert bucket[f"first/runs/traced/{name}"] == b"trace"
+
+
 def test_small_files_go_to_the_bucket_and_come_back(bucket):
   with open_run_folder("gs://first/runs/one") as folder:
     assert str(folder.path) == "gs://first/runs/one"

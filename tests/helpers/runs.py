@@ -53,6 +53,7 @@ def environment(data_dir, *, compile_anew=False) -> dict[str, str]:
   """One CPU device; programs compiled once for all runs of the session, unless asked not to."""
   variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION}
   if not compile_anew:
+    variables["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     variables["JAX_COMPILATION_CACHE_DIR"] = str(data_dir / "compiled")
     variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   return variables

@@ -13,6 +13,7 @@ OPTIONS = {
   "depths": (2,),
   "num_heads": (2,),
   "window_size": (4, 2, 2),
+  "dtype": "bfloat16",
 }
 
 
@@ -62,8 +63,18 @@ def test_nothing_to_check(kernels):
   assert self_check.trusted_kernels(OPTIONS | {"attention": "xla"}, 16, 32) is None
 
 
-def test_kernels_of_gpus_compute_in_16_bits(monkeypatch):
-  monkeypatch.setattr(operations, "current_platform", lambda: "gpu")
-  dtypes = "bfloat16", "float16", "float32"
-  chosen = [operations.resolve_implementation("auto", ("xla", "cudnn"), one) for one in dtypes]
-  assert chosen == ["cudnn", "cudnn", "xla"]
+@pytest.mark.parametrize(
+  ("platform", "dtype", "expected"),
+  [
+    ("gpu", "bfloat16", "cudnn"),
+    ("gpu", "float16", "cudnn"),
+    ("gpu", "float32", "xla"),
+    ("tpu", "bfloat16", "pallas_tpu"),
+    ("tpu", "float32", "xla"),
+    ("cpu", "bfloat16", "xla"),
+  ],
+)
+def test_auto_depends_on_platform_and_dtype(platform, dtype, expected, monkeypatch):
+  monkeypatch.setattr(operations, "current_platform", lambda: platform)
+  known = ("xla", "cudnn", "pallas_tpu")
+  assert operations.resolve_implementation("auto", known, dtype) == expected

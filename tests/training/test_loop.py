@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import types
 
 import flax.struct
 import grain
@@ -15,6 +16,8 @@ from vswin_jax.data.pipeline import LoaderOptions, LostWorkerError, iterate
 from vswin_jax.training import sharding
 from vswin_jax.training.loop import Intervals, TrainingError, train
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
+from vswin_jax.training.profile import Profile, parse_steps
+from vswin_jax.training.progress import Progress
 from vswin_jax.training.stopping import StopRequest
 
 
@@ -79,7 +82,7 @@ class Recorder:
 
 def run(
   tmp_path, *, loss=lambda step: 1.0 / step, start=0, batches=None, stop=None, evaluate=None,
-  evaluate_first=False, max_failed_share=0.5, **intervals,
+  evaluate_first=False, max_failed_share=0.5, profile=None, **intervals,
 ):  # fmt: skip
   """Returns the step reached, and the evaluations and saves on the way."""
   intervals = {"num_steps": 10, "log_every": 2, "eval_every": 4, "save_every": 3} | intervals
@@ -98,6 +101,8 @@ def run(
         hooks=hooks,
         stop=stop,
         evaluate_first=evaluate_first,
+        step_flops=3e12,
+        profile=profile,
       )
     except TrainingError as error:
       error.calls = hooks.calls
@@ -118,7 +123,11 @@ def test_order_of_evaluation_saving_and_writing(tmp_path):
   for line in lines:
     if "train/loss" in line:
       assert line["train/loss"] == pytest.approx(1 / line["step"])
-      assert line["speed/clips_per_second"] > 0 and 0 <= line["speed/data_wait_share"] <= 1
+      clips_per_second = line["speed/clips_per_second"]
+      assert clips_per_second > 0 and 0 <= line["speed/data_wait_share"] <= 1
+      # Two clips, three TFLOP a step.
+      assert line["speed/model_tflops"] == pytest.approx(1.5 * clips_per_second)
+      assert "speed/mfu" not in line and ("speed/compile_seconds" in line) == (line["step"] == 2)
     else:
       assert line["validation/top1"] == 0.5
 
@@ -228,3 +237,62 @@ def test_evaluated_states_are_saved_if_asked(tmp_path):
   assert [step for name, step in calls if name == "save"] == [3, 4, 6, 8, 9, 10]
   # The evaluation comes first, so that a checkpoint is saved with its score.
   assert calls.index(("evaluate", 4)) < calls.index(("save", 4))
+
+
+def traced_steps(folder) -> list[int]:
+  (file,) = folder.rglob("*.xplane.pb")
+  planes = jax.profiler.ProfileData.from_file(str(file)).planes
+  events = [event for plane in planes for line in plane.lines for event in line.events]
+  return [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+
+
+@pytest.mark.parametrize(
+  ("start", "steps", "expected"),
+  [(0, (3, 5), [3, 4, 5]), (4, (3, 6), [5, 6]), (4, (2, 4), None), (0, (9, 10), [9, 10])],
+)
+def test_steps_are_traced(tmp_path, start, steps, expected):
+  traced = []
+  profile = Profile(steps, lambda folder: traced.append(traced_steps(folder)))
+  state, _ = run(tmp_path, start=start, profile=profile)
+  assert state == 10 and traced == ([expected] if expected else [])
+
+
+def test_a_training_that_ends_while_it_is_traced_leaves_the_trace(tmp_path):
+  traced = []
+  profile = Profile((3, 9), lambda folder: traced.append(traced_steps(folder)))
+  with pytest.raises(TrainingError):
+    run(tmp_path, loss=lambda step: jnp.where(step >= 4, jnp.nan, 1.0), profile=profile)
+  assert traced == [[3, 4]] or traced == [[3, 4, 5]]
+
+
+def test_a_trace_that_can_not_be_stored_does_not_end_the_training(tmp_path, caplog):
+  def store(folder):
+    raise OSError("No space left on device")
+
+  assert run(tmp_path, profile=Profile((3, 3), store))[0] == 10
+  assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+    "can't write the profile: OSError: No space left on device"
+  ]
+
+
+@pytest.mark.parametrize(
+  "text", ["", "3", "3:", "3-5", "3:5:7", "-1:2", "0:2", "5:3", "3:101", "3 :5", "a:b"]
+)
+def test_steps_that_can_not_be_traced_are_refused(text):
+  with pytest.raises(ValueError, match=f"--profile={text} must be FIRST:LAST"):
+    parse_steps(text, num_steps=100)
+  assert parse_steps("3:100", num_steps=100) == (3, 100)
+
+
+def test_utilization_and_memory_of_known_chips_are_measured():
+  stats = {"peak_bytes_in_use": 3 * 2**30, "bytes_limit": 16 * 2**30}
+  device = types.SimpleNamespace(
+    device_kind="TPU v5 lite", process_index=0, memory_stats=lambda: stats
+  )
+  with Progress(0, 10, batch_size=4, step_flops=8e12, devices=[device, device]) as progress:
+    metrics, text = progress.measure(2)
+  # 2 TFLOP a clip, 2 x 197 TFLOP/s.
+  assert metrics["speed/model_tflops"] == pytest.approx(2 * metrics["speed/clips_per_second"])
+  assert metrics["speed/mfu"] == pytest.approx(metrics["speed/model_tflops"] / 394)
+  assert metrics["speed/peak_memory_gib"] == 3
+  assert f"MFU {metrics['speed/mfu']:.1%}  memory 3.0 of 16.0 GiB" in text

@@ -68,6 +68,10 @@ def devices_of(target: Target) -> list[jax.Device]:
   platform = target.chip.platform
   grid = "x".join(map(str, target.grid))
   if platform == "cuda":
+    if target.chip.name not in _GPUS:
+      raise TargetError(
+        f"can't compile for {target.name!r}; GPUs to compile for: {', '.join(_GPUS)}"
+      )
     options = {"target_config": _GPUS[target.chip.name], "topology": f"{target.slices}x{grid}"}
   else:
     # Slices of one host differ from the usual 2 x 2 chips per host.

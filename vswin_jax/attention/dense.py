@@ -22,6 +22,8 @@ def dense_attention(
 ) -> jax.Array:
   """Computes multi-head attention from all queries to all keys of each image.
 
+  Arrays of `padded(tokens, implementation)` rows need no copies.
+
   Args:
     query: `[images, queries, heads, head_dim]`, not scaled.
     key: `[images, rows, heads, head_dim]`.
@@ -31,8 +33,6 @@ def dense_attention(
       the probabilities for the backward pass; "cudnn" (GPUs) and "pallas_tpu" (`tpu_dense`) compute
       them again, and compute as "xla" what they can't; "pallas_tpu_interpret" runs the kernels of
       "pallas_tpu" anywhere, slowly.
-
-  Arrays of `padded(tokens, implementation)` rows need no copies.
 
   Returns:
     `[images, queries, heads, head_dim]`, the dtype of `query`. Logits and softmax are float32.
@@ -62,14 +62,18 @@ def _xla(query, key, value, tokens):
 
 
 def _cudnn(query, key, value, tokens):
-  padded_query, *others = (_pad(x, "cudnn") for x in (query, key, value))
-  lengths = None
-  if tokens < others[0].shape[1]:
-    lengths = jnp.full(len(query), tokens, jnp.int32)
-  try:
-    output = jax.nn.dot_product_attention(
-      padded_query, *others, key_value_seq_lengths=lengths, implementation="cudnn"
+  rows = [_pad(x, "cudnn") for x in (query, key, value)]
+
+  def attend(query, key, value, _):
+    lengths = None
+    if tokens < key.shape[1]:
+      lengths = jnp.full(len(key), tokens, jnp.int32)
+    return jax.nn.dot_product_attention(
+      query, key, value, key_value_seq_lengths=lengths, implementation="cudnn"
     )
+
+  try:
+    output = on_each_device(attend, *rows, whole=())
   except (NotImplementedError, RuntimeError, ValueError) as error:
     # JAX checks dtype, head_dim, cuDNN and the GPU while it traces.
     log_once(f"attention of images: xla, because cuDNN can't compute it: {one_line(error)}")
@@ -80,19 +84,24 @@ def _cudnn(query, key, value, tokens):
 def _pallas_tpu(query, key, value, tokens, interpret: bool = False):
   heads = key.shape[2]
   channels = heads * key.shape[3]
-  reason = tpu_dense.why_not(tokens, channels)
+  reason = tpu_dense.why_not(tokens, channels, query.dtype)
   if reason:
     log_once(f"attention of images of {tokens} tokens: xla, because {reason}")
     return _xla(query, key, value, tokens)
 
-  def rows(x):
-    return _pad(x.reshape(*x.shape[:2], channels), "pallas_tpu")
+  # The kernels take as many rows of queries as of keys, and compute the first ones.
+  rows, kept = padded(key.shape[1], "pallas_tpu"), query.shape[1]
+
+  def flatten(x):
+    return jnp.pad(x.reshape(*x.shape[:2], channels), [(0, 0), (0, rows - x.shape[1]), (0, 0)])
 
   def attend(query, key, value, _):
-    return tpu_dense.attend(query, key, value, heads, tokens, interpret=interpret)
+    queries = padded(kept, "pallas_tpu")
+    qkv = jnp.stack([query, key, value])
+    return tpu_dense.attend(qkv, heads, tokens, queries, interpret=interpret)
 
-  output = on_each_device(attend, rows(query), rows(key), rows(value), whole=())
-  return output[:, : query.shape[1]].reshape(query.shape)
+  output = on_each_device(attend, flatten(query), flatten(key), flatten(value), whole=())
+  return output[:, :kept].reshape(query.shape)
 
 
 IMPLEMENTATIONS = {

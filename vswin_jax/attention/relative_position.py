@@ -104,13 +104,33 @@ def expand_bias(table: jax.Array, window: Size3D, effective: Size3D) -> jax.Arra
   return bias.swapaxes(2, 3).reshape(-1, tokens, tokens)
 
 
+@jax.named_scope("relative_position_bias")
+def bias_table_gradient(
+  gradient: jax.Array, table: jax.Array, window: Size3D, effective: Size3D
+) -> jax.Array:
+  """Returns the gradient of `table` from those of `expand_bias` for every example.
+
+  Each example is reduced to the table before examples are summed, so data-parallel devices exchange
+  gradients of the table's size.
+
+  Args:
+    gradient: float32 `[batch, heads, tokens, tokens]`.
+  """
+  batch, (rows, heads) = len(gradient), table.shape
+  # Heads are expanded independently, so the heads of all examples go back in one call.
+  examples = jax.ShapeDtypeStruct((rows, batch * heads), table.dtype)
+  transpose = jax.linear_transpose(
+    partial(expand_bias, window=window, effective=effective), examples
+  )
+  (gradient,) = transpose(gradient.reshape(-1, *gradient.shape[2:]))
+  return gradient.reshape(rows, batch, heads).sum(1)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def batched_bias(table: jax.Array, window: Size3D, effective: Size3D, batch: int) -> jax.Array:
   """Returns `expand_bias` for every example: float32 `[batch, heads, tokens, tokens]`.
 
-  The values are one expansion, broadcast. The gradient of each example is reduced to the table
-  before examples are summed, so data-parallel devices exchange gradients of the table's size
-  and not of the `tokens x tokens` bias.
+  The values are one expansion, broadcast; see `bias_table_gradient` for the gradient.
   """
   bias = expand_bias(table, window, effective)
   return jnp.broadcast_to(bias, (batch, *bias.shape))
@@ -120,15 +140,9 @@ def _batched_bias_forward(table, window, effective, batch):
   return batched_bias(table, window, effective, batch), table
 
 
-@jax.named_scope("relative_position_bias")
 def _batched_bias_backward(window, effective, batch, table, gradient):
-  # Heads are expanded independently, so the heads of all examples go back in one call.
-  examples = jax.ShapeDtypeStruct((table.shape[0], batch * table.shape[1]), table.dtype)
-  transpose = jax.linear_transpose(
-    partial(expand_bias, window=window, effective=effective), examples
-  )
-  (gradient,) = transpose(gradient.reshape(-1, *gradient.shape[2:]))
-  return (gradient.reshape(table.shape[0], batch, table.shape[1]).sum(1),)
+  del batch
+  return (bias_table_gradient(gradient, table, window, effective),)
 
 
 batched_bias.defvjp(_batched_bias_forward, _batched_bias_backward)

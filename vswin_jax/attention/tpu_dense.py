@@ -13,18 +13,17 @@ of the others. Rows of keys from `tokens` on are padding, which no query attends
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention import tpu
-from vswin_jax.attention.tpu import product
+from vswin_jax.attention.tpu_core import LANES, lacks_memory, memory_limit, product, round_up
 
 # Rows of a bfloat16 tile.
 ROW_MULTIPLE = 16
-_LANES = 128
 _PADDING_LOGIT = -1e30
 
 
@@ -34,12 +33,14 @@ class _Sizes:
 
   Attributes:
     tokens: keys of an image that are not padding.
+    queries: rows of queries to compute.
     heads: attention heads.
     head_dim: channels of a head.
     interpret: whether to interpret the kernels on a CPU.
   """
 
   tokens: int
+  queries: int
   heads: int
   head_dim: int
   interpret: bool
@@ -47,10 +48,10 @@ class _Sizes:
   @property
   def group(self) -> int:
     """Heads of a group: those of a tile, or all if heads do not fill tiles."""
-    if self.head_dim % _LANES == 0:
+    if self.head_dim % LANES == 0:
       return 1
-    fills_tiles = _LANES % self.head_dim == 0 and self.heads * self.head_dim % _LANES == 0
-    return _LANES // self.head_dim if fills_tiles else self.heads
+    fills_tiles = LANES % self.head_dim == 0 and self.heads * self.head_dim % LANES == 0
+    return LANES // self.head_dim if fills_tiles else self.heads
 
   @property
   def groups(self) -> list:
@@ -61,96 +62,95 @@ class _Sizes:
 
 def padded(tokens: int) -> int:
   """Returns the number of rows that hold `tokens`, a multiple of the rows of a tile."""
-  return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+  return round_up(tokens, ROW_MULTIPLE)
 
 
-def why_not(tokens: int, channels: int) -> str | None:
+def why_not(tokens: int, channels: int, dtype) -> str | None:
   """Returns why the kernels can't compute an attention; None if they can."""
+  if jnp.dtype(dtype) == jnp.float16:
+    return "TPUs do not compute in float16"
   rows = padded(tokens)
   # In the backward pass: seven arrays of an image, of which the next is fetched or the last is
   # written, and some six arrays of the token pairs of a head.
-  needed = 4 * rows * (2 * 7 * channels + 6 * -(-rows // _LANES) * _LANES)
-  return tpu.lacks_memory(needed)
+  needed = 4 * rows * (2 * 7 * channels + 6 * round_up(rows, LANES))
+  return lacks_memory(needed)
 
 
 def attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  heads: int,
-  tokens: int,
-  *,
-  interpret: bool = False,
+  qkv: jax.Array, heads: int, tokens: int, queries: int, *, interpret: bool = False
 ) -> jax.Array:
   """Attends among all tokens of each image; see `why_not` for what it can't compute.
 
   Args:
-    query: `[images, queries, channels]`, not scaled; `queries` is a multiple of `ROW_MULTIPLE`.
-    key: `[images, rows, channels]`; `rows` is a multiple of `ROW_MULTIPLE` too.
-    value: as `key`. Its padding must be finite.
-    heads: attention heads; the channels of a head are together.
-    tokens: tokens of an image; further rows are padding.
+    qkv: `[3, images, rows, channels]`: queries (not scaled), keys and values; `rows` is a multiple
+      of `ROW_MULTIPLE`.
+    heads: attention heads, each with its channels together.
+    tokens: tokens of an image, the first rows; the others are padding, which must be finite.
+    queries: rows of queries to compute, the first ones, a multiple of `ROW_MULTIPLE`.
     interpret: whether to interpret the kernels, for tests on a CPU.
 
   Returns:
-    `[images, queries, channels]`, the dtype of `query`. Differentiable in reverse mode only.
+    `[images, queries, channels]`, the dtype of `qkv`. Differentiable in reverse mode only.
   """
-  return _attend(_Sizes(tokens, heads, query.shape[2] // heads, interpret), query, key, value)
+  return _attend(_Sizes(tokens, queries, heads, qkv.shape[3] // heads, interpret), qkv)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes, query, key, value):
-  return _call(_dense_kernel, sizes, (query, key, value), [query], products=2)[0]
+def _attend(sizes, qkv):
+  _, images, _, channels = qkv.shape
+  output = jax.ShapeDtypeStruct((images, sizes.queries, channels), qkv.dtype)
+  return _call(_dense_kernel, sizes, [qkv], output, products=2)
 
 
-def _attend_forward(sizes, query, key, value):
-  return _attend(sizes, query, key, value), (query, key, value)
+def _attend_forward(sizes, qkv):
+  return _attend(sizes, qkv), qkv
 
 
-def _attend_backward(sizes, residuals, gradient):
-  inputs = (*residuals, gradient)
-  return tuple(_call(_dense_gradient_kernel, sizes, inputs, residuals, products=5))
+def _attend_backward(sizes, qkv, gradient):
+  return (_call(_dense_gradient_kernel, sizes, [qkv, gradient], qkv, products=5),)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(kernel, sizes: _Sizes, inputs, outputs, *, products: int) -> list[jax.Array]:
+def _call(kernel, sizes: _Sizes, inputs, output, *, products: int) -> jax.Array:
   """Calls a kernel for every image.
 
   Args:
-    inputs: arrays `[images, rows, channels]`.
-    outputs: arrays of the shapes of the results.
+    inputs: arrays `[..., images, rows, channels]`, the first one with the rows of all keys.
+    output: an array of the shape of the result.
     products: matrix products over all token pairs.
   """
-  images, queries, channels = inputs[0].shape
-  pairs = images * queries * inputs[1].shape[1]
+  images, rows, channels = inputs[0].shape[1:]
+  pairs = images * sizes.queries * rows
 
   def image(x):
-    return pl.BlockSpec((1, *x.shape[1:]), lambda index: (index, 0, 0))
+    leading = x.shape[:-3]
+    zeros = [0] * len(leading)
+    return pl.BlockSpec((*leading, 1, *x.shape[-2:]), lambda index: (*zeros, index, 0, 0))
 
   return pl.pallas_call(
     functools.partial(kernel, sizes),
     grid=(images,),
     in_specs=[image(x) for x in inputs],
-    out_specs=[image(x) for x in outputs],
-    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+    out_specs=image(output),
+    out_shape=jax.ShapeDtypeStruct(output.shape, output.dtype),
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel",), vmem_limit_bytes=tpu.memory_limit()
+      dimension_semantics=("parallel",), vmem_limit_bytes=memory_limit()
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * pairs * channels,
       transcendentals=pairs * sizes.heads,
-      bytes_accessed=sum(x.nbytes for x in (*inputs, *outputs)),
+      bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, output)),
     ),
     interpret=sizes.interpret,
     name=kernel.__name__.strip("_"),
   )(*inputs)
 
 
-def _dense_kernel(sizes, query_ref, key_ref, value_ref, output_ref):
+def _dense_kernel(sizes, qkv_ref, output_ref):
   for lanes in sizes.groups:
-    query, key, value = (ref[0, :, lanes] for ref in (query_ref, key_ref, value_ref))
+    query, key, value = _qkv(sizes, qkv_ref, lanes)
     output = jnp.zeros(query.shape, jnp.float32)
     for head in range(sizes.group):
       weights, total = _weights(sizes, query, key, head)
@@ -159,12 +159,11 @@ def _dense_kernel(sizes, query_ref, key_ref, value_ref, output_ref):
     output_ref[0, :, lanes] = output.astype(output_ref.dtype)
 
 
-def _dense_gradient_kernel(
-  sizes, query_ref, key_ref, value_ref, gradient_ref, query_gradient_ref, key_gradient_ref,
-  value_gradient_ref,
-):  # fmt: skip
+def _dense_gradient_kernel(sizes, qkv_ref, gradient_ref, qkv_gradient_ref):
+  if sizes.queries < qkv_ref.shape[2]:
+    qkv_gradient_ref[0] = jnp.zeros_like(qkv_gradient_ref[0])
   for lanes in sizes.groups:
-    query, key, value = (ref[0, :, lanes] for ref in (query_ref, key_ref, value_ref))
+    query, key, value = _qkv(sizes, qkv_ref, lanes)
     gradient, dtype = gradient_ref[0, :, lanes], query.dtype
     query_gradient = jnp.zeros(query.shape, jnp.float32)
     key_gradient = value_gradient = jnp.zeros(key.shape, jnp.float32)
@@ -179,9 +178,14 @@ def _dense_gradient_kernel(
       query_gradient += product(logits_gradient, _only(sizes, key, head))
       key_gradient += product(logits_gradient, _only(sizes, query, head), transpose=(True, False))
       value_gradient += product(weights.astype(dtype), heads_gradient, transpose=(True, False))
-    query_gradient_ref[0, :, lanes] = query_gradient.astype(dtype)
-    key_gradient_ref[0, :, lanes] = key_gradient.astype(dtype)
-    value_gradient_ref[0, :, lanes] = value_gradient.astype(dtype)
+    qkv_gradient_ref[0, 0, : sizes.queries, lanes] = query_gradient.astype(dtype)
+    qkv_gradient_ref[1, 0, :, lanes] = key_gradient.astype(dtype)
+    qkv_gradient_ref[2, 0, :, lanes] = value_gradient.astype(dtype)
+
+
+def _qkv(sizes, qkv_ref, lanes):
+  """Returns the queries to compute, keys and values of a group of heads."""
+  return qkv_ref[0, 0, : sizes.queries, lanes], qkv_ref[1, 0, :, lanes], qkv_ref[2, 0, :, lanes]
 
 
 def _weights(sizes, query, key, head: int):

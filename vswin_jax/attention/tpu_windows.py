@@ -14,8 +14,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention.tpu import memory_limit
+from vswin_jax.attention.tpu_core import lacks_memory, memory_limit
 from vswin_jax.attention.windows import WindowLayout
+
+
+def why_not(layout: WindowLayout, channels: int, dtype: str) -> str | None:
+  """Returns why the kernels can't cut tokens of a padded grid into windows; None if they can."""
+  numbers = layout.padded_grid[0] * layout.window[1] * layout.window[2] * channels
+  # The tokens of a column of windows, windows twice, and both in float32.
+  return lacks_memory(numbers * (3 * jnp.dtype(dtype).itemsize + 2 * 4))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -86,7 +93,7 @@ def _call(kernel, layout, x, in_spec, out_spec, shape, interpret) -> jax.Array:
     out_shape=jax.ShapeDtypeStruct(shape, x.dtype),
     scratch_shapes=[tokens, pltpu.SemaphoreType.DMA((4,))],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("arbitrary",) * 3, vmem_limit_bytes=memory_limit()
+      dimension_semantics=("parallel",) * 3, vmem_limit_bytes=memory_limit()
     ),
     cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=2 * x.nbytes),
     interpret=interpret,

@@ -5,7 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vswin_jax.attention import cudnn, gpu, tpu
+from vswin_jax.attention import chunked, cudnn, gpu, tpu
+from vswin_jax.attention.chunked import split_heads
 from vswin_jax.attention.operations import dropout, on_each_device, product, resolve_implementation
 from vswin_jax.attention.relative_position import add_bias, batched_bias, table_rows
 from vswin_jax.attention.windows import (
@@ -16,8 +17,8 @@ from vswin_jax.attention.windows import (
 )
 from vswin_jax.common.logging import log_once
 
-# Maximum number of logits per chunk and example in "chunked": 8 MiB.
-_CHUNK_LOGITS = 2**21
+# Maximum number of logits of an example in "xla" where kernels can't compute them: 512 MiB.
+_MOST_LOGITS = 2**27
 
 
 @jax.named_scope("window_attention")
@@ -43,10 +44,10 @@ def window_attention(
       implementation draws in its own order.
     implementation: "auto", see `resolve_implementation`, or a key of `IMPLEMENTATIONS`. "xla" keeps
       the probabilities for the backward pass; "chunked" computes a few windows at a time and
-      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`), and computes
-      as "xla" what its kernels can't; "pallas_tpu_interpret" runs these kernels anywhere, slowly;
-      "pallas_gpu" and "pallas_gpu_interpret" are the same for NVIDIA GPUs (`gpu`); "cudnn" is
-      NVIDIA's library (`cudnn`), or XLA for what it can't compute.
+      recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`);
+      "pallas_tpu_interpret" runs these kernels anywhere, slowly; "pallas_gpu" and
+      "pallas_gpu_interpret" are the same for NVIDIA GPUs (`gpu`); "cudnn" is NVIDIA's library
+      (`cudnn`). What kernels can't compute is left to "xla" or, with large windows, to "chunked".
 
   Returns:
     `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
@@ -73,55 +74,38 @@ def window_attention(
 
 def _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   """Attends with all logits in memory at once."""
-  query, key, value = _split_heads(qkv, bias_table.shape[1])
+  query, key, value = split_heads(qkv, bias_table.shape[1])
   bias = batched_bias(bias_table, window, layout.window, len(qkv))
   output = _attend(query, key, value, bias, region_ids(layout), dropout_rate, dropout_key)
   return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
-
-
-def _chunked(qkv, bias_table, window, layout, dropout_rate, dropout_key):
-  """Attends in a few windows of each example at a time; keeps only the inputs for backward."""
-  batch, heads, regions = qkv.shape[0], bias_table.shape[1], region_ids(layout)
-  size = _chunk_size(layout.windows, heads * layout.tokens**2)
-  chunks = layout.windows // size
-
-  def split(x, axis):
-    x = x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
-
-  @jax.checkpoint
-  def attend(qkv, bias_table, dropout_keys):
-    bias = batched_bias(bias_table, window, layout.window, batch)
-
-    @jax.checkpoint
-    def attend_chunk(chunk):
-      qkv, regions, dropout_key = chunk
-      query, key, value = _split_heads(qkv, heads)
-      output = _attend(query, key, value, bias, regions, dropout_rate, dropout_key)
-      return output.swapaxes(2, 3).reshape(*qkv.shape[:3], -1)
-
-    chunked_regions = None if regions is None else split(jnp.asarray(regions), 0)
-    output = jax.lax.map(attend_chunk, (split(qkv, 1), chunked_regions, dropout_keys))
-    return jnp.moveaxis(output, 0, 1).reshape(*qkv.shape[:3], -1)
-
-  dropout_keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
-  return attend(qkv, bias_table, dropout_keys)
 
 
 def _pallas_tpu(
   qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  reason = tpu.why_not(layout, window, channels, heads)
-  if _falls_back(channels, reason, dropout_rate, dropout_key):
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype)
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  has_dropout = dropout_rate > 0 and dropout_key is not None
+  seeds = jnp.zeros(len(qkv), jnp.int32)
+  if has_dropout:
+    seeds = jax.random.bits(dropout_key, seeds.shape).astype(jnp.int32)
 
-  def attend(qkv, bias_table):
+  def attend(qkv, seeds, bias_table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
-    output = tpu.attend(*parts, bias_table, window, layout, interpret=interpret)
+    output = tpu.attend(
+      jnp.stack(parts),
+      bias_table,
+      window,
+      layout,
+      seeds=seeds if has_dropout else None,
+      dropout_rate=dropout_rate,
+      interpret=interpret,
+    )
     return output.reshape(*qkv.shape[:3], -1)
 
-  return on_each_device(attend, qkv, whole=bias_table)
+  return on_each_device(attend, qkv, seeds, whole=bias_table)
 
 
 def _pallas_gpu(
@@ -129,8 +113,10 @@ def _pallas_gpu(
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
   reason = gpu.why_not(layout, channels, heads, qkv.dtype, interpret)
-  if _falls_back(channels, reason, dropout_rate, dropout_key):
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  if dropout_rate > 0 and dropout_key is not None:
+    reason = "there is dropout on its probabilities"
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
   def attend(qkv, bias_table):
     # Rounded once, after the multiplication.
@@ -143,8 +129,10 @@ def _pallas_gpu(
 def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
   reason = cudnn.why_not(layout, channels, heads, qkv.dtype)
-  if _falls_back(channels, reason, dropout_rate, dropout_key):
-    return _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  if dropout_rate > 0 and dropout_key is not None:
+    reason = "there is dropout on its probabilities"
+  if reason:
+    return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
   def attend(qkv, bias_table):
     return cudnn.attend(qkv, bias_table, window, layout)
@@ -152,26 +140,13 @@ def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   return on_each_device(attend, qkv, whole=bias_table)
 
 
-def _falls_back(channels: int, reason: str | None, dropout_rate, dropout_key) -> bool:
-  """Returns whether an attention is computed by XLA, and logs the reason."""
-  if dropout_rate > 0 and dropout_key is not None:
-    reason = "there is dropout on its probabilities"
-  if reason:
-    log_once(f"window attention of {channels} channels: xla, because {reason}")
-  return bool(reason)
-
-
-def _split_heads(qkv, heads: int):
-  """Returns queries (scaled), keys and values `[batch, windows, heads, tokens, head_dim]`."""
-  query, key, value = qkv.reshape(*qkv.shape[:3], 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
-  # Rounded once, after scaling, because the scale is not a bfloat16 number.
-  return (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype), key, value
-
-
-def _chunk_size(windows: int, logits_per_window: int) -> int:
-  """Returns the largest divisor of `windows` whose logits fit `_CHUNK_LOGITS`, at least 1."""
-  sizes = [size for size in range(1, windows + 1) if windows % size == 0]
-  return max([size for size in sizes if size * logits_per_window <= _CHUNK_LOGITS], default=1)
+def _fall_back(reason: str, qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  """Leaves an attention to XLA, and logs why."""
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  name = "chunked" if layout.windows * heads * layout.tokens**2 > _MOST_LOGITS else "xla"
+  log_once(f"window attention of {channels} channels: {name}, because {reason}")
+  fallback = IMPLEMENTATIONS[name]
+  return fallback(qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
 
 def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
@@ -190,7 +165,7 @@ def _attend(query, key, value, bias, regions, dropout_rate, dropout_key):
 
 IMPLEMENTATIONS = {
   "xla": _xla,
-  "chunked": _chunked,
+  "chunked": chunked.attend,
   "pallas_tpu": _pallas_tpu,
   "pallas_tpu_interpret": partial(_pallas_tpu, interpret=True),
   "pallas_gpu": _pallas_gpu,

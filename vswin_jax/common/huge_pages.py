@@ -4,11 +4,14 @@ XLA allocates large buffers in every step. With pages of 4 KiB, Linux spends abo
 faults as the CPU computes. glibc uses huge pages only if the environment of a new process says so.
 """
 
+import functools
 import glob
 import os
 import pathlib
 import platform
 import sys
+
+from vswin_jax.common.logging import logger
 
 SWITCH = "VSWIN_JAX_HUGE_PAGES"
 _TUNABLES = "GLIBC_TUNABLES"
@@ -28,6 +31,19 @@ def restart_with_huge_pages() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@functools.cache
+def suggest_huge_pages() -> None:
+  """Logs once how to start Python with huge pages, if `huge_pages_help`."""
+  if huge_pages_help():
+    logger.warning(
+      "this CPU computes faster with huge pages: set %s=%s=1 before Python starts, or %s=0 to hide "
+      "this message",
+      _TUNABLES,
+      _SETTING,
+      SWITCH,
+    )
 
 
 def huge_pages_help() -> bool:

@@ -55,14 +55,14 @@ def check_same(metadata: Mapping[str, str]) -> None:
     )
 
 
-def check_shared(folder: AnyPath) -> None:
-  """Checks that all processes see the same folder under its name.
+def sees_same_folder(folder: AnyPath) -> np.ndarray:
+  """Returns for each process whether it sees the same folder under its name as process 0.
 
   Raises:
-    StartupError: in all processes, if one does not.
+    OSError: process 0 can't write to the folder.
   """
   if jax.process_count() == 1:
-    return
+    return np.ones(1, bool)
   token = str(broadcast_from_first(secrets.randbelow(2**31)))
   file = folder / ".processes_of_this_run"
   if is_first():
@@ -76,6 +76,16 @@ def check_shared(folder: AnyPath) -> None:
   if is_first():
     with contextlib.suppress(OSError):
       file.unlink()
+  return shared
+
+
+def check_shared(folder: AnyPath) -> None:
+  """Checks that all processes see the same folder under its name.
+
+  Raises:
+    StartupError: in all processes, if one does not.
+  """
+  shared = sees_same_folder(folder)
   if not shared.all():
     others = ", ".join(map(str, np.flatnonzero(~shared)))
     raise StartupError(

@@ -7,13 +7,21 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
 from vswin_jax.common.checks import fields
 from vswin_jax.experiment.config import ConfigError, Settings, config_errors
 from vswin_jax.models import create_model
-from vswin_jax.models.parameters import batch_statistics, split_model, with_shardings
+from vswin_jax.models.catalog import model_config
+from vswin_jax.models.cost import count_macs
+from vswin_jax.models.parameters import (
+  batch_statistics,
+  merge_model,
+  split_model,
+  with_shardings,
+)
 from vswin_jax.training import sharding
 from vswin_jax.training.evaluation import make_eval_step
 from vswin_jax.training.optimizer import make_optimizer
@@ -56,6 +64,25 @@ class Plan:
   def state_shardings(self) -> TrainState:
     """Returns the sharding of each array of the state."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes())
+
+  def step_flops(self) -> float | None:
+    """Returns the model FLOPs of a training step over all devices; None: they can't be counted.
+
+    Those of the matrix products and convolutions of the forward pass, two for each
+    multiply-accumulate, and twice as many for the backward pass. Rematerialization does not count
+    (PaLM, arXiv 2204.02311, appendix B), nor does the implementation of attention.
+    """
+    clip, options = self.settings.clip, dict(self.model_options)
+    if hasattr(model_config(**options), "attention"):
+      options["attention"] = "xla"
+    graph, params = split_model(nnx.eval_shape(lambda: create_model(**options)))
+    frames = (1, clip.num_frames, clip.size, clip.size, 3)
+    video = jax.ShapeDtypeStruct(frames, jnp.float32)
+    try:
+      macs = count_macs(lambda params, video: merge_model(graph, params)(video), params, video)
+    except ValueError:
+      return None
+    return 6.0 * macs * self.settings.train.batch_size
 
   def jitted_train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns the jitted training step (see `make_train_step`), which donates the state."""

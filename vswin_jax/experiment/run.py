@@ -11,9 +11,10 @@ from vswin_jax.common.paths import LocalPathError
 from vswin_jax.data.pipeline import LostWorkerError
 from vswin_jax.data.records import DatasetError
 from vswin_jax.data.video.decoding import VideoError
+from vswin_jax.distributed.compilation_cache import use_compilation_cache
 from vswin_jax.distributed.consistency import check_same, check_shared, is_first
 from vswin_jax.distributed.errors import StartupError
-from vswin_jax.experiment.config import ConfigError, read_settings, shared_flags
+from vswin_jax.experiment.config import ConfigError, config_errors, read_settings, shared_flags
 from vswin_jax.experiment.evaluation import evaluate_newest
 from vswin_jax.experiment.experiment import open_experiment
 from vswin_jax.experiment.initialization import InitializationError, find_source, override_config
@@ -21,6 +22,7 @@ from vswin_jax.experiment.training import train
 from vswin_jax.experiment.workdir import RunFolderError, open_run_folder
 from vswin_jax.training.evaluation import Evaluation, EvaluationError
 from vswin_jax.training.loop import TrainingError
+from vswin_jax.training.profile import parse_steps
 from vswin_jax.training.stopping import Stopped, StopRequest
 
 # Errors whose message is for the user; a command prints it in place of a traceback.
@@ -45,6 +47,7 @@ def run(
   workdir: str,
   mode: str,
   checkpoint: str | None = None,
+  profile: str | None = None,
   overridden_keys: Collection[str] = (),
 ) -> Evaluation | None:
   """Trains and evaluates, or only evaluates.
@@ -54,6 +57,7 @@ def run(
     mode: "train" (train or resume, then evaluate) or "eval".
     checkpoint: for "eval": a workdir or converted weights, whose newest checkpoint is evaluated;
       None: that of `workdir`. Its preprocessing overrides the config.
+    profile: for "train": "FIRST:LAST", steps of which a trace is written; None: no trace.
     overridden_keys: keys given on the command line, which the checkpoint does not override.
 
   Returns:
@@ -69,17 +73,22 @@ def run(
     check_shared(folder.path)
     log = folder.local / f"{mode}.log" if is_first() else None
     set_up_logging(log, process=jax.process_index())
+    use_compilation_cache()
     source = find_source(config, folder, mode, checkpoint)
     config = override_config(
       config, source, mode=mode, folder=folder, overridden_keys=overridden_keys
     )
     settings = read_settings(config, mode)
     experiment = open_experiment(settings, folder, mode)
+    profile_steps = None
+    if profile is not None:
+      with config_errors():
+        profile_steps = parse_steps(profile, experiment.plan.num_steps)
     check_same(
       shared_flags(settings.values()) | experiment.shared_values() | {"the weights": str(source)}
     )
     if mode == "train":
-      step = train(experiment, source, stop)
+      step = train(experiment, source, stop, profile_steps)
       if stop.reached:
         logger.info("asked to stop: saved step %d; the same command resumes", step)
         return None

@@ -18,15 +18,23 @@ from vswin_jax.experiment.evaluation import main_score, validate
 from vswin_jax.experiment.experiment import Experiment
 from vswin_jax.training import loop, sharding
 from vswin_jax.training.metrics import MetricsWriter, read_metrics
+from vswin_jax.training.profile import Profile
 from vswin_jax.training.step import TrainState
 from vswin_jax.training.stopping import StopRequest
 
 
-def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> int:
+def train(
+  experiment: Experiment,
+  source: AnyPath | None,
+  stop: StopRequest,
+  profile_steps: tuple[int, int] | None = None,
+) -> int:
   """Trains until the end, or until asked to stop.
 
   Args:
     source: folder of the initial weights; None: random weights. A run with a checkpoint resumes.
+    profile_steps: first and last step of a trace, which is written to the folder of the run; None:
+      no trace.
 
   Returns:
     The step reached, which is saved.
@@ -50,6 +58,10 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
   ) as checkpoints:
     state = _start_or_resume(experiment, checkpoints, source)
     step = int(state.step)
+    if profile_steps and step >= profile_steps[1]:
+      logger.info(
+        "no profile: it was to end with step %d, and this run is at step %d", profile_steps[1], step
+      )
     # A run that was asked to stop skips the evaluation of its last step.
     evaluate_first = intervals.evaluates(step) and not broadcast_from_first(step in scores)
     if step >= plan.num_steps and not evaluate_first:
@@ -71,6 +83,8 @@ def train(experiment: Experiment, source: AnyPath | None, stop: StopRequest) -> 
         hooks=_Hooks(experiment, checkpoints, plan.jitted_eval_step(), stop, writer, scores),
         stop=stop,
         evaluate_first=evaluate_first,
+        step_flops=plan.step_flops(),
+        profile=Profile(profile_steps, experiment.folder.store_profile),
       )
   return int(state.step)
 

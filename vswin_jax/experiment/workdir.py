@@ -11,6 +11,8 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+import jax
+
 from vswin_jax.checkpoints.errors import root_cause
 from vswin_jax.checkpoints.manager import checkpoints_of
 from vswin_jax.common.cli import TRANSIENT, is_transient
@@ -53,6 +55,23 @@ class RunFolder:
       self._publish()
     except RunFolderError as error:
       logger.warning("%s; trying again later", error)
+
+  def store_profile(self, directory: pathlib.Path) -> None:
+    """Copies the files of a trace of this process to `profile` in the workdir.
+
+    Args:
+      directory: local folder, as `jax.profiler.start_trace` takes it.
+
+    Raises:
+      OSError, or an error of the bucket: a file can't be written.
+    """
+    for file in filter(pathlib.Path.is_file, directory.rglob("*")):
+      folder = self.path / "profile" / file.parent.relative_to(directory).as_posix()
+      folder.mkdir(parents=True, exist_ok=True)
+      # Processes on one host would have the same names.
+      process = f"{jax.process_index()}_" if jax.process_count() > 1 else ""
+      (folder / f"{process}{file.name}").write_bytes(file.read_bytes())
+    logger.info("profile: %s", self.path / "profile")
 
   def _publish(self) -> None:
     if self.local == self.path or not is_first():
@@ -109,7 +128,7 @@ def open_run_folder(workdir: str | os.PathLike) -> Iterator[RunFolder]:
 
 
 def _fetch(folder: RunFolder) -> None:
-  """Downloads the small files of a resumed run; checkpoints and events are in subfolders."""
+  """Downloads the small files of a resumed run; the others are in subfolders."""
   try:
     # In a bucket there are no folders without files.
     entries = list(folder.path.iterdir()) if folder.path.exists() else []

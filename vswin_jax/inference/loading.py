@@ -8,6 +8,7 @@ from flax import nnx
 from vswin_jax.checkpoints.errors import CheckpointError
 from vswin_jax.checkpoints.manager import checkpoints_of, restore_params
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
+from vswin_jax.common.huge_pages import suggest_huge_pages
 from vswin_jax.common.paths import AnyPath
 from vswin_jax.inference.self_check import trusted_kernels
 from vswin_jax.inference.video_model import VideoModel
@@ -42,6 +43,8 @@ def load_model(path: str | os.PathLike, **overrides) -> VideoModel:
     CheckpointError: there is no checkpoint, or this version can't build its model.
     ValueError: an override that does not exist or does not fit.
   """
+  if jax.default_backend() == "cpu":
+    suggest_huge_pages()
   directory = checkpoints_of(path)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   graph = None

@@ -39,8 +39,8 @@ def trusted_kernels(options: dict, frames: int, size: int) -> list[str] | None:
   parts = parts_of(config, frames, size)
   names = kernels(parts[0].known, config.dtype) if parts else []
   if config.attention != "auto":
-    names = [name for name in names if name == config.attention]
-  if not names:
+    names = [name for name in KERNELS.get(current_platform(), ()) if name == config.attention]
+  if not parts or not names:
     return None
   file = _file(parts, names, config)
   agreements = _read(file)

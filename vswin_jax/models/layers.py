@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vswin_jax.attention.operations import current_platform, dropout, on_each_device
+from vswin_jax.models import cpu_layers
 from vswin_jax.models.gpu_layer_norm import norm_and_input
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,7 +35,11 @@ class LayerNorm(nnx.LayerNorm):
 
   @jax.named_scope("layer_norm")
   def __call__(self, x: jax.Array) -> jax.Array:
-    return super().__call__(x).astype(x.dtype)
+    if current_platform() != "cpu":
+      return super().__call__(x).astype(x.dtype)
+    tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    tokens = cpu_layers.layer_norm(tokens, self.scale[...], self.bias[...], self.epsilon)
+    return tokens.reshape(x.shape).astype(x.dtype)
 
   @jax.named_scope("layer_norm")
   def with_input(self, x: jax.Array, kernels: str | None) -> tuple[jax.Array, jax.Array]:
@@ -121,7 +126,12 @@ def _linear_forward(x, kernel, bias):
 
 def _linear_backward(residuals, gradient):
   x, kernel, bias = residuals
-  kernel_gradient = jnp.einsum("ni,no->io", x, gradient, preferred_element_type=jnp.float32)
+  product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+  if current_platform() == "cpu" and x.shape[1] > gradient.shape[1]:
+    # On CPUs results that are wider than high take up to half the time.
+    kernel_gradient = product("no,ni->oi", gradient, x).T
+  else:
+    kernel_gradient = product("ni,no->io", x, gradient)
   return (
     gradient @ kernel.astype(x.dtype).T,
     kernel_gradient.astype(kernel.dtype),
@@ -208,9 +218,10 @@ def map_chunks(
 
 def gelu(x: jax.Array) -> jax.Array:
   """Returns the exact (erf) GELU."""
-  if current_platform() != "gpu":
-    return jax.nn.gelu(x, approximate=False)
-  return _gelu(x)
+  platform = current_platform()
+  if platform == "cpu":
+    return cpu_layers.gelu(x)
+  return _gelu(x) if platform == "gpu" else jax.nn.gelu(x, approximate=False)
 
 
 @jax.custom_vjp

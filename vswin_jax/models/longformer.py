@@ -34,6 +34,7 @@ class LongformerAttention(nnx.Module):
     self.value_global = linear(width, width, config, rngs)
     self.proj = linear(width, width, config, rngs)
 
+  @jax.named_scope("attention")
   def __call__(
     self,
     x: jax.Array,
@@ -112,6 +113,7 @@ class LongformerLayer(nnx.Module):
     y = map_chunks(lambda tokens, _: self._mlp(tokens), x, _MLP_CHUNK)
     return self.norm2(x + dropout(y, self.config.dropout_rate, mlp_key))
 
+  @jax.named_scope("mlp")
   def _mlp(self, x: jax.Array) -> jax.Array:
     return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
@@ -166,5 +168,6 @@ class TemporalEncoder(nnx.Module):
     x = dropout(x, self.config.dropout_rate, embed_key)
     for index, (layer, layer_key) in enumerate(zip(self.layers, layer_keys)):
       is_last = index == len(self.layers) - 1
-      x = layer(x, valid, class_token_only=is_last, key=layer_key)
+      with jax.named_scope(f"layer{index}"):
+        x = layer(x, valid, class_token_only=is_last, key=layer_key)
     return x[:, 0]

@@ -194,7 +194,8 @@ class ResNet(nnx.Module):
 
     if self.config.rematerialization == "block":
       run = jax.checkpoint(run)
-    for blocks in self.stages:
-      for block in blocks:
-        x = run(block, x)
+    for stage, blocks in enumerate(self.stages):
+      for index, block in enumerate(blocks):
+        with jax.named_scope(f"stage{stage}/block{index}"):
+          x = run(block, x)
     return x.mean((1, 2), dtype=jnp.float32)

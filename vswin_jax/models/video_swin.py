@@ -72,9 +72,9 @@ class VideoSwinConfig:
     param_dtype: dtype of the parameters.
     rematerialization: recomputation in the backward pass: "none", "block" (all but the input of
       each block) or "attention" (logits and probabilities).
-    attention: implementation of `window_attention`. With "pallas_tpu" blocks without dropout are
-      kernels as a whole (`tpu_block`). With "pallas_gpu" the backward pass of LayerNorm is a kernel
-      too, and windows are not copied.
+    attention: implementation of `window_attention`. With "pallas_tpu" blocks are kernels as a
+      whole (`tpu_block`) where these can compute them. With "pallas_gpu" the backward pass of
+      LayerNorm is a kernel too, and windows are not copied.
     init_std: standard deviation of the initial linear layers and bias tables. Narrow models may
       need more than the default, which is the reference's.
   """
@@ -251,8 +251,8 @@ class Block(nnx.Module):
     attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
     height, width, time = x.shape[1:4]
     layout = window_layout((time, height, width), self.config.window_size, shifted=self.shifted)
-    if self._fits_kernels(layout, key):
-      return self._run_kernels(x, layout, path1_key, path2_key)
+    if self._fits_kernels(layout):
+      return self._run_kernels(x, layout, attention_key, path1_key, path2_key)
     kernels = self.attention.kernels(layout, key)
     normal, x = self.norm1.with_input(x, kernels)
     if kernels:
@@ -264,36 +264,42 @@ class Block(nnx.Module):
     normal, x = self.norm2.with_input(x, kernels)
     return x + drop_path(self.mlp(normal, key=mlp_key), self.drop_path_rate, path2_key)
 
-  def _fits_kernels(self, layout: WindowLayout, key: jax.Array | None) -> bool:
+  def _fits_kernels(self, layout: WindowLayout) -> bool:
     """Returns whether the block is computed by `tpu_block`."""
-    config, kernel = self.config, self.attention.qkv.kernel
+    config, (channels, hidden) = self.config, self.mlp.fc1.kernel.shape
     if not _implementation(config).startswith("pallas_tpu"):
       return False
-    channels, heads = kernel.shape[0], self.attention.relative_position_bias_table.shape[1]
-    reason = tpu_block.why_not(layout, config.window_size, channels, heads, config.mlp_ratio)
-    if key is not None and (config.dropout_rate or config.attention_dropout_rate):
-      reason = "there is dropout"
+    heads = self.attention.relative_position_bias_table.shape[1]
+    reason = tpu_block.why_not(layout, config.window_size, channels, heads, hidden, config.dtype)
     if reason:
-      log_once(f"blocks of {channels} channels: only attention as a kernel, because {reason}")
+      log_once(f"blocks of {channels} channels: not as kernels, because {reason}")
     return not reason
 
-  def _run_kernels(self, x: jax.Array, layout: WindowLayout, *path_keys) -> jax.Array:
-    one = jnp.ones((x.shape[0], 1), jnp.float32)
+  def _run_kernels(self, x: jax.Array, layout: WindowLayout, dropout_key, *path_keys) -> jax.Array:
+    config = self.config
+    one = jnp.ones((len(x), 1), jnp.float32)
     factors = [drop_path(one, self.drop_path_rate, key) for key in path_keys]
-    parameters = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    seeds = jnp.zeros((len(x), tpu_block.DROPOUTS), jnp.int32)
+    has_dropout = dropout_key is not None and (config.dropout_rate or config.attention_dropout_rate)
+    if has_dropout:
+      seeds = jax.random.bits(dropout_key, seeds.shape).astype(jnp.int32)
 
-    def run(x, factors, parameters):
+    def run(x, factors, seeds, parameters):
       return tpu_block.run_block(
         x,
         factors,
         parameters,
-        self.config.window_size,
+        config.window_size,
         layout,
         LAYER_NORM_EPSILON,
-        interpret=_implementation(self.config) == "pallas_tpu_interpret",
+        seeds=seeds if has_dropout else None,
+        dropout_rate=config.dropout_rate,
+        attention_dropout_rate=config.attention_dropout_rate,
+        interpret=_implementation(config) == "pallas_tpu_interpret",
       )
 
-    return on_each_device(run, x, jnp.concatenate(factors, axis=1), whole=parameters)
+    parameters = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    return on_each_device(run, x, jnp.concatenate(factors, axis=1), seeds, whole=parameters)
 
 
 class PatchMerging(nnx.Module):

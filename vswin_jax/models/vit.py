@@ -46,8 +46,8 @@ class ViTConfig:
     dtype: dtype of the computation; LayerNorm and softmax are float32.
     param_dtype: dtype of the parameters.
     rematerialization: recomputation in the backward pass: "none" or "block".
-    attention: implementation of `dense_attention`. With "pallas_tpu" blocks without dropout are
-      kernels as a whole (`tpu_vit`).
+    attention: implementation of `dense_attention`. With "pallas_tpu" blocks are kernels as a
+      whole (`tpu_vit`).
     init_std: standard deviation of the initial linear layers.
     embedding_std: standard deviation of the initial class tokens and position embeddings.
   """
@@ -141,7 +141,7 @@ class Block(nnx.Module):
     Returns:
       `[images, kept, channels]`; kernels return some more rows.
     """
-    if self._fits_kernels(implementation, tokens, key):
+    if self._fits_kernels(implementation, tokens):
       return self._run_kernels(x, kept, tokens, implementation.endswith("interpret"), key)
     proj_key, path1_key, mlp_key, path2_key = split_key(key, 4)
     attended = self.attention(self.norm1(x), kept, tokens, implementation)
@@ -149,40 +149,43 @@ class Block(nnx.Module):
     x = x[:, :kept] + drop_path(attended, self.drop_path_rate, path1_key)
     return x + drop_path(self.mlp(self.norm2(x), key=mlp_key), self.drop_path_rate, path2_key)
 
-  def _fits_kernels(self, implementation: str, tokens: int, key: jax.Array | None) -> bool:
+  def _fits_kernels(self, implementation: str, tokens: int) -> bool:
     """Returns whether the block is computed by `tpu_vit`."""
     if not implementation.startswith("pallas_tpu"):
       return False
-    width = self.config.width
-    reason = tpu_vit.why_not(tokens, width, self.config.mlp_ratio)
-    if key is not None and self.config.dropout_rate:
-      reason = "there is dropout"
+    width, hidden = self.mlp.fc1.kernel.shape
+    reason = tpu_vit.why_not(tokens, width, hidden, self.config.dtype)
     if reason:
       log_once(f"blocks of {width} channels: only attention as a kernel, because {reason}")
     return not reason
 
   def _run_kernels(self, x, kept: int, tokens: int, interpret: bool, key) -> jax.Array:
-    path_keys = split_key(key, 4)[1::2]
-    shared = [x]
-    if self.drop_path_rate and key is not None:
+    dropout_key, *path_keys = (split_key(key, 4)[index] for index in (0, 1, 3))
+    per_image = []
+    if key is not None and (self.drop_path_rate or self.config.dropout_rate):
       one = jnp.ones((len(x), 1), jnp.float32)
       factors = [drop_path(one, self.drop_path_rate, path_key) for path_key in path_keys]
-      shared.append(jnp.concatenate(factors, axis=1))
+      seeds = jax.random.bits(dropout_key, (len(x), tpu_vit.DROPOUTS)).astype(jnp.int32)
+      per_image = [jnp.concatenate(factors, axis=1), seeds]
 
-    def run(x, *rest):
-      *factors, parameters = rest
+    def run(x, *arguments):
+      *per_image, parameters = arguments
+      factors, seeds = per_image or (None, None)
       return tpu_vit.run_block(
         x,
-        factors[0] if factors else None,
+        factors,
         parameters,
         self.config.num_heads,
         tokens,
         kept,
         LAYER_NORM_EPSILON,
+        seeds=seeds,
+        dropout_rate=self.config.dropout_rate,
         interpret=interpret,
       )
 
-    return on_each_device(run, *shared, whole=nnx.to_pure_dict(nnx.state(self, nnx.Param)))
+    parameters = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    return on_each_device(run, x, *per_image, whole=parameters)
 
 
 class ViT(nnx.Module):

@@ -220,7 +220,8 @@ class VTN(nnx.Module):
     def encode(chunk, index):
       images = chunk.reshape(-1, *chunk.shape[2:])
       chunk_key = None if key is None else jax.random.fold_in(key, index)
-      features = self.backbone(images, **({"key": chunk_key} if takes_key else {}))
+      with jax.named_scope("backbone"):
+        features = self.backbone(images, **({"key": chunk_key} if takes_key else {}))
       if features.shape != (len(images), self.config.width):
         raise ValueError(
           f"the backbone must return features [{len(images)}, width = {self.config.width}] for "

@@ -1,5 +1,6 @@
 """Training loop: fetches batches, runs steps, and evaluates and saves at their intervals."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -9,6 +10,8 @@ from typing import Protocol
 import jax
 
 from vswin_jax.common.logging import logger, own_logger
+from vswin_jax.training.compilation import measure_compilation
+from vswin_jax.training.profile import Profile
 from vswin_jax.training.progress import Progress
 from vswin_jax.training.sharding import put_batch
 from vswin_jax.training.step import TrainState
@@ -79,6 +82,8 @@ def train(
   hooks: Hooks,
   stop: StopRequest,
   evaluate_first: bool = False,
+  step_flops: float | None = None,
+  profile: Profile | None = None,
 ) -> TrainState:
   """Trains from `state.step` until `intervals.num_steps`.
 
@@ -94,6 +99,8 @@ def train(
     sharding: sharding of the batches.
     stop: polled after every step.
     evaluate_first: whether to evaluate `state` before the first step.
+    step_flops: model FLOPs of a step over all devices, for the log; None: unknown.
+    profile: trace of some of the steps.
 
   Returns:
     The last state. If the run was asked to stop, it may have fewer than `num_steps` updates; it is
@@ -103,28 +110,38 @@ def train(
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
   """
   start_step = int(state.step)
-  with Progress(start_step, intervals.num_steps, batch_size) as progress:
+  devices = list(sharding.mesh.devices.flat)
+  progress = Progress(start_step, intervals.num_steps, batch_size, step_flops, devices)
+  with progress, profile or Profile() as profile:
     if evaluate_first and not _evaluate(state, start_step, hooks):
       return state
     pending = None
     for step in range(start_step + 1, intervals.num_steps + 1):
-      waiting_since = time.perf_counter()
-      batch = next(batches)
-      progress.waited(time.perf_counter() - waiting_since)
-      for record in batch["failed"][batch["failed"] >= 0]:
-        own_logger.warning("replaced a clip of %s: can't decode it", hooks.record_id(int(record)))
-      state, metrics = train_step(state, put_batch(batch, sharding))
-      if pending is not None:
-        _report(*pending, intervals, hooks, progress)
+      if profile.starts(step):
+        _report(pending, intervals, hooks, progress)
+        pending = None
+        jax.block_until_ready(state)
+        profile.start()
+        progress.pause(step - 1)
+      is_first = step == start_step + 1
+      with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        batch = put_batch(_fetch(batches, hooks, progress), sharding)
+        with measure_compilation() if is_first else contextlib.nullcontext() as compilation:
+          state, metrics = train_step(state, batch)
+      _report(pending, intervals, hooks, progress)
       pending = (step, metrics)
-      if step == start_step + 1:
-        # The first step includes compilation.
+      if compilation:
         jax.block_until_ready(metrics)
+        progress.compiled(compilation)
+        progress.pause(step)
+      if profile.ends(step):
+        jax.block_until_ready(metrics)
+        profile.stop()
         progress.pause(step)
 
       evaluates, saves = intervals.evaluates(step), intervals.saves(step)
       if stop.poll() or evaluates or saves:
-        _report(*pending, intervals, hooks, progress)
+        _report(pending, intervals, hooks, progress)
         pending = None
         if evaluates and not stop.reached:
           _evaluate(state, step, hooks)
@@ -146,14 +163,31 @@ def _evaluate(state: TrainState, step: int, hooks: Hooks) -> bool:
   return True
 
 
+def _fetch(batches: Iterator[dict], hooks: Hooks, progress: Progress) -> dict:
+  """Returns the next batch of this host; counts the time of waiting for it, names failed clips."""
+  waiting_since = time.perf_counter()
+  with jax.profiler.TraceAnnotation("wait for data"):
+    batch = next(batches)
+  progress.waited(time.perf_counter() - waiting_since)
+  for record in batch["failed"][batch["failed"] >= 0]:
+    own_logger.warning("replaced a clip of %s: can't decode it", hooks.record_id(int(record)))
+  return batch
+
+
 def _report(
-  step: int, metrics: dict, intervals: Intervals, hooks: Hooks, progress: Progress
+  pending: tuple[int, dict] | None, intervals: Intervals, hooks: Hooks, progress: Progress
 ) -> None:
   """Checks the metrics of a step, shows them, and writes them if the step is a logged one.
+
+  Args:
+    pending: a step and its metrics; None: nothing is done.
 
   Raises:
     TrainingError: the loss or the gradient is not finite, or too many clips can't be decoded.
   """
+  if pending is None:
+    return
+  step, metrics = pending
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
   loss = metrics.pop("loss")
   if not (math.isfinite(loss) and math.isfinite(metrics["mean_grad_norm"])):

@@ -2,12 +2,17 @@
 
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vswin_jax.common.logging import logger
+from vswin_jax.training.compilation import Compilation
+from vswin_jax.training.devices import describe_memory, peak_flops, peak_memory
+
+_TERA, _GIB = 1e12, 2**30
 
 
 class Progress:
@@ -16,9 +21,27 @@ class Progress:
   Log messages appear above the bar. Only the first process shows a bar, and only in a terminal.
   """
 
-  def __init__(self, start_step: int, num_steps: int, batch_size: int):
+  def __init__(
+    self,
+    start_step: int,
+    num_steps: int,
+    batch_size: int,
+    step_flops: float | None = None,
+    devices: Sequence[jax.Device] = (),
+  ):
+    """Starts the measurement.
+
+    Args:
+      batch_size: clips of a step over all devices.
+      step_flops: model FLOPs of a step over all devices; None: unknown.
+      devices: all devices of the training.
+    """
     self._num_steps = num_steps
     self._batch_size = batch_size
+    self._step_flops = step_flops
+    self._devices = devices
+    self._peak_flops = peak_flops(devices)
+    self._compilation_metrics = {}
     self._bar = tqdm(
       total=num_steps,
       initial=start_step,
@@ -43,6 +66,17 @@ class Progress:
     """Restarts the measurement, so that it does not include evaluation or compilation."""
     self._step, self._time, self._waited = step, time.perf_counter(), 0.0
 
+  def compiled(self, compilation: Compilation) -> None:
+    """Logs the compilation of the training step, and what is known of its cost."""
+    self._compilation_metrics = {"speed/compile_seconds": compilation.seconds}
+    logger.info(
+      "%s: %s TFLOP a step, peak of the devices %s TFLOP/s, memory %s",
+      compilation.describe("the training step"),
+      _in_tera(self._step_flops),
+      _in_tera(self._peak_flops),
+      describe_memory(peak_memory(self._devices)),
+    )
+
   def waited(self, seconds: float) -> None:
     """Adds time that the loop waited for a batch."""
     self._waited += seconds
@@ -59,14 +93,31 @@ class Progress:
   def measure(self, step: int) -> tuple[dict[str, float], str]:
     """Returns the speed since the last call or pause, as metrics and as text for the log.
 
-    Both are empty if no step was measured since.
+    The text is empty if no step was measured since.
     """
+    metrics, self._compilation_metrics = self._compilation_metrics, {}
     steps = step - self._step
     if steps < 1:
-      return {}, ""
+      return metrics, ""
     seconds = time.perf_counter() - self._time
     speed, waiting = steps * self._batch_size / seconds, self._waited / seconds
     left = tqdm.format_interval((self._num_steps - step) * seconds / steps)
     self.pause(step)
-    metrics = {"speed/clips_per_second": speed, "speed/data_wait_share": waiting}
-    return metrics, f"  {speed:.1f} clips/s  waiting for data {100 * waiting:.0f} %  {left} left"
+    metrics |= {"speed/clips_per_second": speed, "speed/data_wait_share": waiting}
+    flops, mfu = self._step_flops and self._step_flops * steps / seconds, None
+    if flops:
+      metrics["speed/model_tflops"] = flops / _TERA
+      if self._peak_flops:
+        metrics["speed/mfu"] = mfu = flops / self._peak_flops
+    memory = peak_memory(self._devices)
+    if memory:
+      metrics["speed/peak_memory_gib"] = memory[0] / _GIB
+    return metrics, (
+      f"  {speed:.1f} clips/s  {_in_tera(flops)} TFLOP/s  MFU {f'{mfu:.1%}' if mfu else '-'}  "
+      f"memory {describe_memory(memory)}  waiting for data {100 * waiting:.0f} %  {left} left"
+    )
+
+
+def _in_tera(number: float | None) -> str:
+  """Returns a number in units of 10**12 with three significant digits; "-" for None."""
+  return "-" if number is None else f"{number / _TERA:.3g}"

@@ -1,0 +1,1 @@
+"""Benchmark of the models against PyTorch, see `__main__`."""
