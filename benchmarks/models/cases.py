@@ -101,8 +101,8 @@ class Protocol:
     return self.clips * self.crops
 
 
-# Epochs: the recipes in `configs/`, torchvision, and PySlowFast for SlowFast and I3D. A view of
-# `r3d_18` at 32 x 224 x 224 costs about as much as one of a non-local I3D-101, 359 GFLOPs.
+# Epochs: the recipes in `configs/`; the default of torchvision's training script for `r3d_18`; and
+# those of I3D trained from random weights in PySlowFast (I3D_NLN_8x8_R50.yaml).
 PROTOCOLS = (
   Protocol("VTN ViT-B", "vtn_vit_b", LONG_VIDEO, 224, 1, 1, VTN_FRAMES, 25),
   Protocol("Video Swin-T", "video_swin_t", 32, 224, 4, 3, 32, 30),

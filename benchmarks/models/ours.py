@@ -1,6 +1,7 @@
 """Models of this library as subjects of the benchmark, and the limits of the machine in JAX."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import platform
@@ -19,12 +20,12 @@ from benchmarks.models.cases import (
   Case,
   has_window_attention,
 )
+from benchmarks.models.cost import model_macs
 from benchmarks.models.measure import Subject, timed_calls
 from benchmarks.traffic import array_bytes, traffic
 from vswin_jax import create_model
 from vswin_jax.aot.hlo import read_operations
 from vswin_jax.models import model_config
-from vswin_jax.models.cost import count_macs
 from vswin_jax.models.longformer import TemporalEncoder
 from vswin_jax.models.parameters import (
   batch_statistics,
@@ -97,8 +98,8 @@ def random_parameters(shapes: dict) -> dict:
 
 def forward_macs(case: Case) -> int:
   """Returns the multiply-accumulates of a forward pass, which implementations do not change."""
-  graph, shapes = split_model(make_module(case.model, "xla", "float32", case.frames))
-  return count_macs(lambda p, *x: merge_model(graph, p)(*x), shapes, *make_inputs(case))
+  case = dataclasses.replace(case, precision="float32")
+  return model_macs(make_module(case.model, "xla", "float32", case.frames), *make_inputs(case))
 
 
 def build(case: Case) -> Subject:
