@@ -31,8 +31,9 @@ _ENTRY, _LAST_USE, _LOCK = "-cache", "-atime", ".lockfile"
 def use_compilation_cache() -> None:
   """Makes JAX keep compiled programs in a folder of the user, the least recently used up to 8 GiB.
 
-  A folder that is given by JAX's own configuration is used as it is. Of several processes, JAX lets
-  only the first write, so these use a cache only if all see the same folder; all must call this.
+  A folder that is given by JAX's own configuration is used as it is; if that of some processes
+  gives one or turns the cache off, the others have none. Of several processes, JAX lets only the
+  first write, so these use a cache only if all see the same folder; all must call this.
   Without a folder that can be written to, there is no cache.
   """
   given = os.environ.get(_FOLDER) is not None or jax.config.jax_compilation_cache_dir is not None
