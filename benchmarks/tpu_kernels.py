@@ -95,8 +95,8 @@ def main() -> None:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
           limit, why = memory_limit(), tpu_block.why_not(*shape, 4 * channels, "bfloat16")
           instead = why and f"attention as a kernel, because {why}"
-          if tpu.why_not(*shape, "bfloat16"):
-            instead = f"XLA, because {why}"
+          if why_not_attention := tpu.why_not(*shape, "bfloat16"):
+            instead = f"XLA, because {why_not_attention}"
           rows = layout.windows * layout.tokens
           step = "-" if why else tpu_layers.project_mlp_step(rows, channels, 4 * channels, 2)
         start = time.process_time()

@@ -161,6 +161,6 @@ def test_quickstart_for_tpus(environment):
 
 def test_a_gpu_that_the_compiler_has_no_description_of():
   with pytest.raises(
-    TargetError, match="can't compile for 'a100:1x1x1'; GPUs to compile for: h100"
+    TargetError, match="can't compile for 'h200:1x1x1'; GPUs to compile for: h100, a100"
   ):
-    devices.devices_of(parse_target("a100:1x1x1"))
+    devices.devices_of(parse_target("h200:1x1x1"))

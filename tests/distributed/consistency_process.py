@@ -33,6 +33,13 @@ def cache_in(folder: pathlib.Path) -> str:
   return str(jax.config.jax_compilation_cache_dir)
 
 
+def cache_if_given_in_one(process: int) -> str:
+  """Returns the folder of the compilation cache if only process 1 has its own."""
+  jax.config.update("jax_compilation_cache_dir", "/elsewhere" if process else None)
+  use_compilation_cache()
+  return str(jax.config.jax_compilation_cache_dir)
+
+
 def main():
   port, process, folder = sys.argv[1:]
   folder = pathlib.Path(folder)
@@ -49,6 +56,7 @@ def main():
       "own folders": message(check_shared, own),
       "own caches": cache_in(own),
       "shared cache": cache_in(folder),
+      "cache of process 1": cache_if_given_in_one(int(process)),
     }
   (folder / f"{process}.json").write_text(json.dumps(results))
 

@@ -51,6 +51,12 @@ def test_programs_are_compiled_once_and_damage_changes_nothing(tmp_path):
   assert not (ROOT / "relative").exists()
 
 
+def test_an_unbounded_cache_is_kept(tmp_path):
+  cached = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
+  assert [result[1] for result in run([(cached, "", ""), (cached, "", "")])] == [True, False]
+  assert not list(tmp_path.rglob("*-atime"))
+
+
 def test_an_entry_that_a_kill_left_incomplete_is_replaced(tmp_path):
   cached = {"XDG_CACHE_HOME": str(tmp_path)}
   assert run([(cached, "", "")])[0][1]

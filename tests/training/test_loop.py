@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import tempfile
 import types
 
 import flax.struct
@@ -273,6 +274,21 @@ def test_a_trace_that_can_not_be_stored_does_not_end_the_training(tmp_path, capl
   assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
     "can't write the profile: OSError: No space left on device"
   ]
+
+
+def test_a_trace_that_can_not_start_or_end_is_not_stored(tmp_path, caplog, monkeypatch):
+  def stop_trace():
+    stop()
+    raise RuntimeError("incomplete")
+
+  stored, stop = [], jax.profiler.stop_trace
+  monkeypatch.setattr(jax.profiler, "stop_trace", stop_trace)
+  assert run(tmp_path, profile=Profile((3, 3), stored.append))[0] == 10
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+  assert run(tmp_path, profile=Profile((3, 3), stored.append))[0] == 10
+  first, second = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+  assert first == "can't write the profile: RuntimeError: incomplete"
+  assert second.startswith("can't write the profile: FileNotFoundError") and not stored
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ for the H200 that of the data sheet.
 
 import dataclasses
 
-_GIB = 2**30
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +55,19 @@ CHIPS = {
   chip.name: chip
   for chip in (
     Chip(
-      "v4", "tpu", int(30.75 * _GIB), 275e12, 1200e9, 300e9, 3.125e9, 3, 4096, 4, True,
+      "v4", "tpu", int(30.75 * GIB), 275e12, 1200e9, 300e9, 3.125e9, 3, 4096, 4, True,
       device_kinds=("TPU v4",),
     ),
     Chip(
-      "v5e", "tpu", int(15.75 * _GIB), 197e12, 819e9, 200e9, 3.125e9, 2, 256, 16,
+      "v5e", "tpu", int(15.75 * GIB), 197e12, 819e9, 200e9, 3.125e9, 2, 256, 16,
       device_kinds=("TPU v5 lite", "TPU v5e"),
     ),
     Chip(
-      "v5p", "tpu", int(95.74 * _GIB), 459e12, 2765e9, 600e9, 6.25e9, 3, 6144, 4, True,
+      "v5p", "tpu", int(95.74 * GIB), 459e12, 2765e9, 600e9, 6.25e9, 3, 6144, 4, True,
       device_kinds=("TPU v5", "TPU v5p"),
     ),
     Chip(
-      "v6e", "tpu", int(31.25 * _GIB), 918e12, 1638e9, 400e9, 12.5e9, 2, 256, 16,
+      "v6e", "tpu", int(31.25 * GIB), 918e12, 1638e9, 400e9, 12.5e9, 2, 256, 16,
       device_kinds=("TPU v6 lite", "TPU v6e"),
     ),
     # JAX uses three quarters of a GPU's memory by default.

@@ -23,6 +23,7 @@ from vswin_jax.distributed.consistency import sees_same_folder
 _MAX_BYTES = 8 * 2**30
 # Variables of JAX, which take precedence.
 _FOLDER, _SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
+_ENABLE = "JAX_ENABLE_COMPILATION_CACHE"
 # As JAX names its files.
 _ENTRY, _LAST_USE, _LOCK = "-cache", "-atime", ".lockfile"
 
@@ -30,16 +31,26 @@ _ENTRY, _LAST_USE, _LOCK = "-cache", "-atime", ".lockfile"
 def use_compilation_cache() -> None:
   """Makes JAX keep compiled programs in a folder of the user, the least recently used up to 8 GiB.
 
-  A folder that is given by JAX's own configuration is used as it is. Of several processes, JAX lets
-  only the first write, so these use a cache only if all see the same folder; all must call this.
+  A folder that is given by JAX's own configuration is used as it is; if that of some processes
+  gives one or turns the cache off, the others have none. Of several processes, JAX lets only the
+  first write, so these use a cache only if all see the same folder; all must call this.
   Without a folder that can be written to, there is no cache.
   """
   given = os.environ.get(_FOLDER) is not None or jax.config.jax_compilation_cache_dir is not None
-  if given or not jax.config.jax_enable_compilation_cache:
+  is_wanted = jax.config.jax_enable_compilation_cache and not given
+  wanted = multihost_utils.process_allgather(np.bool_(is_wanted))
+  if not wanted.all():
+    if wanted.any():
+      logger.info(
+        "no default compilation cache: %s or %s is set in some processes; set it in all",
+        _FOLDER,
+        _ENABLE,
+      )
     return
+  max_size = jax.config.jax_compilation_cache_max_size if _SIZE in os.environ else _MAX_BYTES
   # Programs for one CPU may crash on another.
   folder = cache_folder() / "compiled" / _cpu_id()
-  problem = _prepare(folder)
+  problem = _prepare(folder, has_last_uses=max_size != -1)
   if multihost_utils.process_allgather(np.bool_(problem is not None)).any():
     problem = problem or "another process can't write there"
   elif not sees_same_folder(folder).all():
@@ -48,12 +59,15 @@ def use_compilation_cache() -> None:
     logger.info("no compilation cache in %s: %s", folder, problem)
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
-  if _SIZE not in os.environ:
-    jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+  jax.config.update("jax_compilation_cache_max_size", max_size)
 
 
-def _prepare(folder: pathlib.Path) -> str | None:
-  """Creates the folder and removes what killed processes left; returns why that is not possible."""
+def _prepare(folder: pathlib.Path, has_last_uses: bool) -> str | None:
+  """Creates the folder and removes what killed processes left; returns why that is not possible.
+
+  Args:
+    has_last_uses: whether JAX writes the last use of each entry, which it does to bound the size.
+  """
   if not folder.is_absolute():
     return "there is no home directory"
   try:
@@ -63,7 +77,7 @@ def _prepare(folder: pathlib.Path) -> str | None:
       probe = folder / ".probe"
       probe.write_bytes(bytes(4096))
       probe.unlink()
-      for entry in folder.glob(f"*{_ENTRY}"):
+      for entry in folder.glob(f"*{_ENTRY}") if has_last_uses else ():
         if not entry.with_name(f"{entry.name.removesuffix(_ENTRY)}{_LAST_USE}").exists():
           # Incomplete; JAX 0.10 adds nothing to a folder that has such an entry.
           entry.unlink()

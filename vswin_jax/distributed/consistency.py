@@ -63,13 +63,13 @@ def sees_same_folder(folder: AnyPath) -> np.ndarray:
   """
   if jax.process_count() == 1:
     return np.ones(1, bool)
-  token = str(broadcast_from_first(secrets.randbelow(2**31)))
-  file = folder / ".processes_of_this_run"
+  # Other runs may check the same folder at the same time.
+  file = folder / f".processes_of_run_{broadcast_from_first(secrets.randbelow(2**31))}"
   if is_first():
-    file.write_text(token)
+    file.write_text("checks that all processes see this folder\n")
   multihost_utils.sync_global_devices("vswin_jax/token")
   try:
-    is_shared = file.read_text() == token
+    is_shared = file.exists()
   except OSError:
     is_shared = False
   shared = multihost_utils.process_allgather(np.bool_(is_shared))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from vswin_jax.attention.banded import banded_attention, global_attention
 from vswin_jax.attention.operations import dropout
-from vswin_jax.models.layers import layer_norm, linear, map_chunks, normal_param, split_key
+from vswin_jax.models.layers import gelu, layer_norm, linear, map_chunks, normal_param, split_key
 
 LAYER_NORM_EPSILON = 1e-12
 # Tokens of the MLP that are computed at a time, which bounds the memory of hidden layers.
@@ -115,7 +115,7 @@ class LongformerLayer(nnx.Module):
 
   @jax.named_scope("mlp")
   def _mlp(self, x: jax.Array) -> jax.Array:
-    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    return self.fc2(gelu(self.fc1(x)))
 
 
 class TemporalEncoder(nnx.Module):

@@ -17,6 +17,7 @@ from vswin_jax.models.backbones import backbone_config, create_backbone
 from vswin_jax.models.layers import (
   DTYPES,
   check_video,
+  gelu,
   layer_norm,
   linear,
   map_chunks,
@@ -134,7 +135,7 @@ class Head(nnx.Module):
 
   @jax.named_scope("head")
   def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    x = jax.nn.gelu(self.fc1(self.norm(x)), approximate=False)
+    x = gelu(self.fc1(self.norm(x)))
     return self.fc2(dropout(x, self.config.head_dropout_rate, key))
 
 

@@ -4,9 +4,7 @@ from collections.abc import Iterable
 
 import jax
 
-from vswin_jax.common.chips import find_chip
-
-_GIB = 2**30
+from vswin_jax.common.chips import GIB, find_chip
 
 
 def peak_flops(devices: Iterable[jax.Device]) -> float | None:
@@ -37,4 +35,4 @@ def peak_memory(devices: Iterable[jax.Device]) -> tuple[int, int] | None:
 
 def describe_memory(memory: tuple[int, int] | None) -> str:
   """Returns the result of `peak_memory` as text."""
-  return "-" if memory is None else f"{memory[0] / _GIB:.1f} of {memory[1] / _GIB:.1f} GiB"
+  return "-" if memory is None else f"{memory[0] / GIB:.1f} of {memory[1] / GIB:.1f} GiB"

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vswin_jax.attention.operations import current_platform
 from vswin_jax.models.parameters import flatten, unflatten
 
 Rules = Sequence[tuple[str, float]]
@@ -121,13 +120,7 @@ def make_optimizer(
 
 def global_norm(tree) -> jax.Array:
   """Returns the Euclidean norm of all arrays of a tree together: float32."""
-  if current_platform() != "gpu":
-    return optax.tree.norm(tree)
-  # XLA would launch one or two kernels for each array. Rows are summed along with the update, and
-  # what is left is one array, which the barrier keeps together.
-  squares = [jnp.square(x).sum(-1) if x.ndim > 1 else jnp.square(x) for x in jax.tree.leaves(tree)]
-  rows = jnp.concatenate([x.reshape(-1) for x in squares])
-  return jnp.sqrt(jax.lax.optimization_barrier(rows).sum())
+  return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
 
 
 def update_ema(ema_params, params, decay: float, step: jax.Array):

@@ -72,24 +72,22 @@ class Profile:
 
   def start(self) -> None:
     """Starts the trace; the steps before must have been computed."""
-    options = jax.profiler.ProfileOptions()
-    options.session_id = f"steps_{self._first}_{self._last}"
-    # Calls of Python functions would be most of the events.
-    options.python_tracer_level = 0
-    self._folder = tempfile.TemporaryDirectory(prefix="vswin_jax_profile_")
-    with self._errors_logged():
-      jax.profiler.start_trace(
-        self._folder.name, create_perfetto_trace=True, profiler_options=options
-      )
+    with self._errors_logged(), contextlib.ExitStack() as stack:
+      options = jax.profiler.ProfileOptions()
+      options.session_id = f"steps_{self._first}_{self._last}"
+      # Calls of Python functions would be most of the events.
+      options.python_tracer_level = 0
+      folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vswin_jax_profile_"))
+      jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
+      self._folder, self._cleanup = pathlib.Path(folder), stack.pop_all()
       self._is_running = True
 
   def stop(self) -> None:
     """Ends the trace and stores its files; the traced steps must have been computed."""
     self._is_running, self._last = False, 0
-    with self._errors_logged():
+    with self._errors_logged(), self._cleanup:
       jax.profiler.stop_trace()
-    with self._errors_logged(), self._folder:
-      self._store(pathlib.Path(self._folder.name))
+      self._store(self._folder)
 
   @contextlib.contextmanager
   def _errors_logged(self) -> Iterator[None]:

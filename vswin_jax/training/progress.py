@@ -8,11 +8,12 @@ import jax
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from vswin_jax.common.chips import GIB
 from vswin_jax.common.logging import logger
 from vswin_jax.training.compilation import Compilation
 from vswin_jax.training.devices import describe_memory, peak_flops, peak_memory
 
-_TERA, _GIB = 1e12, 2**30
+_TERA = 1e12
 
 
 class Progress:
@@ -111,7 +112,7 @@ class Progress:
         metrics["speed/mfu"] = mfu = flops / self._peak_flops
     memory = peak_memory(self._devices)
     if memory:
-      metrics["speed/peak_memory_gib"] = memory[0] / _GIB
+      metrics["speed/peak_memory_gib"] = memory[0] / GIB
     # Large models on a CPU take less than one clip a second.
     clips = f"{speed:.{1 if speed >= 1 else 3}f} clips/s"
     used = "-" if mfu is None else f"{mfu:.1%}"
