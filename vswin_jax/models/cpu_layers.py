@@ -25,18 +25,18 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 def _layer_norm_forward(x, scale, bias, epsilon):
   mean = _row_means(x)
   factor = jax.lax.rsqrt(_row_means(jnp.square(x - mean)) + epsilon)
-  return (x - mean) * factor * scale + bias, (x, mean, factor, scale)
+  return (x - mean) * factor * scale + bias, (x, mean, factor, scale, bias)
 
 
 def _layer_norm_backward(epsilon, residuals, gradient):
   del epsilon
-  x, mean, factor, scale = residuals
+  x, mean, factor, scale, bias = residuals
   normalized, scaled = (x - mean) * factor, gradient * scale
   projection = _row_means(scaled) + normalized * _row_means(scaled * normalized)
   return (
     factor * (scaled - projection),
-    (gradient * normalized).sum(0),
-    gradient.sum(0),
+    (gradient * normalized).sum(0).astype(scale.dtype),
+    gradient.sum(0).astype(bias.dtype),
   )
 
 
