@@ -48,7 +48,7 @@ def values_and_gradients(attend, qkv, table):
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_equal_xla(case, dtype, tolerance):
   qkv, table, window, layout = inputs_of(case, dtype)
-  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1], dtype) is None
+  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1], dtype, True) is None
 
   def kernels(qkv, table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
@@ -108,6 +108,16 @@ def test_dropout_is_on_the_probabilities_of_each_example():
   dropped, whole = attend(0.5, same), attend(0.0, same)
   assert np.abs(dropped[0] - dropped[1]).max() > 0.1
   np.testing.assert_allclose(dropped.mean(), whole.mean(), atol=0.02)
+
+
+def test_without_a_tpu_xla_computes():
+  qkv, table, window, layout = inputs_of("shifted", "float32")
+  actual, expected = (
+    window_attention(qkv, table, window, layout, implementation=implementation)
+    for implementation in ("pallas_tpu", "xla")
+  )
+  np.testing.assert_array_equal(actual, expected)
+  assert tpu.why_not(layout, window, 64, 2, "float32") == "cpu is no TPU"
 
 
 def test_what_kernels_cannot_compute_is_computed_by_the_next_best(monkeypatch):

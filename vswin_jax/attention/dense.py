@@ -84,7 +84,7 @@ def _cudnn(query, key, value, tokens):
 def _pallas_tpu(query, key, value, tokens, interpret: bool = False):
   heads = key.shape[2]
   channels = heads * key.shape[3]
-  reason = tpu_dense.why_not(tokens, channels, query.dtype)
+  reason = tpu_dense.why_not(tokens, channels, query.dtype, interpret)
   if reason:
     log_once(f"attention of images of {tokens} tokens: xla, because {reason}")
     return _xla(query, key, value, tokens)

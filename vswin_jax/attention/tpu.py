@@ -34,6 +34,7 @@ from vswin_jax.attention.tpu_core import (
   memory_limit,
   product,
   round_up,
+  unsupported,
 )
 from vswin_jax.attention.windows import OTHER_REGION_LOGIT, Size3D, WindowLayout
 
@@ -63,12 +64,17 @@ class _Options:
 
 
 def why_not(
-  layout: WindowLayout, window: Size3D, channels: int, heads: int, dtype: str
+  layout: WindowLayout,
+  window: Size3D,
+  channels: int,
+  heads: int,
+  dtype: str,
+  interpret: bool = False,
 ) -> str | None:
   """Returns why the kernels can't compute an attention; None if they can."""
-  head_dim = channels // heads
-  if jnp.dtype(dtype) == jnp.float16:
-    return "TPUs do not compute in float16"
+  head_dim, reason = channels // heads, unsupported(dtype, interpret)
+  if reason:
+    return reason
   if layout.window[1:] != window[1:]:
     return f"a window {window} that shrank to {layout.window} has no geometric bias"
   if channels % LANES == 0 and LANES % head_dim:

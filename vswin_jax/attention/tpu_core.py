@@ -10,6 +10,15 @@ LANES = 128
 SUBLANES = 8
 
 
+def unsupported(dtype, interpret: bool) -> str | None:
+  """Returns why no kernel can compute in a dtype on the platform; None if there may be one."""
+  if not interpret and current_platform() != "tpu":
+    return f"{current_platform()} is no TPU"
+  if jnp.dtype(dtype) == jnp.float16:
+    return "TPUs do not compute in float16"
+  return None
+
+
 def core_memory() -> int:
   """Returns the bytes of memory of a TPU core; elsewhere, where kernels are interpreted, v5e's."""
   if current_platform() == "tpu":

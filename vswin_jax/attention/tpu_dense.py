@@ -20,7 +20,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention.tpu_core import LANES, lacks_memory, memory_limit, product, round_up
+from vswin_jax.attention.tpu_core import (
+  LANES,
+  lacks_memory,
+  memory_limit,
+  product,
+  round_up,
+  unsupported,
+)
 
 # Rows of a bfloat16 tile.
 ROW_MULTIPLE = 16
@@ -65,15 +72,13 @@ def padded(tokens: int) -> int:
   return round_up(tokens, ROW_MULTIPLE)
 
 
-def why_not(tokens: int, channels: int, dtype) -> str | None:
+def why_not(tokens: int, channels: int, dtype, interpret: bool = False) -> str | None:
   """Returns why the kernels can't compute an attention; None if they can."""
-  if jnp.dtype(dtype) == jnp.float16:
-    return "TPUs do not compute in float16"
   rows = padded(tokens)
   # In the backward pass: seven arrays of an image, of which the next is fetched or the last is
   # written, and some six arrays of the token pairs of a head.
   needed = 4 * rows * (2 * 7 * channels + 6 * round_up(rows, LANES))
-  return lacks_memory(needed)
+  return unsupported(dtype, interpret) or lacks_memory(needed)
 
 
 def attend(

@@ -84,7 +84,7 @@ def _pallas_tpu(
   qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype)
+  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype, interpret)
   if reason:
     return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
   has_dropout = dropout_rate > 0 and dropout_key is not None

@@ -52,7 +52,7 @@ def project_mlp_step(
 ) -> tuple[int, int] | None:
   """Returns rows at a time and parts of the hidden channels for the kernels of `project_mlp`.
 
-  None: they don't fit the memory of a core. Arguments as in `norm_qkv_step`.
+  None: there is no such number. Arguments as in `norm_qkv_step`.
   """
   for parts in range(1, _MOST_PARTS + 1):
     if parts == 1 or hidden % (parts * LANES) == 0:
@@ -63,6 +63,17 @@ def project_mlp_step(
       if step:
         return step, parts
   return None
+
+
+def why_not(rows: int, channels: int, hidden: int, itemsize: int) -> str | None:
+  """Returns why the kernels can't compute rows; None if they can. Arguments as for the steps."""
+  norm_step = norm_qkv_step(rows, channels, itemsize)
+  if norm_step and project_mlp_step(rows, channels, hidden, itemsize):
+    return None
+  return (
+    f"no large enough divisor of {rows} rows fits the memory of a core beside the weights of "
+    f"{channels} channels"
+  )
 
 
 # Before attention.

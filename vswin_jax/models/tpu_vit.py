@@ -20,13 +20,13 @@ from vswin_jax.models.tpu_rows import Options
 DROPOUTS = 3
 
 
-def why_not(tokens: int, channels: int, hidden: int, dtype: str) -> str | None:
+def why_not(
+  tokens: int, channels: int, hidden: int, dtype: str, interpret: bool = False
+) -> str | None:
   """Returns why the kernels can't compute a block with `hidden` channels; None if they can."""
+  reason = tpu_dense.why_not(tokens, channels, dtype, interpret)
   rows, itemsize = tpu_dense.padded(tokens), jnp.dtype(dtype).itemsize
-  norm_step = tpu_layers.norm_qkv_step(rows, channels, itemsize)
-  if norm_step is None or tpu_layers.project_mlp_step(rows, channels, hidden, itemsize) is None:
-    return f"the weights of {channels} channels do not fit the memory of a core"
-  return tpu_dense.why_not(tokens, channels, dtype)
+  return reason or tpu_layers.why_not(rows, channels, hidden, itemsize)
 
 
 # Blocks of equal shapes are traced once.

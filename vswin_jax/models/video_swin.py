@@ -267,10 +267,13 @@ class Block(nnx.Module):
   def _fits_kernels(self, layout: WindowLayout) -> bool:
     """Returns whether the block is computed by `tpu_block`."""
     config, (channels, hidden) = self.config, self.mlp.fc1.kernel.shape
-    if not _implementation(config).startswith("pallas_tpu"):
+    implementation = _implementation(config)
+    if not implementation.startswith("pallas_tpu"):
       return False
     heads = self.attention.relative_position_bias_table.shape[1]
-    reason = tpu_block.why_not(layout, config.window_size, channels, heads, hidden, config.dtype)
+    interpret = implementation.endswith("interpret")
+    sizes = (layout, config.window_size, channels, heads, hidden)
+    reason = tpu_block.why_not(*sizes, config.dtype, interpret)
     if reason:
       log_once(f"blocks of {channels} channels: not as kernels, because {reason}")
     return not reason
