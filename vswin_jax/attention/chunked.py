@@ -34,7 +34,7 @@ def attend(
 ) -> jax.Array:
   """Computes `window.window_attention`."""
   dropout_keys = None
-  if dropout_rate > 0 and dropout_key is not None:
+  if dropout_key is not None:
     size = _chunk_size(layout.windows, bias_table.shape[1] * layout.tokens**2)
     dropout_keys = jax.random.split(dropout_key, layout.windows // size)
   return _attend(qkv, bias_table, dropout_keys, window, layout, dropout_rate)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from vswin_jax.common.logging import log_once
 
-# Kernels by platform, the preferred one first. Each falls back to XLA for what it can't compute.
+# Kernels by platform, the preferred one first. Each leaves what it can't compute to others.
 KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu", "cudnn")}
 
 
