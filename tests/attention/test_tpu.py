@@ -56,7 +56,7 @@ def test_kernels_equal_xla(case, dtype, tolerance):
     return output.reshape(*qkv.shape[:3], -1)
 
   def xla(qkv, table):
-    return window_attention(qkv, table, window, layout)
+    return window_attention(qkv, table, window, layout, implementation="xla")
 
   actual = values_and_gradients(kernels, qkv, table)
   # The reference is in float32 for both dtypes.
@@ -104,10 +104,13 @@ def test_dropout_is_on_the_probabilities_of_each_example():
       implementation="pallas_tpu_interpret",
     )  # fmt: skip
 
-  same = jnp.broadcast_to(qkv[:1], qkv.shape)
-  dropped, whole = attend(0.5, same), attend(0.0, same)
+  # Averages of ones: the sum of the probabilities that remain.
+  query, key_of_token, value = jnp.split(jnp.broadcast_to(qkv[:1], qkv.shape), 3, axis=-1)
+  same = jnp.concatenate([query, key_of_token, jnp.ones_like(value)], axis=-1)
+  dropped = attend(0.5, same)
   assert np.abs(dropped[0] - dropped[1]).max() > 0.1
-  np.testing.assert_allclose(dropped.mean(), whole.mean(), atol=0.02)
+  np.testing.assert_allclose(dropped.mean(), 1.0, atol=0.02)
+  np.testing.assert_allclose(attend(0.0, same), 1.0, atol=1e-6)
 
 
 def test_without_a_tpu_xla_computes():
