@@ -75,18 +75,18 @@ def run_block(
   def mlp_step(count):
     return tpu_layers.project_mlp_step(count, channels, hidden, itemsize) or (None, 1)
 
-  def options(rows, step_of):
+  def options(rows, step_of, per_image: bool):
     # Images without factors of their own can be one example, of which a step takes more rows.
-    counts = [images * rows, rows] if factors is None else [rows]
+    counts = [rows] if per_image else [images * rows, rows]
     count = next(count for count in counts if step_of(count)[0])
     one_window = window_layout((1, 1, count), (1, 1, count), shifted=False)
     return Options(epsilon, one_window, *step_of(count), rate, interpret)
 
   before = tuple(flatten(parameters["norm1"], attention["qkv"]))
-  qkv, passed = norm_qkv(options(rows, norm_step), x.reshape(-1, channels), before)
+  qkv, passed = norm_qkv(options(rows, norm_step, per_image=False), x.reshape(-1, channels), before)
   attended = tpu_dense.attend(qkv.reshape(3, *x.shape), heads, tokens, kept, interpret=interpret)
   x = passed.reshape(x.shape)[:, :kept]
-  mlp_options = options(kept, mlp_step)
+  mlp_options = options(kept, mlp_step, per_image=factors is not None)
   examples = images * kept // mlp_options.rows
   output = project_mlp(
     mlp_options,
