@@ -35,7 +35,7 @@ def attend(
   """Computes `window.window_attention`."""
   dropout_keys = None
   if dropout_key is not None:
-    size = _chunk_size(layout.windows, bias_table.shape[1] * layout.tokens**2)
+    size = _chunk_size(layout, bias_table.shape[1])
     dropout_keys = jax.random.split(dropout_key, layout.windows // size)
   return _attend(qkv, bias_table, dropout_keys, window, layout, dropout_rate)
 
@@ -59,7 +59,7 @@ def _attend_forward(qkv, bias_table, dropout_keys, window, layout, dropout_rate)
     output = product("bwhnm,bwhmd->bwhnd", weights, value) / total
     return _merge_heads(output).astype(qkv.dtype).reshape(-1, qkv.shape[-1] // 3)
 
-  size = _chunk_size(layout.windows, bias.size)
+  size = _chunk_size(layout, heads)
   split = partial(_split_windows, size=size)
   output = jax.lax.map(attend_chunk, (split(qkv), _regions(layout, size), dropout_keys))
   output = _join_windows(output, layout, batch)
@@ -99,7 +99,7 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
     parts = [_merge_heads(part) for part in parts]
     return bias_gradient, jnp.concatenate(parts, axis=-1).astype(qkv.dtype).reshape(rows.shape)
 
-  size = _chunk_size(layout.windows, bias.size)
+  size = _chunk_size(layout, heads)
   split = partial(_split_windows, size=size)
   bias_gradient, qkv_gradient = jax.lax.scan(
     differentiate_chunk,
@@ -113,10 +113,11 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _chunk_size(windows: int, logits_per_window: int) -> int:
-  """Returns the largest divisor of `windows` whose logits fit `_CHUNK_LOGITS`, at least 1."""
-  sizes = [size for size in range(1, windows + 1) if windows % size == 0]
-  return max([size for size in sizes if size * logits_per_window <= _CHUNK_LOGITS], default=1)
+def _chunk_size(layout: WindowLayout, heads: int) -> int:
+  """Returns the most windows of equal chunks whose logits fit `_CHUNK_LOGITS`, at least 1."""
+  most = max(_CHUNK_LOGITS // (heads * layout.tokens**2), 1)
+  sizes = range(1, min(most, layout.windows) + 1)
+  return max(size for size in sizes if layout.windows % size == 0)
 
 
 def _split_windows(x: jax.Array, size: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What attention functions share: products, dropout, and the choice of an implementation."""
+"""Common parts of attention functions: products, dropout, the choice of an implementation."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the kernels for TPUs share: memory and cores of the chip, matrix products, dropout."""
+"""Common parts of the TPU kernels: memory and cores of the chip, matrix products, dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def memory_limit() -> int:
 
 
 def lacks_memory(needed: int) -> str | None:
-  """Returns that a kernel needs more memory than there is; None if it does not."""
+  """Returns a message if a kernel needs more bytes of memory than there are; None if not."""
   if needed <= memory_limit():
     return None
   return f"a kernel needs about {needed / 2**20:.0f} MiB of the core's {core_memory() / 2**20:.0f}"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention import tpu, tpu_windows
-from vswin_jax.attention.windows import Size3D, WindowLayout
+from vswin_jax.attention.windows import Size3D, WindowLayout, pad_grid
 from vswin_jax.models import tpu_layers
 from vswin_jax.models.tpu_layers import ProjectMLP, norm_qkv, project_mlp
 from vswin_jax.models.tpu_rows import Options
@@ -70,10 +70,7 @@ def run_block(
   """
   attention, mlp = parameters["attention"], parameters["mlp"]
 
-  padding = [(0, layout.padded_grid[axis] - layout.grid[axis]) for axis in (1, 2, 0)]
-  whole = dataclasses.replace(layout, grid=layout.padded_grid)
-  if whole != layout:
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+  x, whole = pad_grid(x, layout), layout.without_padding()
   windows = tpu_windows.to_windows(x, whole, interpret)
   rows = windows.reshape(-1, x.shape[-1])
 
