@@ -16,7 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vswin_jax.attention.operations import dropout, product
+from vswin_jax.attention.operations import dropout, product, sum_over_windows
 from vswin_jax.attention.relative_position import bias_table_gradient, expand_bias
 from vswin_jax.attention.windows import OTHER_REGION_LOGIT, Size3D, WindowLayout, region_ids
 
@@ -86,7 +86,7 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
     weights = weights * (1 / total)
     weight_gradient = drop(product("bwhnd,bwhmd->bwhnm", gradient, value))
     logit_gradient = weights * (weight_gradient - row_sums[..., None])
-    bias_gradient += _sum_over_windows(logit_gradient)
+    bias_gradient += sum_over_windows(logit_gradient)
 
     logit_gradient = logit_gradient.astype(qkv.dtype)
     scale = query.shape[-1] ** -0.5
@@ -157,15 +157,6 @@ def _merge_heads(x: jax.Array) -> jax.Array:
   """Returns `[batch, windows, tokens, channels]` from `[batch, windows, heads, tokens, ...]`."""
   x = x.swapaxes(2, 3)
   return x.reshape(*x.shape[:3], -1)
-
-
-def _sum_over_windows(x: jax.Array) -> jax.Array:
-  """Sums `[batch, windows, ...]` over windows: as a product, since XLA reduces slowly on CPUs."""
-  if x.shape[1] == 1:
-    return x[:, 0]
-  ones = jnp.ones(x.shape[1], x.dtype)
-  total = jnp.einsum("w,bwx->bx", ones, x.reshape(*x.shape[:2], -1), precision="highest")
-  return total.reshape(len(x), *x.shape[2:])
 
 
 def _softmax_parts(query, key, bias, regions):

@@ -47,6 +47,23 @@ def round_up(size: int, multiple: int) -> int:
   return -(-size // multiple) * multiple
 
 
+def heads_per_group(heads: int, head_dim: int) -> int:
+  """Returns how many heads fill a tile of lanes; all if heads do not fill tiles."""
+  if head_dim % LANES == 0:
+    return 1
+  fills_tiles = LANES % head_dim == 0 and heads * head_dim % LANES == 0
+  return LANES // head_dim if fills_tiles else heads
+
+
+def only_head(x, head, head_dim: int):
+  """Returns `x` `[rows, lanes]`, of a group of heads, with zeros in the lanes of all but one."""
+  if x.shape[1] == head_dim:
+    return x
+  lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[1]), 1)
+  own = (lane >= head * head_dim) & (lane < (head + 1) * head_dim)
+  return jnp.where(own, x, jnp.zeros_like(x))
+
+
 def product(left, right, transpose=(False, False)):
   """Returns the product of two matrices, either of them transposed first, in float32."""
   dimensions = ((0 if transpose[0] else 1,), (1 if transpose[1] else 0,))
