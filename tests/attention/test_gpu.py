@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.attention import values_and_gradients
 from vswin_jax.attention import cudnn, gpu, window_attention
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.windows import from_windows, to_windows, window_layout
@@ -29,18 +30,6 @@ def inputs_of(case, dtype):
   qkv = random.normal(size=(2, height, width, time, 3 * channels))
   table = random.normal(size=(table_rows(window), heads))
   return jnp.asarray(qkv, dtype), jnp.asarray(table, jnp.float32), window, layout
-
-
-def values_and_gradients(attend, qkv, table):
-  def loss(qkv, table):
-    output = attend(qkv, table)
-    weight = jnp.sin(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-    return (output.astype(jnp.float32) * weight).sum(), output
-
-  (_, output), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(qkv, table)
-  return [
-    np.asarray(x, np.float32) for x in (output, *jnp.split(gradients[0], 3, -1), gradients[1])
-  ]
 
 
 def by_windows(qkv, table, window, layout, attend=window_attention, implementation="xla"):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.attention import values_and_gradients
 from vswin_jax.attention import tpu, tpu_windows, window_attention
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.tpu_core import dropout_factors
@@ -30,18 +31,6 @@ def inputs_of(case, dtype):
   qkv = random.normal(size=(2, layout.windows, layout.tokens, 3 * channels))
   table = random.normal(size=(table_rows(window), heads))
   return jnp.asarray(qkv, dtype), jnp.asarray(table, jnp.float32), window, layout
-
-
-def values_and_gradients(attend, qkv, table):
-  def loss(qkv, table):
-    output = attend(qkv, table)
-    weight = jnp.sin(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-    return (output.astype(jnp.float32) * weight).sum(), output
-
-  (_, output), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(qkv, table)
-  return [
-    np.asarray(x, np.float32) for x in (output, *jnp.split(gradients[0], 3, -1), gradients[1])
-  ]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 2e-2)])
