@@ -75,12 +75,9 @@ _STOP_STATUS = flags.DEFINE_integer(
 
 def main(arguments: list[str]) -> None:
   refuse_arguments(arguments)
-  if _MODE.value == "selfcheck":
-    _self_check()
-    return
-  if _CONFIG.value is None:
+  if _CONFIG.value is None and _MODE.value != "selfcheck":
     sys.exit("error: give --config=FILE, such as configs/quickstart.py")
-  if _WORKDIR.value is None and _MODE.value != "compile":
+  if _WORKDIR.value is None and _MODE.value in ("train", "eval"):
     sys.exit("error: give --workdir=DIR, the folder for checkpoints, logs and report")
   if _TOPOLOGY.value and _MODE.value != "compile":
     sys.exit("error: --topology goes with --mode=compile")
@@ -89,6 +86,9 @@ def main(arguments: list[str]) -> None:
   if _PROFILE.value is not None and _MODE.value != "train":
     sys.exit("error: --profile goes with --mode=train")
 
+  if _MODE.value == "selfcheck":
+    _self_check()
+    return
   overridden_keys = list(config_flags.get_override_values(flags.FLAGS["config"]))
   if _MODE.value == "compile":
     _compile(overridden_keys)
@@ -122,7 +122,7 @@ def _compile(overridden_keys: list[str]) -> None:
 
 def _self_check() -> None:
   from vswin_jax.common.logging import set_up_logging
-  from vswin_jax.experiment.config import read_settings
+  from vswin_jax.experiment.config import ConfigError, read_settings
   from vswin_jax.experiment.run import USER_ERRORS
   from vswin_jax.inference import self_check
 
@@ -130,11 +130,13 @@ def _self_check() -> None:
   with unexpected_errors(), one_line_errors("nothing was written", USER_ERRORS):
     models = self_check.examples()
     if _CONFIG.value is not None:
+      if _CONFIG.value.model.name is None:
+        raise ConfigError("this config names no model; give --config.model.name")
       settings = read_settings(_CONFIG.value)
       models = [(settings.model, settings.clip.num_frames, settings.clip.size)]
     print(self_check.describe_machine())
     agreements = [one for model in models for one in self_check.check_all(*model)]
-    print(self_check.table(agreements))
+    print(self_check.table(agreements) if agreements else "this model has no kernels to compare")
   if not all(one.agrees for one in agreements):
     sys.exit("error: not all kernels agree with XLA; runs compute these models with XLA")
 

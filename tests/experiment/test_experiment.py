@@ -32,5 +32,5 @@ def test_kernels_that_disagree_are_replaced_but_not_in_checkpoints(
   with open_run_folder(str(tmp_path / "run")) as folder:
     experiment = open_experiment(settings, folder, "train")
   model = merge_model(experiment.plan.graph, experiment.plan.param_shapes)
-  assert model.config.attention == "xla"
+  assert model.config.attention == "chunked"
   assert "attention" not in experiment.metadata.model

@@ -6,6 +6,7 @@ import zlib
 from vswin_jax.attention.window import IMPLEMENTATIONS
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.checkpoints.selection import newest_step
+from vswin_jax.common.logging import logger
 from vswin_jax.data import generated
 from vswin_jax.data.preprocessing import Preprocessing
 from vswin_jax.data.records import VideoRecords, open_records
@@ -13,7 +14,7 @@ from vswin_jax.distributed.consistency import broadcast_from_first, holds_everyw
 from vswin_jax.experiment.config import Settings
 from vswin_jax.experiment.plan import Plan, make_mesh, make_plan
 from vswin_jax.experiment.workdir import RunFolder
-from vswin_jax.inference.self_check import trusted_kernels
+from vswin_jax.inference.self_check import choose_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +101,12 @@ def open_experiment(settings: Settings, folder: RunFolder, mode: str) -> Experim
 def _choose_attention(settings: Settings) -> str | None:
   """Returns the implementation of attention that all processes trust; None: the configured one."""
   clip = settings.clip
-  trusted = trusted_kernels(settings.model, clip.num_frames, clip.size)
+  trusted = choose_attention(settings.model, clip.num_frames, clip.size)
   if trusted is None:
     return None
   names = sorted(IMPLEMENTATIONS)
-  choice = names[broadcast_from_first(names.index((*trusted, "xla")[0]))]
-  return choice if holds_everywhere(choice in trusted) else "xla"
+  choice = names[broadcast_from_first(names.index(trusted[0]))]
+  if not holds_everywhere(choice in trusted):
+    logger.warning("not all processes trust the kernels of %s; XLA computes attention", choice)
+    choice = next(name for name in trusted if name in ("xla", "chunked"))
+  return choice

@@ -13,6 +13,7 @@ from flax import nnx
 
 from vswin_jax.common.checks import fields
 from vswin_jax.experiment.config import ConfigError, Settings, config_errors
+from vswin_jax.inference.self_check import with_attention
 from vswin_jax.models import create_model
 from vswin_jax.models.catalog import model_config
 from vswin_jax.models.cost import count_macs
@@ -167,7 +168,7 @@ def make_plan(
     schedule = make_schedule(
       settings.schedule, num_steps=num_steps, steps_per_epoch=steps_per_epoch
     )
-    computed = options | ({"attention": attention} if attention else {})
+    computed = with_attention(options, attention) if attention else options
     model = nnx.eval_shape(lambda: create_model(seed=settings.seed, **computed))
     graph, param_shapes = split_model(model)
     optimizer = make_optimizer(param_shapes, schedule, settings.optimizer, batch_statistics(model))

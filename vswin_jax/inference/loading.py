@@ -10,7 +10,7 @@ from vswin_jax.checkpoints.manager import checkpoints_of, restore_params
 from vswin_jax.checkpoints.metadata import CheckpointMetadata
 from vswin_jax.common.huge_pages import suggest_huge_pages
 from vswin_jax.common.paths import AnyPath
-from vswin_jax.inference.self_check import trusted_kernels
+from vswin_jax.inference.self_check import choose_attention, with_attention
 from vswin_jax.inference.video_model import VideoModel
 from vswin_jax.models import create_model, model_config
 from vswin_jax.models.parameters import merge_model, split_model, with_shardings
@@ -57,9 +57,9 @@ def load_model(path: str | os.PathLike, **overrides) -> VideoModel:
       stored = dict(metadata.model.get("backbone_options", {}))
       options["backbone_options"] = stored | dict(overrides["backbone_options"])
     clip = metadata.preprocessing.clip
-    trusted = trusted_kernels(options, clip.num_frames, clip.size)
-    if trusted is not None:
-      options["attention"] = (*trusted, "xla")[0]
+    implementations = choose_attention(options, clip.num_frames, clip.size)
+    if implementations:
+      options = with_attention(options, implementations[0])
     graph, shapes = split_model(nnx.eval_shape(lambda: create_model(**options)))
     return with_shardings(shapes, device)
 

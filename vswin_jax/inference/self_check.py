@@ -1,4 +1,4 @@
-"""Self-check of attention kernels: whether they agree with XLA on the machine at hand.
+"""Self-check of attention kernels: whether they agree with XLA on this machine.
 
 A kernel that the compiler accepts can still be wrong on a device that it never ran on. A run on an
 accelerator therefore compares the kernels that it would use with XLA, for the shapes of its model.
@@ -11,6 +11,8 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import json
+import math
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -19,12 +21,12 @@ import jax
 from vswin_jax.attention.operations import KERNELS, current_platform, kernels
 from vswin_jax.common.logging import logger, own_logger
 from vswin_jax.common.paths import cache_folder, replacing
-from vswin_jax.models.agreement import Agreement, Part, compare, parts_of
+from vswin_jax.models.agreement import Agreement, Part, attention_config, compare, parts_of
 from vswin_jax.models.catalog import model_config
 
 
-def trusted_kernels(options: dict, frames: int, size: int) -> list[str] | None:
-  """Returns the kernels for the attention of a model that agree with XLA, the fastest first.
+def choose_attention(options: dict, frames: int, size: int) -> list[str] | None:
+  """Returns the implementations that may compute the attention of a model, the fastest first.
 
   Args:
     options: arguments of `create_model`.
@@ -32,27 +34,59 @@ def trusted_kernels(options: dict, frames: int, size: int) -> list[str] | None:
     size: height and width of a clip in pixels.
 
   Returns:
-    Implementations of attention; empty: compute with XLA. None: the options ask for no kernel of
-    this platform, so there is nothing to check.
+    Kernels that agree with XLA, and XLA's own implementation, which is always one of them. None:
+    the options ask for no kernel of this platform, so there is nothing to check.
   """
-  config = model_config(**options)
-  parts = parts_of(config, frames, size)
-  names = kernels(parts[0].known, config.dtype) if parts else []
-  if config.attention != "auto":
-    names = [name for name in KERNELS.get(current_platform(), ()) if name == config.attention]
-  if not parts or not names:
+  config, parts = _parts(options, frames, size)
+  names = _kernels(config, parts)
+  if not names:
     return None
-  file = _file(parts, names, config)
-  agreements = _read(file)
-  if agreements is None:
-    logger.info("comparing kernels of attention with XLA: %s", ", ".join(names))
-    agreements = compare(parts, names, config.dtype)
-    _warn(agreements)
-    _write(file, agreements)
-  return sorted(
-    (name for name in names if all(one.agrees for one in _of(agreements, name))),
-    key=lambda name: _seconds(parts, _of(agreements, name)),
-  )
+  file = _file(config, parts)
+  found = _read(file)
+  missing = [name for name in names if any((part.name, name) not in found for part in parts)]
+  if missing:
+    logger.info("comparing kernels of attention with XLA: %s", ", ".join(missing))
+    agreements = compare(parts, missing, config.dtype)
+    found |= {(one.part, one.implementation): one for one in agreements}
+    # What failed may succeed next time, with more free memory.
+    _write(file, [one for one in found.values() if not one.failure])
+  seconds = {parts[0].reference: math.inf}
+  for name in names:
+    agreements = [found[part.name, name] for part in parts]
+    if all(one.agrees for one in agreements):
+      times = [(one.milliseconds, one.expected_milliseconds) for one in agreements]
+      seconds[name], seconds[parts[0].reference] = (
+        sum(part.count * time for part, time in zip(parts, column)) for column in zip(*times)
+      )
+    else:
+      _warn(next(one for one in agreements if not one.agrees))
+  return sorted(seconds, key=seconds.get)
+
+
+def with_attention(options: dict, attention: str) -> dict:
+  """Returns arguments of `create_model` with another implementation of attention."""
+  backbone = dict(options.get("backbone_options", ()))
+  if "attention" in backbone:
+    options = options | {"backbone_options": backbone | {"attention": attention}}
+  return options | {"attention": attention}
+
+
+def _parts(options: dict, frames: int, size: int):
+  """Returns the configuration that has the attention of a model, and its parts."""
+  model = model_config(**options)
+  config = attention_config(model)
+  if config is None:
+    return None, []
+  return config, parts_of(config, frames if config is model else 1, size)
+
+
+def _kernels(config, parts: Sequence[Part]) -> list[str]:
+  """Returns the kernels of this platform that a configuration asks for."""
+  if config is None:
+    return []
+  if config.attention == "auto":
+    return kernels(parts[0].known, config.dtype)
+  return [name for name in KERNELS.get(current_platform(), ()) if name == config.attention]
 
 
 def examples() -> list[tuple[dict, int, int]]:
@@ -64,11 +98,12 @@ def examples() -> list[tuple[dict, int, int]]:
 
 
 def check_all(options: dict, frames: int, size: int) -> list[Agreement]:
-  """Compares all implementations of this platform with XLA; arguments as in `trusted_kernels`."""
-  config = model_config(**options)
-  parts = parts_of(config, frames, size)
-  known = parts[0].known if parts else ()
-  return compare(parts, kernels(known, config.dtype) or ["xla"], config.dtype)
+  """Compares the kernels of this platform that a model would use with XLA; without any, "xla".
+
+  Arguments are those of `choose_attention`.
+  """
+  config, parts = _parts(options, frames, size)
+  return compare(parts, _kernels(config, parts) or ["xla"], config.dtype) if parts else []
 
 
 def describe_machine() -> str:
@@ -104,43 +139,32 @@ def table(agreements: Sequence[Agreement]) -> str:
   return "\n".join(lines)
 
 
-def _of(agreements: Sequence[Agreement], implementation: str) -> list[Agreement]:
-  return [one for one in agreements if one.implementation == implementation]
+def _warn(wrong: Agreement) -> None:
+  reason = wrong.failure or (
+    f"errors of {wrong.output:.1e} and {wrong.gradient:.1e} ({wrong.gradient_name}), where XLA has "
+    f"{wrong.expected_output:.1e} and {wrong.expected_gradient:.1e}"
+  )
+  own_logger.warning(
+    "the kernels of %s do not agree with XLA on %s and are not used (%s: %s); please report the "
+    "output of `python -m vswin_jax.main --mode=selfcheck`",
+    wrong.implementation,
+    jax.devices()[0].device_kind,
+    wrong.part,
+    reason,
+  )
 
 
-def _seconds(parts: Sequence[Part], agreements: Sequence[Agreement]) -> float:
-  """Returns the time of all parts of a model, as often as it has them."""
-  return sum(part.count * one.milliseconds / 1e3 for part, one in zip(parts, agreements))
-
-
-def _warn(agreements: Sequence[Agreement]) -> None:
-  for name in dict.fromkeys(one.implementation for one in agreements if not one.agrees):
-    wrong = next(one for one in _of(agreements, name) if not one.agrees)
-    reason = wrong.failure or (
-      f"errors of {max(wrong.output, wrong.gradient):.1e} where XLA has "
-      f"{max(wrong.expected_output, wrong.expected_gradient):.1e}"
-    )
-    own_logger.warning(
-      "the kernels of %s do not agree with XLA on %s and are not used (%s: %s); please report this "
-      "with the output of `python -m vswin_jax.main --mode=selfcheck`",
-      name,
-      jax.devices()[0].device_kind,
-      wrong.part,
-      reason,
-    )
-
-
-def _read(file: pathlib.Path) -> list[Agreement] | None:
-  """Returns the agreements of an earlier check; None: there are none."""
+def _read(file: pathlib.Path) -> dict[tuple[str, str], Agreement]:
+  """Returns the agreements of earlier checks by part and implementation."""
   try:
-    return [Agreement(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    rows = [Agreement(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    return {(row.part, row.implementation): row for row in rows}
   except (OSError, TypeError, ValueError):
-    return None
+    return {}
 
 
 def _write(file: pathlib.Path, agreements: Sequence[Agreement]) -> None:
-  # A kernel that failed may succeed next time, with more free memory.
-  if not all(one.agrees for one in agreements):
+  if not file.is_absolute():  # There is no home directory.
     return
   with contextlib.suppress(OSError):
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +172,7 @@ def _write(file: pathlib.Path, agreements: Sequence[Agreement]) -> None:
       path.write_text(json.dumps([dataclasses.asdict(one) for one in agreements]))
 
 
-def _file(parts: Sequence[Part], names: Sequence[str], config) -> pathlib.Path:
+def _file(config, parts: Sequence[Part]) -> pathlib.Path:
   """Returns the file of the agreements for a device kind, versions and shapes."""
   key = [
     jax.devices()[0].device_kind,
@@ -156,7 +180,7 @@ def _file(parts: Sequence[Part], names: Sequence[str], config) -> pathlib.Path:
     *(importlib.metadata.version(name) for name in ("jax", "jaxlib")),
     *(_digest(package) for package in ("vswin_jax.attention", "vswin_jax.models")),
     *((part.name, part.shape) for part in parts),
-    names,
+    *(os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),
     repr(config),
   ]
   name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]

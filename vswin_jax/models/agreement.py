@@ -1,6 +1,6 @@
 """Agreement of attention implementations: parts of a model computed with one and with another.
 
-A part is small enough for seconds on an accelerator: two blocks of a stage, for one clip. Its
+A part is small enough for seconds on an accelerator: two blocks of a stage, for two clips. Its
 output and all gradients are compared with those of XLA in float32. In the dtype of the model, XLA
 differs from them by rounding. An implementation agrees if it does not differ much more.
 """
@@ -23,12 +23,16 @@ from vswin_jax.models.video_swin import Stage, VideoSwinConfig
 from vswin_jax.models.vit import ViT, ViTConfig
 from vswin_jax.models.vtn import CUSTOM_BACKBONE, VTNConfig
 
-# An error may be this many times that of XLA, plus a float32 rounding error.
-_ERROR_RATIO, _ROUNDING_ERROR = 3.0, 3e-5
+# An error may be this many times that of XLA, plus half a unit in the last place.
+_ERROR_RATIO = 3.0
+# Sums of many terms are less exact than their dtype.
+_SMALLEST_ERROR = 3e-5
+# Smaller arrays, relative to the largest, are zero but for rounding.
+_ZERO = 1e-5
 # The second block shifts its windows.
-_BLOCKS = 2
-_REPEATS = 3
-_IMAGES = 8
+_BLOCKS, _DROP_PATH_RATE = 2, 0.3
+_CLIPS, _IMAGES = 2, 8
+_REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Part:
     shape: of its input.
     known: implementations of its attention.
     reference: the one of them to compare with.
-    count: how many of this part have as many blocks as the model at this place.
+    count: blocks of the model that the part stands for, over those of the part.
   """
 
   name: str
@@ -59,58 +63,69 @@ class Agreement:
   An error is the Euclidean norm of the difference over that of the exact array.
 
   Attributes:
-    part: what is computed.
-    dtype: of the computation.
+    part: name of the part.
     implementation: of attention.
+    dtype: of the computation.
     output: error of the output.
-    gradient: largest error among the gradients of the input and all parameters.
-    gradient_name: name of that gradient.
     expected_output: error of XLA in `dtype`.
-    expected_gradient: as `gradient`, of XLA in `dtype`.
+    gradient: error of the gradient, of the input or a parameter, that agrees least.
+    expected_gradient: error of XLA in `dtype` for that gradient.
+    gradient_name: name of that gradient.
     milliseconds: time of a forward and backward pass.
     expected_milliseconds: the same of XLA.
+    agrees: whether the errors of all arrays are those of rounding.
     failure: why the part can't be computed; empty if it can.
   """
 
   part: str
-  dtype: str
   implementation: str
+  dtype: str
   output: float = math.nan
-  gradient: float = math.nan
-  gradient_name: str = ""
   expected_output: float = math.nan
+  gradient: float = math.nan
   expected_gradient: float = math.nan
+  gradient_name: str = ""
   milliseconds: float = math.nan
   expected_milliseconds: float = math.nan
+  agrees: bool = False
   failure: str = ""
 
-  @property
-  def agrees(self) -> bool:
-    """Whether the errors are those of rounding; False if one is not a number."""
-    pairs = (self.output, self.expected_output), (self.gradient, self.expected_gradient)
-    return all(error <= _ERROR_RATIO * expected + _ROUNDING_ERROR for error, expected in pairs)
 
-
-def parts_of(config, frames: int, size: int) -> list[Part]:
-  """Returns the parts of a model whose attention has several implementations.
+def attention_config(config) -> VideoSwinConfig | ViTConfig | None:
+  """Returns the configuration that has the attention of a model; None: it has no choice of one.
 
   Args:
     config: configuration of the model, from `model_config`.
-    frames: frames of a clip.
-    size: height and width of a clip in pixels.
   """
   if isinstance(config, VTNConfig):
-    if config.backbone == CUSTOM_BACKBONE or not isinstance(config.backbone, str):
-      return []
-    config, frames = config.named_backbone(), 1
+    if not isinstance(config.backbone, str) or config.backbone == CUSTOM_BACKBONE:
+      return None
+    config = config.named_backbone()
+  return config if isinstance(config, VideoSwinConfig | ViTConfig) else None
+
+
+def parts_of(config: VideoSwinConfig | ViTConfig, frames: int, size: int) -> list[Part]:
+  """Returns the parts of a model, see `attention_config`.
+
+  Args:
+    frames: frames of a clip; 1 for the backbone of a VTN.
+    size: height and width of a clip in pixels.
+  """
   if isinstance(config, ViTConfig):
     return [_vit(config)]
-  return _stages(config, (frames, size, size)) if isinstance(config, VideoSwinConfig) else []
+  return _stages(config, (frames, size, size))
 
 
 def _vit(config: ViTConfig) -> Part:
   def build(attention, dtype):
-    changed = dataclasses.replace(config, depth=_BLOCKS, attention=attention, dtype=dtype)
+    changed = dataclasses.replace(
+      config,
+      depth=_BLOCKS,
+      attention=attention,
+      dtype=dtype,
+      dropout_rate=0.0,
+      drop_path_rate=_DROP_PATH_RATE,
+    )
     return ViT(changed, rngs=nnx.Rngs(0))
 
   size = config.image_size
@@ -124,15 +139,17 @@ def _stages(config: VideoSwinConfig, pixels: Sequence[int]) -> list[Part]:
   time, height, width = (-(-size // patch) for size, patch in zip(pixels, config.patch_size))
   parts = []
   for index, depth in enumerate(config.depths):
-    channels, rates = config.embed_dim * 2**index, [0.0] * min(depth, _BLOCKS)
+    channels, rates = config.embed_dim * 2**index, [_DROP_PATH_RATE] * min(depth, _BLOCKS)
 
     def build(attention, dtype, index=index, rates=rates):
-      changed = dataclasses.replace(config, attention=attention, dtype=dtype)
+      changed = dataclasses.replace(
+        config, attention=attention, dtype=dtype, dropout_rate=0.0, attention_dropout_rate=0.0
+      )
       return Stage(index, rates, changed, rngs=nnx.Rngs(0))
 
     name = f"stage {index}: {time}x{height}x{width} tokens, {channels} channels"
     # "xla" would need much more memory.
-    shape = (1, height, width, time, channels)
+    shape = (_CLIPS, height, width, time, channels)
     parts.append(Part(name, build, shape, window.IMPLEMENTATIONS, "chunked", depth / len(rates)))
     height, width = -(-height // 2), -(-width // 2)
   return parts
@@ -140,6 +157,8 @@ def _stages(config: VideoSwinConfig, pixels: Sequence[int]) -> list[Part]:
 
 def compare(parts: Sequence[Part], implementations: Sequence[str], dtype: str) -> list[Agreement]:
   """Compares implementations of attention with XLA on the default device.
+
+  Each draws the same stochastic depth. Dropout is off, since implementations draw it differently.
 
   Returns:
     An agreement per part and implementation. Its `failure` is set if an implementation can't
@@ -155,38 +174,42 @@ def compare(parts: Sequence[Part], implementations: Sequence[str], dtype: str) -
       )
       for part in parts
     ]
-    agreements = []
-    for part, exact, expected, others in compiled:
-      try:
-        exact, expected = _run(exact.result())[0], _run(expected.result())
-      except Exception as error:  # Compilers and devices raise errors of many kinds.
-        failure = f"XLA: {describe_error(error)}"
-        agreements += [Agreement(part.name, dtype, name, failure=failure) for name, _ in others]
-        continue
-      agreements += [_compare(part, dtype, name, exact, expected, run) for name, run in others]
-  return agreements
+  # Compilation has ended, since it would disturb the times.
+  return [
+    _compare(Agreement(part.name, name, dtype), *(task.result for task in (exact, expected, found)))
+    for part, exact, expected, others in compiled
+    for name, found in others
+  ]
 
 
-def _compare(part, dtype, implementation, exact, expected, compiled) -> Agreement:
+def _compare(agreement: Agreement, exact, expected, found) -> Agreement:
+  """Fills in an agreement; the other arguments return functions from `_compile`."""
   try:
-    found, seconds = _run(compiled.result())
+    (exact, _), (expected, expected_seconds) = _run(exact()), _run(expected())
+  except Exception as error:  # Compilers and devices raise errors of many kinds.
+    return dataclasses.replace(agreement, failure=f"XLA: {describe_error(error)}")
+  try:
+    found, seconds = _run(found())
   except Exception as error:
-    return Agreement(part.name, dtype, implementation, failure=describe_error(error))
-  errors, expected_errors = _errors(found, exact), _errors(expected[0], exact)
-  output, expected_output = errors.pop(""), expected_errors.pop("")
-  # Errors that are not numbers are the largest.
-  worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
-  return Agreement(
-    part.name,
-    dtype,
-    implementation,
-    output,
-    errors[worst],
-    worst,
-    expected_output,
-    max(expected_errors.values()),
-    1e3 * seconds,
-    1e3 * expected[1],
+    return dataclasses.replace(agreement, failure=describe_error(error))
+  errors, expected_errors = _errors(found, exact), _errors(expected, exact)
+  rounding = max(_SMALLEST_ERROR, float(jnp.finfo(agreement.dtype).eps) / 2)
+  # An error that is not a number is the largest.
+  excess = {
+    name: np.nan_to_num(error / (_ERROR_RATIO * expected_errors[name] + rounding), nan=np.inf)
+    for name, error in errors.items()
+  }
+  worst = max((name for name in errors if name), key=excess.get)
+  return dataclasses.replace(
+    agreement,
+    output=errors[""],
+    expected_output=expected_errors[""],
+    gradient=errors[worst],
+    expected_gradient=expected_errors[worst],
+    gradient_name=worst,
+    milliseconds=1e3 * seconds,
+    expected_milliseconds=1e3 * expected_seconds,
+    agrees=bool(max(excess.values()) <= 1),
   )
 
 
@@ -199,12 +222,15 @@ def _compile(part: Part, implementation: str, dtype: str, precision: str | None 
     return jnp.asarray(generator.standard_normal(shape), jnp.float32)
 
   # Biases and scales begin as constants, which would hide errors.
-  params = jax.tree.map(lambda x: x + 0.3 * normal(x.shape) if x.ndim == 1 else x, params)
+  params = jax.tree.map(
+    lambda x: (x + 0.3 * normal(x.shape)).astype(x.dtype) if x.ndim == 1 else x, params
+  )
   x = normal(part.shape)
 
   def run(params, x):
     def forward(params, x):
-      return merge_model(graph, params)(x.astype(dtype)).astype(jnp.float32)
+      output = merge_model(graph, params)(x.astype(dtype), key=jax.random.key(0))
+      return output.astype(jnp.float32)
 
     output, pull_back = jax.vjp(forward, params, x)
     cotangent = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
@@ -227,7 +253,15 @@ def _run(function: Callable[[], dict]) -> tuple[dict[str, np.ndarray], float]:
 
 
 def _errors(results: dict, exact: dict) -> dict[str, float]:
-  def norm(x):
-    return float(np.linalg.norm(x.ravel()))
+  """Returns the error of each array; of those that should be zero, relative to the largest."""
 
-  return {name: norm(results[name] - value) / norm(value) for name, value in exact.items()}
+  def size(x):
+    return float(np.sqrt(np.mean(np.square(x.astype(np.float64)))))
+
+  sizes = {name: size(value) for name, value in exact.items()}
+  largest = max(sizes.values())
+  return {
+    name: size(results[name].astype(np.float32) - value.astype(np.float32))
+    / (sizes[name] if sizes[name] > _ZERO * largest else largest)
+    for name, value in exact.items()
+  }

@@ -10,12 +10,15 @@ def count_macs(function: Callable, *arguments) -> int:
   """Returns the multiply-accumulates of all matrix products and convolutions that a result needs.
 
   Loops count with their length, and convolutions as if padding were computed. Nothing is computed;
-  arguments may be `jax.ShapeDtypeStruct`s.
+  arguments may be `jax.ShapeDtypeStruct`s. Models are counted as XLA computes them on any platform:
+  on CPUs they compute some sums as products.
 
   Raises:
     ValueError: a loop whose length depends on values.
   """
-  return count_program_macs(jax.make_jaxpr(function)(*arguments))
+  device = jax.sharding.AbstractDevice("any", 1, "any")
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+    return count_program_macs(jax.make_jaxpr(function)(*arguments))
 
 
 def count_program_macs(program) -> int:
