@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vswin_jax.attention import tpu_dense
+from vswin_jax.attention import cudnn, dense, tpu_dense
 from vswin_jax.attention.dense import dense_attention
 
 # Queries, tokens, heads and channels of a head: an odd number of tokens; the class token alone;
@@ -48,6 +48,7 @@ def test_kernels_equal_xla(case, dtype, tolerance):
 @pytest.mark.parametrize("implementation", ["xla", "cudnn", "pallas_tpu_interpret"])
 def test_padding_is_not_seen(implementation, monkeypatch):
   # There is no cuDNN on a CPU; JAX computes the same arguments by XLA.
+  monkeypatch.setattr(cudnn, "why_not_heads", lambda *_: None)
   attend = jax.nn.dot_product_attention
 
   def by_xla(*inputs, implementation, **options):
@@ -58,14 +59,16 @@ def test_padding_is_not_seen(implementation, monkeypatch):
   random = np.random.default_rng(0)
   query, key, value = (jnp.asarray(random.normal(size=(2, 21, 2, 8)), jnp.float32) for _ in "qkv")
   expected = attend(query[:, :3], key[:, :19], value[:, :19])
+  if implementation != "xla":
+    monkeypatch.setattr(dense, "_xla", None)  # nothing falls back to it
   actual = dense_attention(query[:, :3], key, value, 19, implementation=implementation)
   np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
 def test_what_the_kernels_and_cudnn_cannot_compute_is_left_to_xla():
   # The memory of a core holds no logits of so many tokens.
-  assert "MiB" in tpu_dense.why_not(4096, 768, "bfloat16")
-  assert "float16" in tpu_dense.why_not(197, 768, "float16")
+  assert "MiB" in tpu_dense.why_not(4096, 768, "bfloat16", interpret=True)
+  assert "float16" in tpu_dense.why_not(197, 768, "float16", interpret=True)
   random = np.random.default_rng(0)
   x = jnp.asarray(random.normal(size=(1, 5, 2, 8)), jnp.float32)
   # There is no cuDNN on a CPU.

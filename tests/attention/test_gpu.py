@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.attention import values_and_gradients
 from vswin_jax.attention import cudnn, gpu, window_attention
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.windows import from_windows, to_windows, window_layout
@@ -31,20 +32,10 @@ def inputs_of(case, dtype):
   return jnp.asarray(qkv, dtype), jnp.asarray(table, jnp.float32), window, layout
 
 
-def values_and_gradients(attend, qkv, table):
-  def loss(qkv, table):
-    output = attend(qkv, table)
-    weight = jnp.sin(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-    return (output.astype(jnp.float32) * weight).sum(), output
-
-  (_, output), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(qkv, table)
-  return [
-    np.asarray(x, np.float32) for x in (output, *jnp.split(gradients[0], 3, -1), gradients[1])
-  ]
-
-
-def by_windows(qkv, table, window, layout, attend=window_attention, **options):
-  return from_windows(attend(to_windows(qkv, layout), table, window, layout, **options), layout)
+def by_windows(qkv, table, window, layout, attend=window_attention, implementation="xla"):
+  windows = to_windows(qkv, layout)
+  output = attend(windows, table, window, layout, implementation=implementation)
+  return from_windows(output, layout)
 
 
 def assert_equal(case, dtype, attend):
@@ -81,7 +72,7 @@ def test_regions_as_channels_equal_a_mask(case, dtype):
   """What cuDNN gets, computed by XLA."""
 
   def attend(*arguments):
-    return by_windows(*arguments, attend=cudnn.attend, implementation="xla")
+    return by_windows(*arguments, attend=cudnn.attend)
 
   assert_equal(case, dtype, attend)
 
@@ -92,6 +83,16 @@ def test_without_a_gpu_xla_computes(implementation):
   expected = by_windows(qkv, table, window, layout)
   actual = by_windows(qkv, table, window, layout, implementation=implementation)
   np.testing.assert_array_equal(actual, expected)
+
+
+def test_cudnn_computes_what_the_kernels_cannot(monkeypatch):
+  messages, attend = [], cudnn.attend
+  monkeypatch.setattr("vswin_jax.attention.window.log_once", messages.append)
+  monkeypatch.setattr(cudnn, "why_not", lambda *_: None)
+  # There is no cuDNN on a CPU; JAX computes the same arguments by XLA.
+  monkeypatch.setattr(cudnn, "attend", lambda *x: attend(*x, implementation="xla"))
+  assert_equal("shifted", "float32", lambda *x: by_windows(*x, implementation="pallas_gpu"))
+  assert set(messages) == {"window attention of 64 channels: cudnn, because cpu is no GPU"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,22 @@ def test_reasons_to_leave_an_attention_to_xla(window, channels, heads, dtype, re
   assert reason in gpu.why_not(layout, channels, heads, dtype)
   layout = window_layout((16, 56, 56), (8, 7, 7), shifted=True)
   assert gpu.why_not(layout, 128, 4, "bfloat16") is None
+
+
+def test_reasons_to_do_without_cudnn(monkeypatch):
+  assert cudnn.why_not_heads(64, "bfloat16") == "cpu is no GPU"
+  monkeypatch.setattr(cudnn, "current_platform", lambda: "gpu")
+  monkeypatch.setattr(cudnn, "cuda_versions", None)
+  assert cudnn.why_not_heads(64, "bfloat16") == "cuDNN is not installed"
+  monkeypatch.setattr(cudnn, "cuda_versions", object())
+  assert cudnn.why_not_heads(64, "float16") is None
+  assert "not float32" in cudnn.why_not_heads(64, "float32")
+  assert "at most 128, not 100" in cudnn.why_not_heads(100, "bfloat16")
+  layout = window_layout((16, 56, 56), (8, 7, 7), shifted=True)
+  assert cudnn.why_not(layout, 480, 4, "bfloat16") is None
+  assert "at most 120, not 128" in cudnn.why_not(layout, 512, 4, "bfloat16")
+  odd = window_layout((3, 21, 21), (3, 7, 7), shifted=False)
+  assert "not 147" in cudnn.why_not(odd, 128, 4, "bfloat16")
 
 
 def test_kernels_lower_for_a_gpu_that_is_not_there():

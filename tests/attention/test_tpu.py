@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.attention import values_and_gradients
 from vswin_jax.attention import tpu, tpu_windows, window_attention
 from vswin_jax.attention.relative_position import table_rows
 from vswin_jax.attention.tpu_core import dropout_factors
@@ -32,23 +33,11 @@ def inputs_of(case, dtype):
   return jnp.asarray(qkv, dtype), jnp.asarray(table, jnp.float32), window, layout
 
 
-def values_and_gradients(attend, qkv, table):
-  def loss(qkv, table):
-    output = attend(qkv, table)
-    weight = jnp.sin(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-    return (output.astype(jnp.float32) * weight).sum(), output
-
-  (_, output), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(qkv, table)
-  return [
-    np.asarray(x, np.float32) for x in (output, *jnp.split(gradients[0], 3, -1), gradients[1])
-  ]
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_equal_xla(case, dtype, tolerance):
   qkv, table, window, layout = inputs_of(case, dtype)
-  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1], dtype) is None
+  assert tpu.why_not(layout, window, qkv.shape[-1] // 3, table.shape[1], dtype, True) is None
 
   def kernels(qkv, table):
     parts = jnp.split(qkv.reshape(-1, *qkv.shape[2:]), 3, axis=-1)
@@ -56,7 +45,7 @@ def test_kernels_equal_xla(case, dtype, tolerance):
     return output.reshape(*qkv.shape[:3], -1)
 
   def xla(qkv, table):
-    return window_attention(qkv, table, window, layout)
+    return window_attention(qkv, table, window, layout, implementation="xla")
 
   actual = values_and_gradients(kernels, qkv, table)
   # The reference is in float32 for both dtypes.
@@ -104,10 +93,23 @@ def test_dropout_is_on_the_probabilities_of_each_example():
       implementation="pallas_tpu_interpret",
     )  # fmt: skip
 
-  same = jnp.broadcast_to(qkv[:1], qkv.shape)
-  dropped, whole = attend(0.5, same), attend(0.0, same)
+  # Averages of ones: the sum of the probabilities that remain.
+  query, key_of_token, value = jnp.split(jnp.broadcast_to(qkv[:1], qkv.shape), 3, axis=-1)
+  same = jnp.concatenate([query, key_of_token, jnp.ones_like(value)], axis=-1)
+  dropped = attend(0.5, same)
   assert np.abs(dropped[0] - dropped[1]).max() > 0.1
-  np.testing.assert_allclose(dropped.mean(), whole.mean(), atol=0.02)
+  np.testing.assert_allclose(dropped.mean(), 1.0, atol=0.02)
+  np.testing.assert_allclose(attend(0.0, same), 1.0, atol=1e-6)
+
+
+def test_without_a_tpu_xla_computes():
+  qkv, table, window, layout = inputs_of("shifted", "float32")
+  actual, expected = (
+    window_attention(qkv, table, window, layout, implementation=implementation)
+    for implementation in ("pallas_tpu", "xla")
+  )
+  np.testing.assert_array_equal(actual, expected)
+  assert tpu.why_not(layout, window, 64, 2, "float32") == "cpu is no TPU"
 
 
 def test_what_kernels_cannot_compute_is_computed_by_the_next_best(monkeypatch):

@@ -17,6 +17,7 @@ def gelu(x):
   return x * (1 + jax.lax.erf(x / np.sqrt(2))) / 2
 
 
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
   ("function", "definition", "shapes"),
   [
@@ -24,19 +25,21 @@ def gelu(x):
     (cpu_layers.gelu, gelu, [(50, 24)]),
   ],
 )
-def test_values_and_gradients_equal_the_definition(function, definition, shapes):
+def test_values_and_gradients_equal_the_definition(function, definition, shapes, param_dtype):
   random = np.random.default_rng(0)
-  inputs = [3 * random.normal(size=shape) for shape in shapes]
-  inputs[0] += 5 * random.normal(size=(50, 1))
-  weights = random.normal(size=shapes[0])
+  x, *parameters = (3 * random.normal(size=shape) for shape in shapes)
+  x = jnp.asarray(x + 5 * random.normal(size=(50, 1)), jnp.float32)
+  inputs = [x, *(jnp.asarray(parameter, param_dtype) for parameter in parameters)]
+  weights = random.normal(size=shapes[0]).astype(np.float32)
 
-  def results(function, dtype):
-    arrays = [jnp.asarray(array, dtype) for array in inputs]
-    output, vjp = jax.vjp(function, *arrays)
-    return output, *vjp(jnp.asarray(weights, dtype))
+  def results(function, inputs):
+    output, vjp = jax.vjp(function, *inputs)
+    return output, *vjp(jnp.asarray(weights, output.dtype))
 
   with jax.enable_x64(True):
-    expected = results(definition, jnp.float64)
-  for actual, exact in zip(jax.jit(lambda: results(function, jnp.float32))(), expected):
-    scale = np.abs(exact).max()
-    np.testing.assert_allclose(actual, exact, rtol=0, atol=2e-6 * scale)
+    expected = results(definition, [np.asarray(array, np.float64) for array in inputs])
+  actual = jax.jit(lambda: results(function, inputs))()
+  for one, exact, dtype in zip(actual, expected, [x.dtype, *(x.dtype for x in inputs)]):
+    assert one.dtype == dtype
+    tolerance = max(2e-6, float(jnp.finfo(dtype).eps) / 2) * np.abs(exact).max()
+    np.testing.assert_allclose(np.asarray(one, np.float64), exact, rtol=0, atol=tolerance)

@@ -97,7 +97,7 @@ def test_kernels_equal_xla(monkeypatch, case, dtype, tolerance):
   factors = jnp.array([[1.25, 0.0], [0.0, 1.25]]) if not any(rates) else jnp.ones((2, 2))
   seeds = jax.random.bits(jax.random.key(3), (2, tpu_block.DROPOUTS)).astype(jnp.int32)
   layout = window_layout(grid, WINDOW, shifted=shifted)
-  assert tpu_block.why_not(layout, WINDOW, channels, heads, 4 * channels, dtype) is None
+  assert tpu_block.why_not(layout, WINDOW, channels, heads, 4 * channels, dtype, True) is None
 
   def kernels(x, params):
     return tpu_block.run_block(

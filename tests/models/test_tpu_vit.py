@@ -7,10 +7,11 @@ import pytest
 from flax import nnx
 
 from vswin_jax.attention import operations
+from vswin_jax.attention.tpu_core import dropout_factors
 from vswin_jax.models import create_model, model_config, tpu_vit
 from vswin_jax.models.backbones import backbone_config, create_backbone
 from vswin_jax.models.parameters import merge_model, split_model
-from vswin_jax.models.vit import Block
+from vswin_jax.models.vit import LAYER_NORM_EPSILON, Block
 from vswin_jax.training.sharding import batch_sharding, in_context, make_mesh
 
 # 26 tokens, or 27 with a distillation token.
@@ -63,7 +64,49 @@ def test_attention_alone_as_a_kernel_equals_xla(monkeypatch):
   check(random_images(2), 1e-5)
 
 
-def test_dropout_is_drawn_per_image_and_layer():
+def reference_block(block, x, factors, seeds, tokens, heads, rate):
+  """The block by XLA, with given factors of dropout."""
+
+  def dropped(y, layer: int):
+    draws = [
+      dropout_factors(seed, (0, 0), y.shape[1:], y.shape[2], rate) for seed in seeds[:, layer]
+    ]
+    return y * jnp.stack(draws)
+
+  attention_factor, mlp_factor = factors.T[..., None, None]
+  qkv = block.attention.qkv(block.norm1(x)).reshape(*x.shape[:2], 3, heads, -1)
+  query, key, value = (qkv[:, :, part] for part in range(3))
+  attended = jax.nn.dot_product_attention(query, key[:, :tokens], value[:, :tokens])
+  x += attention_factor * dropped(block.attention.proj(attended.reshape(x.shape)), 0)
+  hidden = jax.nn.gelu(block.mlp.fc1(block.norm2(x)), approximate=False)
+  return x + mlp_factor * dropped(block.mlp.fc2(dropped(hidden, 1)), 2)
+
+
+def test_dropout_of_each_layer_equals_xla():
+  config = backbone_config("vit_b_16", **SMALL)
+  graph, params = split_model(Block(0.0, config, rngs=nnx.Rngs(0)))
+  x = jax.random.normal(jax.random.key(1), (2, 32, 32))
+  factors = jnp.array([[1.25, 0.5], [0.5, 1.25]])
+  seeds = jax.random.bits(jax.random.key(2), (2, tpu_vit.DROPOUTS)).astype(jnp.int32)
+
+  def kernels(x, params):
+    return tpu_vit.run_block(
+      x, factors, params, 2, 26, 32, LAYER_NORM_EPSILON, seeds=seeds, dropout_rate=0.5,
+      interpret=True,
+    )  # fmt: skip
+
+  def xla(x, params):
+    return reference_block(merge_model(graph, params), x, factors, seeds, 26, 2, 0.5)
+
+  def values_and_gradients(function):
+    loss = lambda *inputs: jnp.square(function(*inputs)[:, :26]).sum()  # noqa: E731
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1)))(x, params))
+
+  for one, other in zip(values_and_gradients(kernels), values_and_gradients(xla), strict=True):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1e-2))
+
+
+def test_dropout_is_drawn_per_image():
   config = backbone_config(
     "vit_b_16", **SMALL, attention="pallas_tpu_interpret", dropout_rate=0.5, drop_path_rate=0.0
   )

@@ -203,6 +203,8 @@ def test_dropout_is_a_function_of_the_key():
     ({"backbone": "resnet50"}, "has 2048 features, but width is 768; set width=2048"),
     ({"width": 100}, "the temporal encoder: 100 channels are not divisible by num_heads 12"),
     ({"attention_window": 7}, "attention_window must be even, got 7"),
+    ({"backbone": "resnet50", "attention": "flash"}, "unknown attention 'flash'"),
+    ({"backbone": len, "attention": "flash"}, "unknown attention 'flash'"),
     ({"num_positions": 2}, "num_positions must be at least 3"),
     ({"rematerialization": "block"}, "unknown rematerialization 'block'"),
     ({"backbone": "custom"}, "has a custom backbone: pass it as backbone="),

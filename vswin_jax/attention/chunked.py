@@ -16,7 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vswin_jax.attention.operations import dropout, product
+from vswin_jax.attention.operations import dropout, product, sum_over_windows
 from vswin_jax.attention.relative_position import bias_table_gradient, expand_bias
 from vswin_jax.attention.windows import OTHER_REGION_LOGIT, Size3D, WindowLayout, region_ids
 
@@ -34,8 +34,8 @@ def attend(
 ) -> jax.Array:
   """Computes `window.window_attention`."""
   dropout_keys = None
-  if dropout_rate > 0 and dropout_key is not None:
-    size = _chunk_size(layout.windows, bias_table.shape[1] * layout.tokens**2)
+  if dropout_key is not None:
+    size = _chunk_size(layout, bias_table.shape[1])
     dropout_keys = jax.random.split(dropout_key, layout.windows // size)
   return _attend(qkv, bias_table, dropout_keys, window, layout, dropout_rate)
 
@@ -59,7 +59,7 @@ def _attend_forward(qkv, bias_table, dropout_keys, window, layout, dropout_rate)
     output = product("bwhnm,bwhmd->bwhnd", weights, value) / total
     return _merge_heads(output).astype(qkv.dtype).reshape(-1, qkv.shape[-1] // 3)
 
-  size = _chunk_size(layout.windows, bias.size)
+  size = _chunk_size(layout, heads)
   split = partial(_split_windows, size=size)
   output = jax.lax.map(attend_chunk, (split(qkv), _regions(layout, size), dropout_keys))
   output = _join_windows(output, layout, batch)
@@ -86,7 +86,7 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
     weights = weights * (1 / total)
     weight_gradient = drop(product("bwhnd,bwhmd->bwhnm", gradient, value))
     logit_gradient = weights * (weight_gradient - row_sums[..., None])
-    bias_gradient += _sum_over_windows(logit_gradient)
+    bias_gradient += sum_over_windows(logit_gradient)
 
     logit_gradient = logit_gradient.astype(qkv.dtype)
     scale = query.shape[-1] ** -0.5
@@ -99,7 +99,7 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
     parts = [_merge_heads(part) for part in parts]
     return bias_gradient, jnp.concatenate(parts, axis=-1).astype(qkv.dtype).reshape(rows.shape)
 
-  size = _chunk_size(layout.windows, bias.size)
+  size = _chunk_size(layout, heads)
   split = partial(_split_windows, size=size)
   bias_gradient, qkv_gradient = jax.lax.scan(
     differentiate_chunk,
@@ -113,10 +113,11 @@ def _attend_backward(window, layout, dropout_rate, residuals, gradient):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _chunk_size(windows: int, logits_per_window: int) -> int:
-  """Returns the largest divisor of `windows` whose logits fit `_CHUNK_LOGITS`, at least 1."""
-  sizes = [size for size in range(1, windows + 1) if windows % size == 0]
-  return max([size for size in sizes if size * logits_per_window <= _CHUNK_LOGITS], default=1)
+def _chunk_size(layout: WindowLayout, heads: int) -> int:
+  """Returns the most windows of equal chunks whose logits fit `_CHUNK_LOGITS`, at least 1."""
+  most = max(_CHUNK_LOGITS // (heads * layout.tokens**2), 1)
+  sizes = range(1, min(most, layout.windows) + 1)
+  return max(size for size in sizes if layout.windows % size == 0)
 
 
 def _split_windows(x: jax.Array, size: int) -> jax.Array:
@@ -156,15 +157,6 @@ def _merge_heads(x: jax.Array) -> jax.Array:
   """Returns `[batch, windows, tokens, channels]` from `[batch, windows, heads, tokens, ...]`."""
   x = x.swapaxes(2, 3)
   return x.reshape(*x.shape[:3], -1)
-
-
-def _sum_over_windows(x: jax.Array) -> jax.Array:
-  """Sums `[batch, windows, ...]` over windows: as a product, since XLA reduces slowly on CPUs."""
-  if x.shape[1] == 1:
-    return x[:, 0]
-  ones = jnp.ones(x.shape[1], x.dtype)
-  total = jnp.einsum("w,bwx->bx", ones, x.reshape(*x.shape[:2], -1), precision="highest")
-  return total.reshape(len(x), *x.shape[2:])
 
 
 def _softmax_parts(query, key, bias, regions):

@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax._src.lib import cuda_versions  # with which JAX tells whether there is cuDNN
 
 from vswin_jax.attention.operations import current_platform
 from vswin_jax.attention.relative_position import expand_bias
@@ -26,16 +27,22 @@ _MAX_HEAD_DIM = 128
 
 
 def why_not(layout: WindowLayout, channels: int, heads: int, dtype) -> str | None:
-  """Returns why cuDNN can't compute an attention; None if it can."""
-  head_dim = channels // heads
-  if current_platform() != "gpu":
-    return f"{current_platform()} is no GPU"
-  if jnp.dtype(dtype).itemsize != 2:
-    return f"cuDNN takes 16-bit numbers, not {jnp.dtype(dtype)}"
-  if head_dim % 8 or head_dim + REGIONS_PER_WINDOW > _MAX_HEAD_DIM:
-    return f"cuDNN takes heads of a multiple of 8 channels, at most 120, not {head_dim}"
+  """Returns why cuDNN can't compute an attention within windows; None if it can."""
   if layout.tokens % 2:
     return f"cuDNN takes windows of an even number of tokens, not {layout.tokens}"
+  return why_not_heads(channels // heads, dtype, _MAX_HEAD_DIM - REGIONS_PER_WINDOW)
+
+
+def why_not_heads(head_dim: int, dtype, limit: int = _MAX_HEAD_DIM) -> str | None:
+  """Returns why cuDNN can't compute any attention with heads of `head_dim` channels, or None."""
+  if current_platform() != "gpu":
+    return f"{current_platform()} is no GPU"
+  if cuda_versions is None:
+    return "cuDNN is not installed"
+  if jnp.dtype(dtype).itemsize != 2:
+    return f"cuDNN takes 16-bit numbers, not {jnp.dtype(dtype)}"
+  if head_dim % 8 or head_dim > limit:
+    return f"cuDNN takes heads of a multiple of 8 channels, at most {limit}, not {head_dim}"
   return None
 
 

@@ -5,10 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vswin_jax.attention import tpu_dense
+from vswin_jax.attention import cudnn, tpu_dense
 from vswin_jax.attention.operations import on_each_device, resolve_implementation
 from vswin_jax.common.logging import log_once
-from vswin_jax.common.messages import one_line
 
 
 @jax.named_scope("dense_attention")
@@ -62,6 +61,9 @@ def _xla(query, key, value, tokens):
 
 
 def _cudnn(query, key, value, tokens):
+  reason = cudnn.why_not_heads(query.shape[3], query.dtype)
+  if reason:
+    return _fall_back(reason, query, key, value, tokens)
   rows = [_pad(x, "cudnn") for x in (query, key, value)]
 
   def attend(query, key, value, _):
@@ -72,22 +74,15 @@ def _cudnn(query, key, value, tokens):
       query, key, value, key_value_seq_lengths=lengths, implementation="cudnn"
     )
 
-  try:
-    output = on_each_device(attend, *rows, whole=())
-  except (NotImplementedError, RuntimeError, ValueError) as error:
-    # JAX checks dtype, head_dim, cuDNN and the GPU while it traces.
-    log_once(f"attention of images: xla, because cuDNN can't compute it: {one_line(error)}")
-    return _xla(query, key, value, tokens)
-  return output[:, : query.shape[1]]
+  return on_each_device(attend, *rows, whole=())[:, : query.shape[1]]
 
 
 def _pallas_tpu(query, key, value, tokens, interpret: bool = False):
   heads = key.shape[2]
   channels = heads * key.shape[3]
-  reason = tpu_dense.why_not(tokens, channels, query.dtype)
+  reason = tpu_dense.why_not(tokens, channels, query.dtype, interpret)
   if reason:
-    log_once(f"attention of images of {tokens} tokens: xla, because {reason}")
-    return _xla(query, key, value, tokens)
+    return _fall_back(reason, query, key, value, tokens)
 
   # The kernels take as many rows of queries as of keys, and compute the first ones.
   rows, kept = padded(key.shape[1], "pallas_tpu"), query.shape[1]
@@ -102,6 +97,12 @@ def _pallas_tpu(query, key, value, tokens, interpret: bool = False):
 
   output = on_each_device(attend, flatten(query), flatten(key), flatten(value), whole=())
   return output[:, :kept].reshape(query.shape)
+
+
+def _fall_back(reason: str, query, key, value, tokens):
+  """Leaves an attention to XLA, and logs why."""
+  log_once(f"attention of images of {tokens} tokens: xla, because {reason}")
+  return _xla(query, key, value, tokens)
 
 
 IMPLEMENTATIONS = {

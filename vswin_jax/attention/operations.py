@@ -1,4 +1,4 @@
-"""What attention functions share: products, dropout, and the choice of an implementation."""
+"""Common parts of attention functions: products, dropout, the choice of an implementation."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ from flax import nnx
 
 from vswin_jax.common.logging import log_once
 
-# Kernels by platform, the preferred one first. Each falls back to XLA for what it can't compute.
+# Kernels by platform, the preferred one first. Each leaves what it can't compute to others.
 KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu", "cudnn")}
 
 
@@ -34,6 +34,18 @@ def _product_backward(subscripts, operands, gradient):
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def sum_over_windows(x: jax.Array) -> jax.Array:
+  """Sums float32 `[batch, windows, ...]` over windows, as a matrix product with ones.
+
+  A reduction over the second axis takes XLA longer than all the rest of attention on a CPU.
+  """
+  if x.shape[1] == 1:
+    return x[:, 0]
+  ones = jnp.ones(x.shape[1], x.dtype)
+  total = jnp.einsum("w,bwx->bx", ones, x.reshape(*x.shape[:2], -1), precision="highest")
+  return total.reshape(len(x), *x.shape[2:])
 
 
 def dropout(

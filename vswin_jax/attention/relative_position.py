@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from vswin_jax.attention.operations import sum_over_windows
 from vswin_jax.attention.windows import Size3D
 
 
@@ -152,9 +153,8 @@ batched_bias.defvjp(_batched_bias_forward, _batched_bias_backward)
 def add_bias(logits: jax.Array, bias: jax.Array) -> jax.Array:
   """Adds `bias` `[batch, heads, tokens, tokens]` to every window of an example.
 
-  The gradient of the bias sums over windows as a matrix product with ones: as a reduction over the
-  second axis it takes XLA longer than all the rest of the attention on a CPU. (Differentiable in
-  reverse mode only, like `batched_bias`.)
+  The gradient of the bias is computed by `sum_over_windows`. (Differentiable in reverse mode only,
+  like `batched_bias`.)
 
   Args:
     logits: float32 `[batch, windows, heads, tokens, tokens]`.
@@ -171,14 +171,7 @@ def _add_bias_forward(logits, bias):
 
 
 def _add_bias_backward(_, gradient):
-  batch, windows, *rest = gradient.shape
-  total = jnp.einsum(
-    "w,bwx->bx",
-    jnp.ones(windows, gradient.dtype),
-    gradient.reshape(batch, windows, -1),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  return gradient, total.reshape(batch, *rest)
+  return gradient, sum_over_windows(gradient)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

@@ -30,10 +30,13 @@ from vswin_jax.attention.tpu_core import (
   LANES,
   cores,
   dropout_factors,
+  heads_per_group,
   lacks_memory,
   memory_limit,
+  only_head,
   product,
   round_up,
+  unsupported,
 )
 from vswin_jax.attention.windows import OTHER_REGION_LOGIT, Size3D, WindowLayout
 
@@ -63,12 +66,17 @@ class _Options:
 
 
 def why_not(
-  layout: WindowLayout, window: Size3D, channels: int, heads: int, dtype: str
+  layout: WindowLayout,
+  window: Size3D,
+  channels: int,
+  heads: int,
+  dtype: str,
+  interpret: bool = False,
 ) -> str | None:
   """Returns why the kernels can't compute an attention; None if they can."""
-  head_dim = channels // heads
-  if jnp.dtype(dtype) == jnp.float16:
-    return "TPUs do not compute in float16"
+  head_dim, reason = channels // heads, unsupported(dtype, interpret)
+  if reason:
+    return reason
   if layout.window[1:] != window[1:]:
     return f"a window {window} that shrank to {layout.window} has no geometric bias"
   if channels % LANES == 0 and LANES % head_dim:
@@ -78,7 +86,7 @@ def why_not(
 
 def _memory(layout: WindowLayout, channels: int, heads: int, dtype: str) -> int:
   """Returns about how many bytes the backward kernel needs on the chip."""
-  group, itemsize = _heads_per_group(channels, heads), jnp.dtype(dtype).itemsize
+  group, itemsize = heads_per_group(heads, channels // heads), jnp.dtype(dtype).itemsize
   pairs = 4 * layout.tokens * round_up(layout.tokens, LANES)
   rows = layout.tokens * round_up(group * channels // heads, LANES)
   # The bias and its gradient of every head, and arrays of one head, by measuring with the compiler;
@@ -88,10 +96,6 @@ def _memory(layout: WindowLayout, channels: int, heads: int, dtype: str) -> int:
     + rows * (14 * itemsize + 3 * 4)
     + 4 * 4 * group * tpu_bias.table_size(layout)
   )
-
-
-def _heads_per_group(channels: int, heads: int) -> int:
-  return LANES * heads // channels if channels % LANES == 0 else heads
 
 
 def attend(
@@ -122,7 +126,7 @@ def attend(
   options = _Options(
     layout=layout,
     head_dim=channels // heads,
-    group=_heads_per_group(channels, heads),
+    group=heads_per_group(heads, channels // heads),
     dropout_rate=0.0 if seeds is None else dropout_rate,
     splits=cores() if windows % cores() == 0 else 1,
     interpret=interpret,
@@ -246,7 +250,7 @@ def _forward_kernel(
   def _(head):
     weights, total = _weights(options, query, key, bias_ref, mask, head)
     weights *= dropout(head)
-    heads_value = _only(options, value, head)
+    heads_value = only_head(value, head, options.head_dim)
     output_sum[...] += product(weights.astype(value.dtype), heads_value) * (1.0 / total)
 
   output_ref[...] = output_sum[...].astype(output_ref.dtype)
@@ -269,17 +273,18 @@ def _backward_kernel(
 
   @pl.loop(0, options.group, unroll=math.gcd(options.group, _HEADS_AT_ONCE))
   def _(head):
+    only = functools.partial(only_head, head=head, head_dim=options.head_dim)
     weights, total = _weights(options, query, key, bias_ref, mask, head)
     weights *= 1.0 / total
     factors = dropout(head)
-    heads_gradient = _only(options, gradient, head)
+    heads_gradient = only(gradient)
     weights_gradient = product(heads_gradient, value, transpose=(False, True)) * factors
     expected = jnp.sum(weights * weights_gradient, axis=1, keepdims=True)
     logits_gradient = weights * (weights_gradient - expected)
     bias_gradient_ref[head] += logits_gradient
     logits_gradient = logits_gradient.astype(dtype)
-    qkv_sum[0] += product(logits_gradient, _only(options, key, head))
-    qkv_sum[1] += product(logits_gradient, _only(options, query, head), transpose=(True, False))
+    qkv_sum[0] += product(logits_gradient, only(key))
+    qkv_sum[1] += product(logits_gradient, only(query), transpose=(True, False))
     weights = (weights * factors).astype(dtype)
     qkv_sum[2] += product(weights, heads_gradient, transpose=(True, False))
 
@@ -298,16 +303,10 @@ def _scaled_qkv(options, qkv_ref):
   return query.astype(qkv_ref.dtype), qkv_ref[1], qkv_ref[2]
 
 
-def _only(options, x, head):
-  """Returns `x` with zeros in the lanes of all heads but one."""
-  lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[1]), 1)
-  own = (lane >= head * options.head_dim) & (lane < (head + 1) * options.head_dim)
-  return jnp.where(own, x, jnp.zeros_like(x))
-
-
 def _weights(options, query, key, bias_ref, mask, head):
   """Returns probabilities `[tokens, tokens]` short of the division by their sums, and the sums."""
-  logits = product(_only(options, query, head), key, transpose=(False, True)) + bias_ref[head]
+  query = only_head(query, head, options.head_dim)
+  logits = product(query, key, transpose=(False, True)) + bias_ref[head]
   if mask is not None:
     logits += mask
   weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""What the kernels for TPUs share: memory and cores of the chip, matrix products, dropout."""
+"""Common parts of the TPU kernels: memory and cores of the chip, matrix products, dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,15 @@ from vswin_jax.attention.operations import current_platform
 
 LANES = 128
 SUBLANES = 8
+
+
+def unsupported(dtype, interpret: bool) -> str | None:
+  """Returns why no kernel can compute in a dtype on the platform; None if there may be one."""
+  if not interpret and current_platform() != "tpu":
+    return f"{current_platform()} is no TPU"
+  if jnp.dtype(dtype) == jnp.float16:
+    return "TPUs do not compute in float16"
+  return None
 
 
 def core_memory() -> int:
@@ -28,7 +37,7 @@ def memory_limit() -> int:
 
 
 def lacks_memory(needed: int) -> str | None:
-  """Returns that a kernel needs more memory than there is; None if it does not."""
+  """Returns a message if a kernel needs more bytes of memory than there are; None if not."""
   if needed <= memory_limit():
     return None
   return f"a kernel needs about {needed / 2**20:.0f} MiB of the core's {core_memory() / 2**20:.0f}"
@@ -36,6 +45,23 @@ def lacks_memory(needed: int) -> str | None:
 
 def round_up(size: int, multiple: int) -> int:
   return -(-size // multiple) * multiple
+
+
+def heads_per_group(heads: int, head_dim: int) -> int:
+  """Returns how many heads fill a tile of lanes; all if heads do not fill tiles."""
+  if head_dim % LANES == 0:
+    return 1
+  fills_tiles = LANES % head_dim == 0 and heads * head_dim % LANES == 0
+  return LANES // head_dim if fills_tiles else heads
+
+
+def only_head(x, head, head_dim: int):
+  """Returns `x` `[rows, lanes]`, of a group of heads, with zeros in the lanes of all but one."""
+  if x.shape[1] == head_dim:
+    return x
+  lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[1]), 1)
+  own = (lane >= head * head_dim) & (lane < (head + 1) * head_dim)
+  return jnp.where(own, x, jnp.zeros_like(x))
 
 
 def product(left, right, transpose=(False, False)):

@@ -20,7 +20,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vswin_jax.attention.tpu_core import LANES, lacks_memory, memory_limit, product, round_up
+from vswin_jax.attention.tpu_core import (
+  LANES,
+  heads_per_group,
+  lacks_memory,
+  memory_limit,
+  only_head,
+  product,
+  round_up,
+  unsupported,
+)
 
 # Rows of a bfloat16 tile.
 ROW_MULTIPLE = 16
@@ -48,10 +57,7 @@ class _Sizes:
   @property
   def group(self) -> int:
     """Heads of a group: those of a tile, or all if heads do not fill tiles."""
-    if self.head_dim % LANES == 0:
-      return 1
-    fills_tiles = LANES % self.head_dim == 0 and self.heads * self.head_dim % LANES == 0
-    return LANES // self.head_dim if fills_tiles else self.heads
+    return heads_per_group(self.heads, self.head_dim)
 
   @property
   def groups(self) -> list:
@@ -65,15 +71,13 @@ def padded(tokens: int) -> int:
   return round_up(tokens, ROW_MULTIPLE)
 
 
-def why_not(tokens: int, channels: int, dtype) -> str | None:
+def why_not(tokens: int, channels: int, dtype, interpret: bool = False) -> str | None:
   """Returns why the kernels can't compute an attention; None if they can."""
-  if jnp.dtype(dtype) == jnp.float16:
-    return "TPUs do not compute in float16"
   rows = padded(tokens)
   # In the backward pass: seven arrays of an image, of which the next is fetched or the last is
   # written, and some six arrays of the token pairs of a head.
   needed = 4 * rows * (2 * 7 * channels + 6 * round_up(rows, LANES))
-  return lacks_memory(needed)
+  return unsupported(dtype, interpret) or lacks_memory(needed)
 
 
 def attend(
@@ -154,7 +158,7 @@ def _dense_kernel(sizes, qkv_ref, output_ref):
     output = jnp.zeros(query.shape, jnp.float32)
     for head in range(sizes.group):
       weights, total = _weights(sizes, query, key, head)
-      heads_value = _only(sizes, value, head)
+      heads_value = only_head(value, head, sizes.head_dim)
       output += product(weights.astype(value.dtype), heads_value) * (1.0 / total)
     output_ref[0, :, lanes] = output.astype(output_ref.dtype)
 
@@ -168,15 +172,16 @@ def _dense_gradient_kernel(sizes, qkv_ref, gradient_ref, qkv_gradient_ref):
     query_gradient = jnp.zeros(query.shape, jnp.float32)
     key_gradient = value_gradient = jnp.zeros(key.shape, jnp.float32)
     for head in range(sizes.group):
+      only = functools.partial(only_head, head=head, head_dim=sizes.head_dim)
       weights, total = _weights(sizes, query, key, head)
       weights *= 1.0 / total
-      heads_gradient = _only(sizes, gradient, head)
+      heads_gradient = only(gradient)
       weights_gradient = product(heads_gradient, value, transpose=(False, True))
       expected = jnp.sum(weights * weights_gradient, axis=1, keepdims=True)
       logits_gradient = weights * (weights_gradient - expected) * sizes.head_dim**-0.5
       logits_gradient = logits_gradient.astype(dtype)
-      query_gradient += product(logits_gradient, _only(sizes, key, head))
-      key_gradient += product(logits_gradient, _only(sizes, query, head), transpose=(True, False))
+      query_gradient += product(logits_gradient, only(key))
+      key_gradient += product(logits_gradient, only(query), transpose=(True, False))
       value_gradient += product(weights.astype(dtype), heads_gradient, transpose=(True, False))
     qkv_gradient_ref[0, 0, : sizes.queries, lanes] = query_gradient.astype(dtype)
     qkv_gradient_ref[1, 0, :, lanes] = key_gradient.astype(dtype)
@@ -190,19 +195,10 @@ def _qkv(sizes, qkv_ref, lanes):
 
 def _weights(sizes, query, key, head: int):
   """Returns probabilities `[queries, rows]` short of the division by their sums, and the sums."""
-  logits = product(_only(sizes, query, head), key, transpose=(False, True))
+  logits = product(only_head(query, head, sizes.head_dim), key, transpose=(False, True))
   logits *= sizes.head_dim**-0.5
   if sizes.tokens < len(key):
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     logits = jnp.where(column < sizes.tokens, logits, _PADDING_LOGIT)
   weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
   return weights, jnp.sum(weights, axis=1, keepdims=True)
-
-
-def _only(sizes, x, head: int):
-  """Returns `x` with zeros in the lanes of all heads of the group but one."""
-  if sizes.group == 1:
-    return x
-  lane = jax.lax.broadcasted_iota(jnp.int32, (1, x.shape[1]), 1)
-  own = (lane >= head * sizes.head_dim) & (lane < (head + 1) * sizes.head_dim)
-  return jnp.where(own, x, jnp.zeros_like(x))

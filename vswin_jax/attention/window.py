@@ -19,6 +19,8 @@ from vswin_jax.common.logging import log_once
 
 # Maximum number of logits of an example in "xla" where kernels can't compute them: 512 MiB.
 _MOST_LOGITS = 2**27
+# Why kernels for GPUs leave an attention to others.
+_DROPOUT = "there is dropout on its probabilities"
 
 
 @jax.named_scope("window_attention")
@@ -47,7 +49,8 @@ def window_attention(
       recomputes them, which saves memory; "pallas_tpu" keeps them on the chip (`tpu`);
       "pallas_tpu_interpret" runs these kernels anywhere, slowly; "pallas_gpu" and
       "pallas_gpu_interpret" are the same for NVIDIA GPUs (`gpu`); "cudnn" is NVIDIA's library
-      (`cudnn`). What kernels can't compute is left to "xla" or, with large windows, to "chunked".
+      (`cudnn`). What kernels can't compute is left, on GPUs, to "cudnn"; what that can't compute
+      either to "xla" or, with large windows, to "chunked".
 
   Returns:
     `[batch, windows, tokens, channels]`, the dtype of `qkv`. Logits and softmax are float32
@@ -69,7 +72,9 @@ def window_attention(
       f"queries, keys and values {list(qkv.shape)} do not fit {layout.windows} windows of "
       f"{layout.tokens} tokens and {heads} heads"
     )
-  return IMPLEMENTATIONS[implementation](qkv, bias_table, window, layout, dropout_rate, dropout_key)
+  # Without dropout there is no key, which is what implementations ask for.
+  key = dropout_key if dropout_rate > 0 else None
+  return IMPLEMENTATIONS[implementation](qkv, bias_table, window, layout, dropout_rate, key)
 
 
 def _xla(qkv, bias_table, window, layout, dropout_rate, dropout_key):
@@ -84,12 +89,11 @@ def _pallas_tpu(
   qkv, bias_table, window, layout, dropout_rate, dropout_key, interpret: bool = False
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype)
+  reason = tpu.why_not(layout, window, channels, heads, qkv.dtype, interpret)
   if reason:
     return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
-  has_dropout = dropout_rate > 0 and dropout_key is not None
   seeds = jnp.zeros(len(qkv), jnp.int32)
-  if has_dropout:
+  if dropout_key is not None:
     seeds = jax.random.bits(dropout_key, seeds.shape).astype(jnp.int32)
 
   def attend(qkv, seeds, bias_table):
@@ -99,7 +103,7 @@ def _pallas_tpu(
       bias_table,
       window,
       layout,
-      seeds=seeds if has_dropout else None,
+      seeds=None if dropout_key is None else seeds,
       dropout_rate=dropout_rate,
       interpret=interpret,
     )
@@ -113,8 +117,7 @@ def _pallas_gpu(
 ):
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
   reason = gpu.why_not(layout, channels, heads, qkv.dtype, interpret)
-  if dropout_rate > 0 and dropout_key is not None:
-    reason = "there is dropout on its probabilities"
+  reason = _DROPOUT if dropout_key is not None else reason
   if reason:
     return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
@@ -127,10 +130,7 @@ def _pallas_gpu(
 
 
 def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
-  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  reason = cudnn.why_not(layout, channels, heads, qkv.dtype)
-  if dropout_rate > 0 and dropout_key is not None:
-    reason = "there is dropout on its probabilities"
+  reason = _why_not_cudnn(qkv, bias_table, layout, dropout_key)
   if reason:
     return _fall_back(reason, qkv, bias_table, window, layout, dropout_rate, dropout_key)
 
@@ -140,10 +140,20 @@ def _cudnn(qkv, bias_table, window, layout, dropout_rate, dropout_key):
   return on_each_device(attend, qkv, whole=bias_table)
 
 
-def _fall_back(reason: str, qkv, bias_table, window, layout, dropout_rate, dropout_key):
-  """Leaves an attention to XLA, and logs why."""
+def _why_not_cudnn(qkv, bias_table, layout, dropout_key) -> str | None:
   heads, channels = bias_table.shape[1], qkv.shape[3] // 3
-  name = "chunked" if layout.windows * heads * layout.tokens**2 > _MOST_LOGITS else "xla"
+  if dropout_key is not None:
+    return _DROPOUT
+  return cudnn.why_not(layout, channels, heads, qkv.dtype)
+
+
+def _fall_back(reason: str, qkv, bias_table, window, layout, dropout_rate, dropout_key):
+  """Leaves an attention to the next best implementation, and logs why."""
+  heads, channels = bias_table.shape[1], qkv.shape[3] // 3
+  if _why_not_cudnn(qkv, bias_table, layout, dropout_key) is None:
+    name = "cudnn"
+  else:
+    name = "chunked" if layout.windows * heads * layout.tokens**2 > _MOST_LOGITS else "xla"
   log_once(f"window attention of {channels} channels: {name}, because {reason}")
   fallback = IMPLEMENTATIONS[name]
   return fallback(qkv, bias_table, window, layout, dropout_rate, dropout_key)

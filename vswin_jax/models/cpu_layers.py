@@ -9,6 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from vswin_jax.models.normal_distribution import normal_density, normal_probability
+
 
 def _row_means(x: jax.Array) -> jax.Array:
   """Returns the means of the rows of `[tokens, channels]`: `[tokens, 1]`."""
@@ -25,18 +27,18 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 def _layer_norm_forward(x, scale, bias, epsilon):
   mean = _row_means(x)
   factor = jax.lax.rsqrt(_row_means(jnp.square(x - mean)) + epsilon)
-  return (x - mean) * factor * scale + bias, (x, mean, factor, scale)
+  return (x - mean) * factor * scale + bias, (x, mean, factor, scale, bias)
 
 
 def _layer_norm_backward(epsilon, residuals, gradient):
   del epsilon
-  x, mean, factor, scale = residuals
+  x, mean, factor, scale, bias = residuals
   normalized, scaled = (x - mean) * factor, gradient * scale
   projection = _row_means(scaled) + normalized * _row_means(scaled * normalized)
   return (
     factor * (scaled - projection),
-    (gradient * normalized).sum(0),
-    gradient.sum(0),
+    (gradient * normalized).sum(0).astype(scale.dtype),
+    gradient.sum(0).astype(bias.dtype),
   )
 
 
@@ -47,11 +49,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 def gelu(x: jax.Array) -> jax.Array:
   """Returns `x` times the normal distribution function of `x`; its backward pass keeps only `x`."""
   wide = x.astype(jnp.float32)
-  return (wide * _normal_cdf(wide)).astype(x.dtype)
-
-
-def _normal_cdf(x):
-  return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+  return (wide * normal_probability(wide)).astype(x.dtype)
 
 
 def _gelu_forward(x):
@@ -60,8 +58,8 @@ def _gelu_forward(x):
 
 def _gelu_backward(x, gradient):
   wide = x.astype(jnp.float32)
-  density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
-  return ((gradient * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
+  slope = normal_probability(wide) + wide * normal_density(wide)
+  return ((gradient * slope).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)

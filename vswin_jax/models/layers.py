@@ -42,18 +42,18 @@ class LayerNorm(nnx.LayerNorm):
     return tokens.reshape(x.shape).astype(x.dtype)
 
   @jax.named_scope("layer_norm")
-  def with_input(self, x: jax.Array, kernels: str | None) -> tuple[jax.Array, jax.Array]:
+  def with_input(self, x: jax.Array, interpret: bool | None) -> tuple[jax.Array, jax.Array]:
     """Returns the result, and `x` for a residual connection.
 
     Args:
-      kernels: "gpu": the backward pass is a kernel, see `gpu_layer_norm`; "interpret": the same,
-        interpreted; None: all is left to XLA.
+      interpret: whether to interpret the backward pass, which is a kernel, see `gpu_layer_norm`;
+        None: all is left to XLA.
     """
-    if kernels is None:
+    if interpret is None:
       return self(x), x
 
     def run(x, parameters):
-      return norm_and_input(x, parameters, self.epsilon, kernels == "interpret")
+      return norm_and_input(x, parameters, self.epsilon, interpret)
 
     return on_each_device(run, x, whole=(self.scale[...], self.bias[...]))
 

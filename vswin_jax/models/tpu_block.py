@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention import tpu, tpu_windows
-from vswin_jax.attention.windows import Size3D, WindowLayout
+from vswin_jax.attention.windows import Size3D, WindowLayout, pad_grid
 from vswin_jax.models import tpu_layers
 from vswin_jax.models.tpu_layers import ProjectMLP, norm_qkv, project_mlp
 from vswin_jax.models.tpu_rows import Options
@@ -17,19 +17,21 @@ DROPOUTS = 4
 
 
 def why_not(
-  layout: WindowLayout, window: Size3D, channels: int, heads: int, hidden: int, dtype: str
+  layout: WindowLayout,
+  window: Size3D,
+  channels: int,
+  heads: int,
+  hidden: int,
+  dtype: str,
+  interpret: bool = False,
 ) -> str | None:
   """Returns why the kernels can't compute a block with `hidden` channels; None if they can."""
-  reason = tpu.why_not(layout, window, channels, heads, dtype)
+  reason = tpu.why_not(layout, window, channels, heads, dtype, interpret)
   reason = reason or tpu_windows.why_not(layout, channels, dtype)
   rows, itemsize = layout.windows * layout.tokens, jnp.dtype(dtype).itemsize
-  if reason or rows % 8:
-    return reason or f"{rows} tokens are no multiple of 8"
-  norm_step = tpu_layers.norm_qkv_step(rows, channels, itemsize)
-  mlp_step = tpu_layers.project_mlp_step(rows, channels, hidden, itemsize)
-  if norm_step is None or mlp_step is None:
-    return f"the weights of {channels} channels do not fit the memory of a core"
-  return None
+  if rows % 8:
+    reason = reason or f"{rows} tokens are no multiple of 8"
+  return reason or tpu_layers.why_not(rows, channels, hidden, itemsize)
 
 
 # Blocks of equal shapes are traced once.
@@ -68,10 +70,7 @@ def run_block(
   """
   attention, mlp = parameters["attention"], parameters["mlp"]
 
-  padding = [(0, layout.padded_grid[axis] - layout.grid[axis]) for axis in (1, 2, 0)]
-  whole = dataclasses.replace(layout, grid=layout.padded_grid)
-  if whole != layout:
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+  x, whole = pad_grid(x, layout), layout.without_padding()
   windows = tpu_windows.to_windows(x, whole, interpret)
   rows = windows.reshape(-1, x.shape[-1])
 

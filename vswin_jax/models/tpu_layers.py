@@ -11,13 +11,13 @@ chip over all rows. Where these do not fit, the hidden channels are divided amon
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vswin_jax.attention.tpu_core import LANES, dropout_factors, product
+from vswin_jax.models.normal_distribution import normal_density, normal_probability
 from vswin_jax.models.tpu_rows import (
   Options,
   call_kernel,
@@ -52,7 +52,7 @@ def project_mlp_step(
 ) -> tuple[int, int] | None:
   """Returns rows at a time and parts of the hidden channels for the kernels of `project_mlp`.
 
-  None: they don't fit the memory of a core. Arguments as in `norm_qkv_step`.
+  None: there is no such number. Arguments as in `norm_qkv_step`.
   """
   for parts in range(1, _MOST_PARTS + 1):
     if parts == 1 or hidden % (parts * LANES) == 0:
@@ -63,6 +63,17 @@ def project_mlp_step(
       if step:
         return step, parts
   return None
+
+
+def why_not(rows: int, channels: int, hidden: int, itemsize: int) -> str | None:
+  """Returns why the kernels can't compute rows; None if they can. Arguments as for the steps."""
+  norm_step = norm_qkv_step(rows, channels, itemsize)
+  if norm_step and project_mlp_step(rows, channels, hidden, itemsize):
+    return None
+  return (
+    f"no large enough divisor of {rows} rows fits the memory of a core beside the weights of "
+    f"{channels} channels"
+  )
 
 
 # Before attention.
@@ -282,7 +293,7 @@ def _project_mlp_kernel(part, options, scalars, rows, parameters, outputs, sums,
   def _(_, columns, __):
     dropped = dropout(part * hidden_channels + columns.start, columns.size)
     hidden = product(inputs, weights.kernel1[:, columns]) + weights.bias1[:, columns]
-    activated = hidden * _normal_probability(hidden) * dropped
+    activated = hidden * normal_probability(hidden) * dropped
     total_ref[...] += product(activated.astype(x.dtype), weights.kernel2[columns, :])
 
   if part < options.parts - 1:
@@ -319,10 +330,10 @@ def _project_mlp_gradient_kernel(
     dropped = dropout(part * hidden_channels + columns.start, columns.size)
     kernel1, kernel2 = weights.kernel1[:, columns], weights.kernel2[columns, :]
     hidden = product(inputs, kernel1) + weights.bias1[:, columns]
-    probability = _normal_probability(hidden)
+    probability = normal_probability(hidden)
     activated = (hidden * probability * dropped).astype(x.dtype)
     sums.kernel2[columns, :] += product(activated, mlp_gradient, transpose=(True, False))
-    slope = (probability + hidden * _normal_density(hidden)) * dropped
+    slope = (probability + hidden * normal_density(hidden)) * dropped
     hidden_gradient = product(mlp_gradient, kernel2, transpose=(False, True)) * slope
     sums.bias1[:, columns] += column_sums(hidden_gradient)
     hidden_gradient = hidden_gradient.astype(x.dtype)
@@ -373,11 +384,3 @@ def _dropout(options, scalars, layer: int, columns: int):
     return dropout_factors(seed, (row, first), shape, columns, options.dropout_rate)
 
   return factors
-
-
-def _normal_probability(x):
-  return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
-def _normal_density(x):
-  return jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)

@@ -1,4 +1,4 @@
-"""What the kernels for TPUs over rows of tokens share: steps, calls, LayerNorm."""
+"""Common parts of the TPU kernels over rows of tokens: steps, calls, LayerNorm."""
 
 import dataclasses
 import math
@@ -161,8 +161,8 @@ def for_chunks(parts: int, outputs: int, inputs: int):
 
   def decorate(function):
     def call(index):
-      part, chunk = jax.lax.div(index, chunks), jax.lax.rem(index, chunks)
-      first, first_of_all = (pl.multiple_of(x * size, size) for x in (chunk, index))
+      part, index_in_part = jax.lax.div(index, chunks), jax.lax.rem(index, chunks)
+      first, first_of_all = (pl.multiple_of(x * size, size) for x in (index_in_part, index))
       function(part, pl.ds(first, size), pl.ds(first_of_all, size))
 
     if size % LANES:  # channels that begin inside a tile must be known to the compiler

@@ -20,13 +20,13 @@ from vswin_jax.models.tpu_rows import Options
 DROPOUTS = 3
 
 
-def why_not(tokens: int, channels: int, hidden: int, dtype: str) -> str | None:
+def why_not(
+  tokens: int, channels: int, hidden: int, dtype: str, interpret: bool = False
+) -> str | None:
   """Returns why the kernels can't compute a block with `hidden` channels; None if they can."""
+  reason = tpu_dense.why_not(tokens, channels, dtype, interpret)
   rows, itemsize = tpu_dense.padded(tokens), jnp.dtype(dtype).itemsize
-  norm_step = tpu_layers.norm_qkv_step(rows, channels, itemsize)
-  if norm_step is None or tpu_layers.project_mlp_step(rows, channels, hidden, itemsize) is None:
-    return f"the weights of {channels} channels do not fit the memory of a core"
-  return tpu_dense.why_not(tokens, channels, dtype)
+  return reason or tpu_layers.why_not(rows, channels, hidden, itemsize)
 
 
 # Blocks of equal shapes are traced once.
@@ -75,18 +75,18 @@ def run_block(
   def mlp_step(count):
     return tpu_layers.project_mlp_step(count, channels, hidden, itemsize) or (None, 1)
 
-  def options(rows, step_of):
+  def options(rows, step_of, per_image: bool):
     # Images without factors of their own can be one example, of which a step takes more rows.
-    counts = [images * rows, rows] if factors is None else [rows]
+    counts = [rows] if per_image else [images * rows, rows]
     count = next(count for count in counts if step_of(count)[0])
     one_window = window_layout((1, 1, count), (1, 1, count), shifted=False)
     return Options(epsilon, one_window, *step_of(count), rate, interpret)
 
   before = tuple(flatten(parameters["norm1"], attention["qkv"]))
-  qkv, passed = norm_qkv(options(rows, norm_step), x.reshape(-1, channels), before)
+  qkv, passed = norm_qkv(options(rows, norm_step, per_image=False), x.reshape(-1, channels), before)
   attended = tpu_dense.attend(qkv.reshape(3, *x.shape), heads, tokens, kept, interpret=interpret)
   x = passed.reshape(x.shape)[:, :kept]
-  mlp_options = options(kept, mlp_step)
+  mlp_options = options(kept, mlp_step, per_image=factors is not None)
   examples = images * kept // mlp_options.rows
   output = project_mlp(
     mlp_options,

@@ -195,21 +195,20 @@ class WindowAttention(nnx.Module):
     x = attend(self.qkv(x), self.relative_position_bias_table[...])
     return dropout(self.proj(x), self.config.dropout_rate, proj_key)
 
-  def kernels(self, layout: WindowLayout, key: jax.Array | None) -> str | None:
-    """Returns which kernels `on_grid` can be computed by, "gpu" or "interpret"; None: by none."""
+  def interprets_kernels(self, layout: WindowLayout, key: jax.Array | None) -> bool | None:
+    """Returns whether the kernels of `on_grid` are interpreted; None: they can't compute it."""
     config, heads = self.config, self.relative_position_bias_table.shape[1]
     implementation = _implementation(config)
     if not implementation.startswith("pallas_gpu"):
       return None
-    interpret = implementation == "pallas_gpu_interpret"
+    interpret = implementation.endswith("interpret")
     reason = gpu.why_not(layout, self.qkv.kernel.shape[0], heads, config.dtype, interpret)
-    if reason or (config.attention_dropout_rate and key is not None):
-      return None
-    return "interpret" if interpret else "gpu"
+    has_dropout = config.attention_dropout_rate and key is not None
+    return None if reason or has_dropout else interpret
 
   @jax.named_scope("attention")
   def on_grid(
-    self, x: jax.Array, layout: WindowLayout, kernels: str, *, key: jax.Array | None = None
+    self, x: jax.Array, layout: WindowLayout, interpret: bool, *, key: jax.Array | None = None
   ) -> jax.Array:
     """Returns the same for `[batch, height, width, time, channels]`, without cutting windows."""
     _, proj_key = split_key(key, 2)
@@ -218,7 +217,6 @@ class WindowAttention(nnx.Module):
     qkv = self.qkv(pad_grid(x, layout), factors=gpu.qkv_factors(channels, table.shape[1]))
 
     def attend(qkv, table):
-      interpret = kernels == "interpret"
       return gpu.attend(qkv, table, self.config.window_size, layout, interpret=interpret)
 
     with jax.named_scope("window_attention"):
@@ -253,24 +251,27 @@ class Block(nnx.Module):
     layout = window_layout((time, height, width), self.config.window_size, shifted=self.shifted)
     if self._fits_kernels(layout):
       return self._run_kernels(x, layout, attention_key, path1_key, path2_key)
-    kernels = self.attention.kernels(layout, key)
-    normal, x = self.norm1.with_input(x, kernels)
-    if kernels:
-      attended = self.attention.on_grid(normal, layout, kernels, key=attention_key)
-    else:
+    interpret = self.attention.interprets_kernels(layout, key)
+    normal, x = self.norm1.with_input(x, interpret)
+    if interpret is None:
       windows = self.attention(to_windows(normal, layout), layout, key=attention_key)
       attended = from_windows(windows, layout)
+    else:
+      attended = self.attention.on_grid(normal, layout, interpret, key=attention_key)
     x = x + drop_path(attended, self.drop_path_rate, path1_key)
-    normal, x = self.norm2.with_input(x, kernels)
+    normal, x = self.norm2.with_input(x, interpret)
     return x + drop_path(self.mlp(normal, key=mlp_key), self.drop_path_rate, path2_key)
 
   def _fits_kernels(self, layout: WindowLayout) -> bool:
     """Returns whether the block is computed by `tpu_block`."""
     config, (channels, hidden) = self.config, self.mlp.fc1.kernel.shape
-    if not _implementation(config).startswith("pallas_tpu"):
+    implementation = _implementation(config)
+    if not implementation.startswith("pallas_tpu"):
       return False
     heads = self.attention.relative_position_bias_table.shape[1]
-    reason = tpu_block.why_not(layout, config.window_size, channels, heads, hidden, config.dtype)
+    interpret = implementation.endswith("interpret")
+    sizes = (layout, config.window_size, channels, heads, hidden)
+    reason = tpu_block.why_not(*sizes, config.dtype, interpret)
     if reason:
       log_once(f"blocks of {channels} channels: not as kernels, because {reason}")
     return not reason

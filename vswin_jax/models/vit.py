@@ -154,9 +154,10 @@ class Block(nnx.Module):
     if not implementation.startswith("pallas_tpu"):
       return False
     width, hidden = self.mlp.fc1.kernel.shape
-    reason = tpu_vit.why_not(tokens, width, hidden, self.config.dtype)
+    interpret = implementation.endswith("interpret")
+    reason = tpu_vit.why_not(tokens, width, hidden, self.config.dtype, interpret)
     if reason:
-      log_once(f"blocks of {width} channels: only attention as a kernel, because {reason}")
+      log_once(f"blocks of {width} channels: not as kernels, because {reason}")
     return not reason
 
   def _run_kernels(self, x, kept: int, tokens: int, interpret: bool, key) -> jax.Array:

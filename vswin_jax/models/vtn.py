@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vswin_jax.attention import dense, window
 from vswin_jax.attention.operations import dropout
 from vswin_jax.common.checks import check_at_least, check_choices, check_heads, check_rates, fields
 from vswin_jax.models.backbones import backbone_config, create_backbone
@@ -96,6 +97,8 @@ class VTNConfig:
     check_rates(**fields(self, "dropout_rate", "attention_dropout_rate", "head_dropout_rate"))
     check_choices(DTYPES, **fields(self, "dtype", "param_dtype"))
     check_choices(REMATERIALIZATIONS, **fields(self, "rematerialization"))
+    known = window.IMPLEMENTATIONS | dense.IMPLEMENTATIONS
+    check_choices(("auto", *known), **fields(self, "attention"))
     check_heads(self.width, self.num_heads, "the temporal encoder")
     if self.attention_window % 2:
       raise ValueError(f"attention_window must be even, got {self.attention_window}")
