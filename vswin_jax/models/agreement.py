@@ -175,21 +175,30 @@ def compare(parts: Sequence[Part], implementations: Sequence[str], dtype: str) -
       for part in parts
     ]
   # Compilation has ended, since it would disturb the times.
-  return [
-    _compare(Agreement(part.name, name, dtype), *(task.result for task in (exact, expected, found)))
-    for part, exact, expected, others in compiled
-    for name, found in others
-  ]
+  agreements = []
+  for part, exact, expected, others in compiled:
+    try:
+      reference = _run(exact.result())[0], *_run(expected.result())
+    except Exception as error:  # Compilers and devices raise errors of many kinds.
+      reference = error
+    for name, found in others:
+      agreements.append(_compare(Agreement(part.name, name, dtype), reference, found))
+  return agreements
 
 
-def _compare(agreement: Agreement, exact, expected, found) -> Agreement:
-  """Fills in an agreement; the other arguments return functions from `_compile`."""
+def _compare(agreement: Agreement, reference, found: concurrent.futures.Future) -> Agreement:
+  """Returns a completed agreement.
+
+  Args:
+    reference: results of XLA in float32 and in the dtype of the model, and the seconds of the
+      latter; or the error that prevented them.
+    found: function from `_compile` of the implementation.
+  """
+  if isinstance(reference, Exception):
+    return dataclasses.replace(agreement, failure=f"XLA: {describe_error(reference)}")
+  exact, expected, expected_seconds = reference
   try:
-    (exact, _), (expected, expected_seconds) = _run(exact()), _run(expected())
-  except Exception as error:  # Compilers and devices raise errors of many kinds.
-    return dataclasses.replace(agreement, failure=f"XLA: {describe_error(error)}")
-  try:
-    found, seconds = _run(found())
+    found, seconds = _run(found.result())
   except Exception as error:
     return dataclasses.replace(agreement, failure=describe_error(error))
   errors, expected_errors = _errors(found, exact), _errors(expected, exact)
