@@ -1,4 +1,4 @@
-"""What of Video Swin's blocks TPU kernels compute, chip by chip, and the memory that they need.
+"""TPU kernels that compute the blocks of Video Swin on each chip, and the memory they need.
 
 Compiles the gradient of a shifted block of each stage, in bfloat16; nothing runs.
 

@@ -53,7 +53,7 @@ class Case:
 
   @property
   def group(self) -> tuple:
-    """What cases that are compared have in common."""
+    """Values that cases must share to be compared."""
     return self.model, self.mode, self.precision, self.batch, self.frames, self.size
 
   @property
@@ -114,7 +114,7 @@ PROTOCOLS = (
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """What to measure; the flags of the command.
+  """Measurements to make; the flags of the command.
 
   Attributes:
     platform: "cpu", "gpu" or "tpu".
