@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from vswin_jax.attention import cudnn, tpu_dense
 from vswin_jax.attention.operations import on_each_device, resolve_implementation
+from vswin_jax.attention.tpu_core import round_up
 from vswin_jax.common.logging import log_once
 
 
@@ -46,8 +47,7 @@ def dense_attention(
 
 def padded(tokens: int, implementation: str) -> int:
   """Returns the number of rows that an implementation by name computes for `tokens` of an image."""
-  multiple = _ROW_MULTIPLES.get(implementation, 1)
-  return -(-tokens // multiple) * multiple
+  return round_up(tokens, _ROW_MULTIPLES.get(implementation, 1))
 
 
 def _pad(x, implementation: str):

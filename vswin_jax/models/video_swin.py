@@ -296,7 +296,7 @@ class Block(nnx.Module):
         seeds=seeds if has_dropout else None,
         dropout_rate=config.dropout_rate,
         attention_dropout_rate=config.attention_dropout_rate,
-        interpret=_implementation(config) == "pallas_tpu_interpret",
+        interpret=_implementation(config).endswith("interpret"),
       )
 
     parameters = nnx.to_pure_dict(nnx.state(self, nnx.Param))
